@@ -1,0 +1,116 @@
+//! Frames in and out of the machine, or of a simulated network.
+
+#[cfg(feature = "os")]
+pub mod guard;
+#[cfg(feature = "os")]
+pub mod packet;
+#[cfg(feature = "os")]
+pub mod ports;
+#[cfg(feature = "os")]
+pub mod privilege;
+#[cfg(feature = "os")]
+pub mod route;
+pub mod sim;
+
+use crate::time::Instant;
+use crate::wire::{Checksums, LinkType, MacAddr};
+use std::time::Duration;
+
+/// Which path instance (egress interface) a frame leaves through: an index.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PathId(pub u8);
+
+/// What the core must know of a path to craft frames for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PathInfo {
+    /// Its index.
+    pub id: PathId,
+    /// The interface's name, for messages.
+    pub interface: String,
+    /// What frames start with.
+    pub link: LinkType,
+    /// The interface's own address (all zero where there is none).
+    pub mac: MacAddr,
+    /// Largest IP packet, in octets.
+    pub mtu: u16,
+}
+
+/// A frame as received.
+#[derive(Clone, Copy, Debug)]
+pub struct RxFrame<'a> {
+    /// From the first octet of the link header on.
+    pub bytes: &'a [u8],
+    /// When it reached this machine (the kernel's stamp where there is one).
+    pub at: Instant,
+    /// How far its checksums can be relied on.
+    pub checksums: Checksums,
+}
+
+/// What one call to [`Receive::receive`] has done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Received {
+    /// Frames handed to the sink.
+    pub frames: usize,
+    /// Every frame that reached the machine before this instant has been handed over by now.
+    pub complete_until: Instant,
+}
+
+/// A path's drop counters, cumulative since it was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RxStats {
+    /// Frames that the kernel queued for us or tried to.
+    pub received: u64,
+    /// Frames lost because our ring was full.
+    pub dropped: u64,
+}
+
+/// The sending end of a path.
+///
+/// `reserve` → write a frame into the buffer → `submit` → … → `flush`.
+pub trait Transmit: Send {
+    /// Returns the buffer for the next frame, or `None` while the batch is full: flush first.
+    fn reserve(&mut self) -> Option<&mut [u8]>;
+
+    /// Adds the first `len` octets of the buffer last reserved to the batch.
+    fn submit(&mut self, len: usize);
+
+    /// Hands the batch to the kernel and returns the number of frames it took; all of them unless
+    /// an error is returned. A transient shortage (ENOBUFS, EAGAIN) is waited out within bounds.
+    ///
+    /// # Errors
+    /// What the kernel refused and why; the batch is then empty again.
+    fn flush(&mut self) -> Result<usize, IoError>;
+}
+
+/// The receiving end of a path.
+pub trait Receive: Send {
+    /// Hands every frame there is to `sink`, waiting up to `wait` for the first one.
+    ///
+    /// # Errors
+    /// The interface went away, or the socket failed.
+    fn receive(
+        &mut self,
+        wait: Duration,
+        sink: &mut dyn FnMut(RxFrame<'_>),
+    ) -> Result<Received, IoError>;
+
+    /// Returns the drop counters.
+    ///
+    /// # Errors
+    /// The socket failed.
+    fn stats(&mut self) -> Result<RxStats, IoError>;
+}
+
+/// An operation of the operating system that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} on {object}: {source}{}{remedy}", if remedy.is_empty() { "" } else { "; " })]
+pub struct IoError {
+    /// What was tried ("bind AF_PACKET socket").
+    pub operation: &'static str,
+    /// On what ("eth1").
+    pub object: String,
+    /// Why it failed.
+    pub source: std::io::Error,
+    /// What to do about it, or empty.
+    pub remedy: &'static str,
+}

@@ -1,0 +1,115 @@
+//! What was seen: the facts behind a verdict.
+#![forbid(unsafe_code)]
+
+use crate::probe::TargetId;
+use crate::probe::classify::{Reason, State};
+use crate::wire::{IcmpKind, SeqNumber};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// One thing that was seen of a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sighting {
+    /// What it was.
+    pub kind: Seen,
+    /// When, counted from the flow's first frame of this round.
+    pub at: Duration,
+    /// TTL or hop limit of the frame, where there was one.
+    pub ttl: Option<u8>,
+    /// SEG.SEQ relative to the peer's initial sequence number (absolute while that is unknown).
+    pub seg_seq: Option<SeqNumber>,
+    /// SEG.ACK relative to our initial sequence number.
+    pub seg_ack: Option<SeqNumber>,
+    /// Who sent it, where that is not the peer itself (the reporter of an ICMP error).
+    pub from: Option<IpAddr>,
+}
+
+/// The kinds of things that can be seen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Seen {
+    /// SYN-ACK to our SYN.
+    SynAck,
+    /// An acceptable ACK.
+    Ack,
+    /// An acceptable ACK that advertises a zero window.
+    ZeroWindow,
+    /// Data from the peer.
+    Data,
+    /// FIN from the peer.
+    Fin,
+    /// RST to our SYN.
+    RstToSyn,
+    /// RST that answers a probe.
+    RstToProbe,
+    /// RST that no probe of ours drew.
+    Rst,
+    /// An ICMP error that quotes a probe: kind, type, code.
+    Icmp(IcmpKind, u8, u8),
+    /// ARP or ND for the next hop went unanswered.
+    NeighbourFailed,
+    /// The kernel has no route, or one that says unreachable, prohibit or blackhole.
+    NoRoute,
+    /// Frames were lost on our own side while this flow waited.
+    ObserverDrops,
+    /// Our own threads were starved, the link was down, or the clock stood still.
+    ObserverFault,
+    /// The run was interrupted before a verdict.
+    Interrupted,
+}
+
+impl Seen {
+    /// Returns the name used in records: `syn-ack`, `ack`, `icmp-host`, …
+    pub fn name(&self) -> &'static str {
+        match self {
+            Seen::SynAck => "syn-ack",
+            Seen::Ack => "ack",
+            Seen::ZeroWindow => "zero-window",
+            Seen::Data => "data",
+            Seen::Fin => "fin",
+            Seen::RstToSyn => "rst-to-syn",
+            Seen::RstToProbe => "rst-to-probe",
+            Seen::Rst => "rst",
+            Seen::Icmp(kind, ..) => match kind {
+                IcmpKind::Net => "icmp-net",
+                IcmpKind::Host => "icmp-host",
+                IcmpKind::Port => "icmp-port",
+                IcmpKind::Admin => "icmp-admin",
+                IcmpKind::TimeExceeded => "icmp-ttl",
+                IcmpKind::TooBig => "icmp-too-big",
+                IcmpKind::Other => "icmp-other",
+            },
+            Seen::NeighbourFailed => "neighbour-failed",
+            Seen::NoRoute => "no-route",
+            Seen::ObserverDrops => "observer-drops",
+            Seen::ObserverFault => "observer-fault",
+            Seen::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// What keepsweep says of one peer in one round.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Verdict {
+    /// Which target.
+    pub target: TargetId,
+    /// The peer.
+    pub peer: SocketAddr,
+    /// Our side of the flow; `None` if no flow was ever started (no route, neighbour failed).
+    pub local: Option<SocketAddr>,
+    /// Round, from 1.
+    pub round: u32,
+    /// The state.
+    pub state: State,
+    /// Why.
+    pub reason: Reason,
+    /// Probes sent (SYNs and keepalives; not ACKs, RSTs or ARP requests).
+    pub probes: u16,
+    /// Replies matched.
+    pub replies: u16,
+    /// Round-trip time of an unambiguous probe (Karn).
+    pub rtt: Option<Duration>,
+    /// What was seen, in order; the first few, if there was a flood.
+    pub evidence: Vec<Sighting>,
+    /// Whether this overturns a verdict already given in this round.
+    pub correction: bool,
+}
