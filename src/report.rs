@@ -35,6 +35,8 @@ pub struct Summary {
     pub kernel_rsts: u64,
     /// Share of probes to peers that did answer in the end that drew no reply, 0 to 1.
     pub loss_estimate: f64,
+    /// What failed while the sweep went on: lost capture, a path that would not send.
+    pub faults: Vec<String>,
     /// From the first frame to the last verdict.
     pub elapsed: Duration,
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 pub struct Sighting {
     /// What it was.
     pub kind: Seen,
-    /// When, counted from the flow's first frame of this round.
+    /// When, counted from the first of the probes that the verdict counts.
     pub at: Duration,
     /// TTL or hop limit of the frame, where there was one.
     pub ttl: Option<u8>,
@@ -87,6 +87,42 @@ impl Seen {
     }
 }
 
+/// Everything seen since the current question was asked, as [`classify`] weighs it.
+///
+/// The question is asked anew when a handshake is answered and when a rest ends: a banner that a
+/// peer sent before its rest says nothing of whether it is still there after it.
+///
+/// [`classify`]: crate::probe::classify::classify
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Facts {
+    /// An acceptable ACK.
+    pub ack: bool,
+    /// An acceptable ACK with a zero window.
+    pub zero_window: bool,
+    /// Data from the peer.
+    pub data: bool,
+    /// FIN, or a RST that no probe of ours drew.
+    pub closed: bool,
+    /// RST to our SYN.
+    pub refused: bool,
+    /// RST that answers a probe of a confirmed connection.
+    pub reset: bool,
+    /// That RST had another TTL than the peer's own segments: a hint at a middlebox.
+    pub foreign_ttl: bool,
+    /// Distinct probes that drew an ICMP error.
+    pub icmp_probes: u8,
+    /// What the last of those errors said.
+    pub icmp: Option<IcmpKind>,
+    /// ARP or ND for the next hop went unanswered.
+    pub neighbour_failed: bool,
+    /// No route to the peer.
+    pub no_route: bool,
+    /// The whole probe plan went by without an answer.
+    pub exhausted: bool,
+    /// Frames were lost on our own side, or our side was sick, while the plan ran.
+    pub observer: bool,
+}
+
 /// What keepsweep says of one peer in one round.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Verdict {
@@ -102,9 +138,9 @@ pub struct Verdict {
     pub state: State,
     /// Why.
     pub reason: Reason,
-    /// Probes sent (SYNs and keepalives; not ACKs, RSTs or ARP requests).
+    /// Keepalive probes sent in this round; SYNs, while the handshake has not been answered.
     pub probes: u16,
-    /// Replies matched.
+    /// Replies to them that were matched.
     pub replies: u16,
     /// Round-trip time of an unambiguous probe (Karn).
     pub rtt: Option<Duration>,

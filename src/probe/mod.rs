@@ -4,9 +4,15 @@
 //! crafts, the receiver ([`receiver`]) parses and matches. Neither reads a clock or a socket.
 
 pub mod classify;
+pub mod craft;
 pub mod evidence;
+pub mod flow;
+pub mod matcher;
+pub mod neighbour;
 pub mod pace;
 pub mod plan;
+pub mod receiver;
+pub mod sender;
 pub mod table;
 pub mod wheel;
 

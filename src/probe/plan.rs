@@ -73,3 +73,14 @@ pub struct Plan {
     /// Seeds the order of targets, initial sequence numbers and source ports.
     pub seed: u64,
 }
+
+impl Plan {
+    /// Says whether the probe after `asked` earlier ones should carry a byte.
+    pub(crate) fn probe_carries_data(&self, asked: u16) -> bool {
+        match self.probe_bytes {
+            ProbeBytes::Zero => false,
+            ProbeBytes::One => true,
+            ProbeBytes::Auto => asked >= self.keepalive.count.div_ceil(2),
+        }
+    }
+}

@@ -1,11 +1,26 @@
 //! Threads, batches, queues: moves frames between `io` and `probe`, decides nothing.
+//!
+//! One thread drives the sending half, one per path a receiving half; the caller's thread gets the
+//! verdicts. They meet in the flow table, a queue of replies, and the receivers' [`Hearing`].
 
-use crate::probe::evidence::Verdict;
+mod capture;
+mod open;
+mod run;
+
+pub use open::preview;
+
+use crate::io::{PathInfo, Receive, Transmit, guard::Guard};
 use crate::probe::plan::Plan;
-use crate::report::Summary;
+use crate::probe::receiver::Heard;
+use crate::probe::sender::Sender;
+use crate::probe::table::Table;
+use capture::Capture;
+use crossbeam::queue::ArrayQueue;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// Which I/O path to take.
@@ -23,7 +38,7 @@ pub enum IoKind {
 pub struct Setup {
     /// What is sent when.
     pub plan: Plan,
-    /// The peers; `TargetId` is the index.
+    /// The peers; `TargetId` is the index. No two may be equal.
     pub targets: Vec<SocketAddr>,
     /// The I/O path.
     pub io: IoKind,
@@ -61,32 +76,38 @@ pub enum EngineError {
     System(String),
 }
 
+impl EngineError {
+    fn system(error: impl fmt::Display) -> Self {
+        EngineError::System(error.to_string())
+    }
+}
+
+/// One egress interface: both ends of its path.
+struct Path {
+    info: PathInfo,
+    transmit: Box<dyn Transmit>,
+    receive: Box<dyn Receive>,
+}
+
 /// A sweep whose sockets, guard and routes are open; privileges are dropped by then.
-#[derive(Debug)]
-pub struct Sweep {}
+pub struct Sweep {
+    sender: Sender,
+    paths: Vec<Path>,
+    table: Arc<Table>,
+    heard: Arc<ArrayQueue<Heard>>,
+    guard: Guard,
+    capture: Option<Capture>,
+    peers: usize,
+}
 
-impl Sweep {
-    /// Checks privileges and ports, looks up routes, opens one path per egress interface, attaches
-    /// the guard, then drops every capability.
-    ///
-    /// # Errors
-    /// [`EngineError`], each naming operation, object and remedy.
-    pub fn open(setup: Setup) -> Result<Sweep, EngineError> {
-        let _ = setup;
-        todo!()
+impl fmt::Debug for Sweep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<_> = self.paths.iter().map(|path| &path.info).collect();
+        f.debug_struct("Sweep").field("peers", &self.peers).field("paths", &paths).finish()
     }
+}
 
-    /// Runs to the last verdict; each is handed to `report` on the calling thread as it is known.
-    ///
-    /// # Errors
-    /// [`EngineError::System`] when the paths fail for good; verdicts known so far have been handed
-    /// over, and unresolved peers as `undetermined`.
-    pub fn run(
-        self,
-        control: &Control,
-        report: &mut dyn FnMut(Verdict),
-    ) -> Result<Summary, EngineError> {
-        let _ = (control, report);
-        todo!()
-    }
+/// Returns the octets of memory that a sweep takes per target.
+pub const fn memory_per_target() -> usize {
+    Sender::memory_per_target() + Table::memory_for(1 << 16, crate::probe::table::Family::V4) / (1 << 16)
 }

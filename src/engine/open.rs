@@ -1,0 +1,280 @@
+//! Everything that must be in place before the first frame: privilege, ports, routes, paths, guard.
+
+use super::capture::Capture;
+use super::{EngineError, IoKind, Path, Setup, Sweep};
+use crate::io::guard::{Guard, GuardSpec};
+use crate::io::packet::{FilterSpec, PacketRx, PacketTx, RxOptions};
+use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
+use crate::io::ports::PortsError;
+use crate::io::{PathId, PathInfo, ports, privilege};
+use crate::probe::neighbour::{Hop, HopId};
+use crate::probe::plan::Plan;
+use crate::probe::sender::{Poll, Sender, Start, Target};
+use crate::probe::table::{Family, Table};
+use crate::time::{Clock, Instant};
+use crate::wire::LinkType;
+use crossbeam::queue::ArrayQueue;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// Replies between receivers and sender; beyond it receivers wait and the kernel's ring fills.
+const HEARD: usize = 1 << 16;
+
+impl Sweep {
+    /// Checks privileges and ports, looks up routes, opens one path per egress interface, attaches
+    /// the guard, then drops every capability of the calling thread and those it will start.
+    ///
+    /// # Errors
+    /// [`EngineError`], each naming operation, object and remedy.
+    pub fn open(setup: Setup) -> Result<Sweep, EngineError> {
+        let layout = Layout::new(&setup)?;
+        privilege::require(privilege::SWEEP).map_err(EngineError::system)?;
+        ports::check(&setup.source_ports).map_err(|error| match error {
+            PortsError::Io(error) => EngineError::system(error),
+            error => EngineError::Usage(error.to_string()),
+        })?;
+        let capture = match &setup.pcap {
+            None => None,
+            Some(path) => Some(Capture::create(path, LinkType::Ethernet).map_err(|error| {
+                EngineError::System(format!("create {}: {error}", path.display()))
+            })?),
+        };
+        // Guard before paths: not one reply may reach the kernel unguarded.
+        let up: Vec<_> = layout
+            .interfaces
+            .iter()
+            .filter(|interface| interface.up)
+            .map(|interface| (interface.index, interface.name.clone()))
+            .collect();
+        let mut sources: Vec<IpAddr> = layout.hops.iter().map(|hop| hop.source).collect();
+        sources.sort_unstable();
+        sources.dedup();
+        let spec = GuardSpec { sources, ports: setup.source_ports.clone() };
+        let guard = Guard::attach(&up, &spec).map_err(EngineError::system)?;
+        let mut paths = Vec::with_capacity(layout.egress.len());
+        for (info, interface) in layout.path_infos().into_iter().zip(&layout.egress) {
+            let filter = FilterSpec {
+                addresses: layout.sources_on(info.id),
+                ports: setup.source_ports.clone(),
+                mac: info.mac,
+            };
+            let receive =
+                PacketRx::open(interface.index, &interface.name, &filter, RxOptions::default())
+                    .map_err(EngineError::system)?;
+            let transmit = PacketTx::open(interface.index, &interface.name)
+                .map_err(EngineError::system)?;
+            paths.push(Path { info, transmit: Box::new(transmit), receive: Box::new(receive) });
+        }
+        let peers = setup.targets.len();
+        let (sender, table) = layout.into_sender(&setup, Clock.now(), false)?;
+        privilege::drop_all().map_err(EngineError::system)?;
+        let heard = Arc::new(ArrayQueue::new(HEARD));
+        Ok(Sweep { sender, paths, table, heard, guard, capture, peers })
+    }
+}
+
+/// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together
+/// with the name of the interface it would leave through. Sends nothing and needs no privilege;
+/// MAC addresses of next hops are not asked for and stay zero.
+///
+/// Returns the peers that have no route.
+///
+/// # Errors
+/// [`EngineError::Usage`] if the setup is impossible, [`EngineError::System`] if routes cannot be
+/// read.
+pub fn preview(
+    setup: &Setup,
+    show: &mut dyn FnMut(&str, &[u8]),
+) -> Result<Vec<SocketAddr>, EngineError> {
+    let layout = Layout::new(setup)?;
+    let infos = layout.path_infos();
+    let unroutable = layout.targets.iter().filter(|target| target.hop.is_none());
+    let unroutable = unroutable.map(|target| target.peer).collect();
+    let mut setup = setup.clone();
+    setup.plan = Plan { rate_pps: None, ..setup.plan };
+    let (mut sender, _) = layout.into_sender(&setup, Instant::ZERO, true)?;
+    let mut frame = [0; 256];
+    // Time stands still, so nothing is repeated.
+    while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
+        let len = sender.emit(&due, &mut frame).map_err(EngineError::system)?;
+        show(&infos[usize::from(due.path.0)].interface, &frame[..len]);
+    }
+    Ok(unroutable)
+}
+
+/// Which peer is reached through which interface and next hop.
+struct Layout {
+    interfaces: Vec<Interface>,
+    /// The interfaces that frames leave through, by `PathId`.
+    egress: Vec<Interface>,
+    hops: Vec<Hop>,
+    targets: Vec<Target>,
+}
+
+impl Layout {
+    fn new(setup: &Setup) -> Result<Self, EngineError> {
+        match setup.io {
+            IoKind::Auto | IoKind::Packet => {}
+        }
+        let interfaces = interfaces().map_err(EngineError::system)?;
+        let constraint = constraint(setup, &interfaces)?;
+        let mut layout =
+            Layout { interfaces, egress: Vec::new(), hops: Vec::new(), targets: Vec::new() };
+        let mut routes = Routes::open().map_err(EngineError::system)?;
+        let mut known = HashMap::new();
+        layout.targets.reserve(setup.targets.len());
+        for &peer in &setup.targets {
+            let route = routes.lookup(peer.ip(), &constraint).map_err(EngineError::system)?;
+            let hop = match route {
+                Route::Via { ifindex, next_hop, source } => {
+                    let hop = match known.get(&(ifindex, next_hop, source)) {
+                        Some(&hop) => hop,
+                        None => {
+                            let hop = layout.add_hop(ifindex, next_hop, source)?;
+                            known.insert((ifindex, next_hop, source), hop);
+                            hop
+                        }
+                    };
+                    Some(hop)
+                }
+                Route::None(_) => None,
+                Route::Local { .. } => {
+                    return Err(EngineError::Usage(format!(
+                        "{}: an address of this host, which AF_PACKET cannot reach; leave it out \
+                         (--exclude {})",
+                        peer.ip(),
+                        peer.ip()
+                    )));
+                }
+                Route::Broadcast | Route::Multicast => {
+                    return Err(EngineError::Usage(format!(
+                        "{}: a broadcast or multicast address of a connected network, which must \
+                         not be probed; leave it out (--exclude {})",
+                        peer.ip(),
+                        peer.ip()
+                    )));
+                }
+            };
+            layout.targets.push(Target { peer, hop });
+        }
+        Ok(layout)
+    }
+
+    fn add_hop(
+        &mut self,
+        ifindex: u32,
+        next_hop: IpAddr,
+        source: IpAddr,
+    ) -> Result<HopId, EngineError> {
+        let path = match self.egress.iter().position(|interface| interface.index == ifindex) {
+            Some(path) => path,
+            None => {
+                let found = self.interfaces.iter().find(|interface| interface.index == ifindex);
+                let interface = found.ok_or_else(|| {
+                    EngineError::System(format!("interface {ifindex}: gone since its route was read"))
+                })?;
+                if !interface.has_mac || interface.loopback {
+                    return Err(EngineError::Usage(format!(
+                        "{next_hop} via {}: the interface has no MAC addresses, which the packet \
+                         path needs",
+                        interface.name
+                    )));
+                }
+                self.egress.push(interface.clone());
+                self.egress.len() - 1
+            }
+        };
+        let path = u8::try_from(path).map(PathId).map_err(|_| {
+            EngineError::Usage("targets leave through more than 256 interfaces; use -i".into())
+        })?;
+        self.hops.push(Hop { path, next_hop, source });
+        Ok(HopId((self.hops.len() - 1) as u32))
+    }
+
+    fn path_infos(&self) -> Vec<PathInfo> {
+        let info = |(index, interface): (usize, &Interface)| PathInfo {
+            id: PathId(index as u8),
+            interface: interface.name.clone(),
+            link: LinkType::Ethernet,
+            mac: interface.mac,
+            mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
+        };
+        self.egress.iter().enumerate().map(info).collect()
+    }
+
+    fn sources_on(&self, path: PathId) -> Vec<std::net::Ipv4Addr> {
+        let on_path = self.hops.iter().filter(|hop| hop.path == path);
+        let mut sources: Vec<_> = on_path
+            .filter_map(|hop| match hop.source {
+                IpAddr::V4(source) => Some(source),
+                IpAddr::V6(_) => None,
+            })
+            .collect();
+        sources.sort_unstable();
+        sources.dedup();
+        sources
+    }
+
+    fn into_sender(
+        self,
+        setup: &Setup,
+        now: Instant,
+        dry: bool,
+    ) -> Result<(Sender, Arc<Table>), EngineError> {
+        let mut hash_key = [0; 16];
+        getrandom::fill(&mut hash_key).map_err(EngineError::system)?;
+        let (low, high) = hash_key.split_at(8);
+        let half = |octets: &[u8]| octets.iter().fold(0, |key, &octet| key << 8 | u64::from(octet));
+        let capacity = self.targets.len();
+        let table = Table::with_capacity(capacity, Family::V4, [half(low), half(high)]);
+        let table = Arc::new(table);
+        let paths = self.path_infos();
+        let start = Start {
+            plan: setup.plan,
+            targets: self.targets,
+            hops: self.hops,
+            paths,
+            resolve: !dry,
+            source_ports: setup.source_ports.clone(),
+            table: table.clone(),
+            now,
+        };
+        Ok((Sender::new(start).map_err(EngineError::system)?, table))
+    }
+}
+
+/// Checks `-i` and `--source` against the interfaces that there are.
+fn constraint(setup: &Setup, interfaces: &[Interface]) -> Result<Constraint, EngineError> {
+    let oif = match &setup.interface {
+        None => None,
+        Some(name) => {
+            let found = interfaces.iter().find(|interface| interface.name == *name);
+            let Some(interface) = found else {
+                let names: Vec<_> = interfaces.iter().map(|known| known.name.as_str()).collect();
+                return Err(EngineError::Usage(format!(
+                    "interface {name}: no such interface; there are {}",
+                    names.join(", ")
+                )));
+            };
+            if !interface.up {
+                return Err(EngineError::System(format!(
+                    "interface {name}: down; bring it up: ip link set {name} up"
+                )));
+            }
+            Some(interface.index)
+        }
+    };
+    if let Some(source) = setup.source {
+        let owned = interfaces
+            .iter()
+            .flat_map(|interface| &interface.addresses)
+            .any(|address| address.addr() == source);
+        if !owned {
+            return Err(EngineError::Usage(format!(
+                "source address {source}: not an address of this host (see: ip address)"
+            )));
+        }
+    }
+    Ok(Constraint { oif, source: setup.source })
+}

@@ -1,0 +1,620 @@
+//! One connection that the prober owns: what is known of it, and what it does next.
+//!
+//! A [`Flow`] is a state machine that is given replies and the passing of deadlines, and says what
+//! it owes the peer. It belongs to the sender alone; what receivers must know of it is published
+//! in the flow table.
+//!
+//! ```text
+//! Unstarted → Resolving → SynSent → Confirming ─(idle > 0)→ Resting → Probing
+//!                 └───────────┴──────────┴───────verdict───────┴─────────┴──→ Closing → Closed
+//! ```
+#![forbid(unsafe_code)]
+
+use crate::probe::evidence::{Facts, Seen, Sighting};
+use crate::probe::plan::{Close, EMPTY_PROBE_SPACING, Plan};
+use crate::probe::table::{Expect, Phase};
+use crate::probe::{Generation, matcher::Reply, matcher::ReplyKind};
+use crate::time::Instant;
+use crate::wire::SeqNumber;
+use std::time::Duration;
+
+/// How often a connection is opened again when its unconfirmed handshake is answered with RST.
+pub const MAX_OPENS: u8 = 3;
+/// First retransmission time-out of a SYN or FIN (RFC 6298 §2.1); doubles for SYNs.
+const FIRST_RTO: Duration = Duration::from_secs(1);
+/// FINs sent before a peer that does not acknowledge them gets a RST.
+const MAX_FINS: u8 = 3;
+/// RSTs sent to close a flow whose path has lost segments.
+const RSTS_UNDER_LOSS: u8 = 3;
+const RST_SPACING: Duration = Duration::from_millis(200);
+/// How long segments that crossed our RST on the way may still arrive without proving it lost.
+const CROSSING: Duration = Duration::from_millis(100);
+/// RSTs sent to a peer that goes on talking on a flow that we have closed.
+const MAX_LATE_RSTS: u8 = 5;
+/// Sightings kept for one verdict: a flood must not cost memory.
+const MAX_SIGHTINGS: usize = 8;
+
+/// Where a flow is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Nothing was sent yet.
+    Unstarted,
+    /// Waits for the next hop's MAC address.
+    Resolving,
+    /// SYN sent.
+    SynSent,
+    /// SYN-ACK received: the bare ACK and a keepalive are repeated until the peer answers one.
+    Confirming,
+    /// Confirmed, idle until the keepalive plan begins.
+    Resting,
+    /// The keepalive plan runs.
+    Probing,
+    /// The verdict is given; we have sent FIN and wait for the peer's side of the close.
+    FinWait,
+    /// The peer has sent FIN; ours waits for its acknowledgment.
+    LastAck,
+    /// RSTs are repeated, because the path has lost segments.
+    Resetting,
+    /// Nothing is owed any more.
+    Closed,
+}
+
+/// What a flow sends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SegmentKind {
+    /// SYN with our MSS.
+    Syn,
+    /// Bare ACK at SND.NXT.
+    Ack,
+    /// Keepalive, SEQ = SND.UNA − 1, no data.
+    Probe0,
+    /// Keepalive with one octet that the peer already has.
+    Probe1,
+    /// FIN, acknowledging all that came.
+    Fin,
+    /// RST at SND.NXT.
+    Rst,
+}
+
+impl SegmentKind {
+    /// Returns the name used in summaries.
+    pub const fn name(self) -> &'static str {
+        match self {
+            SegmentKind::Syn => "syn",
+            SegmentKind::Ack => "ack",
+            SegmentKind::Probe0 => "probe-0",
+            SegmentKind::Probe1 => "probe-1",
+            SegmentKind::Fin => "fin",
+            SegmentKind::Rst => "rst",
+        }
+    }
+}
+
+/// The set of segments that a flow owes its peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Owed(u8);
+
+impl Owed {
+    const SYN: u8 = 1;
+    const ACK: u8 = 2;
+    const PROBE: u8 = 4;
+    const FIN: u8 = 8;
+    const RST: u8 = 16;
+
+    fn take(&mut self) -> Option<u8> {
+        // Lowest bit first: the order in which the segments make sense to the peer.
+        let bit = self.0 & self.0.wrapping_neg();
+        self.0 &= !bit;
+        (bit != 0).then_some(bit)
+    }
+}
+
+/// What the owner of a flow has to do after the flow was told of something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Nothing but sending what is owed and waiting for the deadline.
+    Continue,
+    /// Classify the facts and report; the flow closes itself.
+    Verdict,
+    /// Start over on another source port.
+    Reopen,
+    /// A verdict of `down` or `unreachable` was wrong: classify again and report a correction.
+    Correction,
+}
+
+/// A prober-owned connection.
+#[derive(Debug)]
+pub struct Flow {
+    pub(crate) stage: Stage,
+    owed: Owed,
+    pub(crate) queued: bool,
+    pub(crate) opens: u8,
+    syns: u8,
+    /// FINs, RSTs or late RSTs sent in the present closing stage.
+    closing_tries: u8,
+    confirmed: bool,
+    peer_window_zero: bool,
+    accused: bool,
+    fin_sent: bool,
+    /// Segments that had to be repeated: the path loses some.
+    pub(crate) repeats: u16,
+    pub(crate) finished: bool,
+    peer_ttl: Option<u8>,
+    pub(crate) local_port: u16,
+    /// Probes (or SYNs) sent for the present question.
+    pub(crate) asked: u16,
+    pub(crate) replies: u16,
+    /// Probes and SYNs over the flow's life.
+    pub(crate) sent_in_all: u16,
+    icmp_at: u16,
+    pub(crate) generation: Generation,
+    pub(crate) iss: SeqNumber,
+    irs: SeqNumber,
+    pub(crate) rcv_nxt: SeqNumber,
+    probe_ack: SeqNumber,
+    pub(crate) deadline: Instant,
+    /// The deadline last given to the wheel.
+    pub(crate) scheduled: Instant,
+    opened_at: Instant,
+    /// First and last probe of the present question.
+    pub(crate) first_asked_at: Instant,
+    asked_at: Instant,
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) facts: Facts,
+    pub(crate) evidence: Vec<Sighting>,
+}
+
+impl Flow {
+    /// Returns a flow that has not started.
+    pub fn new() -> Self {
+        Flow {
+            stage: Stage::Unstarted,
+            owed: Owed::default(),
+            queued: false,
+            opens: 0,
+            syns: 0,
+            closing_tries: 0,
+            confirmed: false,
+            peer_window_zero: false,
+            accused: false,
+            fin_sent: false,
+            repeats: 0,
+            finished: false,
+            peer_ttl: None,
+            local_port: 0,
+            asked: 0,
+            replies: 0,
+            sent_in_all: 0,
+            icmp_at: 0,
+            generation: Generation::default(),
+            iss: SeqNumber(0),
+            irs: SeqNumber(0),
+            rcv_nxt: SeqNumber(0),
+            probe_ack: SeqNumber(0),
+            deadline: Instant::FAR_FUTURE,
+            scheduled: Instant::FAR_FUTURE,
+            opened_at: Instant::ZERO,
+            first_asked_at: Instant::ZERO,
+            asked_at: Instant::ZERO,
+            rtt: None,
+            facts: Facts::default(),
+            evidence: Vec::new(),
+        }
+    }
+
+    /// Begins a handshake from `local_port` with the initial sequence number `iss`.
+    pub fn open(&mut self, local_port: u16, iss: SeqNumber) {
+        self.stage = Stage::SynSent;
+        self.owed = Owed(Owed::SYN);
+        self.opens += 1;
+        self.syns = 0;
+        self.confirmed = false;
+        self.peer_ttl = None;
+        self.local_port = local_port;
+        self.iss = iss;
+        self.ask_anew();
+    }
+
+    /// SND.UNA: octets and SYN that the peer has acknowledged, as far as we sent any.
+    pub fn snd_una(&self) -> SeqNumber {
+        self.iss + 1
+    }
+
+    /// SND.NXT.
+    pub fn snd_nxt(&self) -> SeqNumber {
+        self.iss + 1 + u32::from(self.fin_sent)
+    }
+
+    /// Says whether the verdict is given.
+    pub fn is_judged(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::FinWait | Stage::LastAck | Stage::Resetting | Stage::Closed
+        )
+    }
+
+    /// Says whether a segment is owed.
+    pub fn owes(&self) -> bool {
+        self.owed != Owed::default()
+    }
+
+    /// Returns what receivers must know to judge a reply.
+    pub fn expect(&self) -> Expect {
+        Expect {
+            phase: match self.stage {
+                Stage::Unstarted | Stage::Resolving | Stage::SynSent => Phase::SynSent,
+                Stage::Resetting | Stage::Closed => Phase::Closed,
+                _ => Phase::Open,
+            },
+            snd_una: self.snd_una(),
+            snd_nxt: self.snd_nxt(),
+            rcv_nxt: self.rcv_nxt,
+            probe_ack: self.probe_ack,
+            probe_outstanding: self.is_asking(),
+            confirmed: self.confirmed,
+        }
+    }
+
+    fn is_asking(&self) -> bool {
+        matches!(self.stage, Stage::Confirming | Stage::Probing) && self.asked > 0
+    }
+
+    /// Takes the next owed segment, counting it as sent at `now`, and sets the deadline after it.
+    pub fn next_segment(&mut self, now: Instant, plan: &Plan) -> Option<SegmentKind> {
+        match self.owed.take()? {
+            Owed::SYN => {
+                if self.syns == 0 {
+                    self.opened_at = now;
+                }
+                let rto = FIRST_RTO.saturating_mul(1u32 << self.syns.min(30));
+                self.syns = self.syns.saturating_add(1);
+                self.count_probe(now);
+                self.deadline = (now + rto).min(self.opened_at + plan.connect_timeout);
+                Some(SegmentKind::Syn)
+            }
+            Owed::ACK => Some(SegmentKind::Ack),
+            Owed::PROBE => {
+                let one = self.confirmed
+                    && !self.peer_window_zero
+                    && plan.probe_carries_data(self.asked);
+                self.count_probe(now);
+                self.probe_ack = self.rcv_nxt;
+                let spacing = plan.keepalive.interval;
+                let spacing = if one { spacing } else { spacing.max(EMPTY_PROBE_SPACING) };
+                self.deadline = now + spacing;
+                Some(if one { SegmentKind::Probe1 } else { SegmentKind::Probe0 })
+            }
+            Owed::FIN => {
+                self.fin_sent = true;
+                self.closing_tries += 1;
+                self.deadline = now + FIRST_RTO;
+                Some(SegmentKind::Fin)
+            }
+            _ => {
+                self.closing_tries += 1;
+                let again = self.stage == Stage::Resetting && self.closing_tries < RSTS_UNDER_LOSS;
+                if again {
+                    self.deadline = now + RST_SPACING;
+                } else {
+                    self.stage = Stage::Closed;
+                    self.asked_at = now;
+                }
+                Some(SegmentKind::Rst)
+            }
+        }
+    }
+
+    fn count_probe(&mut self, now: Instant) {
+        if self.asked == 0 {
+            self.first_asked_at = now;
+        }
+        self.asked = self.asked.saturating_add(1);
+        self.sent_in_all = self.sent_in_all.saturating_add(1);
+        self.asked_at = now;
+    }
+
+    /// Forgets the answers to earlier questions.
+    fn ask_anew(&mut self) {
+        self.facts = Facts::default();
+        self.asked = 0;
+        self.replies = 0;
+        self.evidence.clear();
+    }
+
+    /// Lets the deadline pass.
+    pub fn expire(&mut self, now: Instant, plan: &Plan) -> Step {
+        self.deadline = Instant::FAR_FUTURE;
+        match self.stage {
+            Stage::SynSent if now >= self.opened_at + plan.connect_timeout => self.exhausted(),
+            Stage::SynSent => self.owe_again(Owed::SYN),
+            Stage::Confirming | Stage::Probing if self.asked >= plan.keepalive.count => {
+                self.exhausted()
+            }
+            Stage::Confirming => self.owe_again(Owed::ACK | Owed::PROBE),
+            Stage::Probing => {
+                let ack = if self.confirmed { 0 } else { Owed::ACK };
+                self.owe_again(ack | Owed::PROBE)
+            }
+            Stage::Resting => {
+                self.stage = Stage::Probing;
+                self.ask_anew();
+                self.owe(Owed::PROBE)
+            }
+            Stage::FinWait | Stage::LastAck if self.closing_tries < MAX_FINS => {
+                self.owe_again(Owed::FIN)
+            }
+            Stage::FinWait | Stage::LastAck => {
+                self.stage = Stage::Closed;
+                self.owe(Owed::RST)
+            }
+            Stage::Resetting => self.owe(Owed::RST),
+            Stage::Unstarted | Stage::Resolving | Stage::Closed => Step::Continue,
+        }
+    }
+
+    fn owe(&mut self, bits: u8) -> Step {
+        self.owed.0 |= bits;
+        Step::Continue
+    }
+
+    fn owe_again(&mut self, bits: u8) -> Step {
+        self.repeats = self.repeats.saturating_add(1);
+        self.owe(bits)
+    }
+
+    fn exhausted(&mut self) -> Step {
+        self.facts.exhausted = true;
+        Step::Verdict
+    }
+
+    /// Takes in a reply that the receiver has matched to this flow.
+    pub fn handle(&mut self, reply: &Reply, plan: &Plan) -> Step {
+        if self.is_judged() {
+            return self.handle_late(reply);
+        }
+        let seen = self.seen(reply);
+        if !matches!(reply.kind, ReplyKind::OldConnection) {
+            self.replies = self.replies.saturating_add(1);
+            self.note(seen, reply);
+        }
+        match reply.kind {
+            ReplyKind::SynAck => self.handle_syn_ack(reply),
+            ReplyKind::Ack => {
+                self.handle_segment(reply);
+                if reply.wnd == 0 {
+                    self.facts.zero_window = true;
+                }
+                self.facts.ack = true;
+                self.handle_life(reply.at, plan)
+            }
+            ReplyKind::Data { next } => {
+                self.handle_segment(reply);
+                self.advance_rcv_nxt(next);
+                self.facts.data = true;
+                self.owe(Owed::ACK);
+                self.handle_life(reply.at, plan)
+            }
+            ReplyKind::Fin { next } => {
+                self.handle_segment(reply);
+                self.advance_rcv_nxt(next);
+                self.facts.closed = true;
+                Step::Verdict
+            }
+            ReplyKind::RstToSyn => {
+                self.facts.refused = true;
+                Step::Verdict
+            }
+            ReplyKind::RstToProbe if !self.confirmed && self.opens < MAX_OPENS => Step::Reopen,
+            // It took our SYN and then would not have us, again and again: up, and refusing.
+            ReplyKind::RstToProbe if !self.confirmed => {
+                self.facts.closed = true;
+                Step::Verdict
+            }
+            ReplyKind::RstToProbe => {
+                self.facts.reset = true;
+                self.facts.foreign_ttl = self.peer_ttl.is_some_and(|ttl| ttl != reply.ttl);
+                Step::Verdict
+            }
+            ReplyKind::Rst => {
+                self.facts.closed = true;
+                Step::Verdict
+            }
+            // The peer holds an older connection on this 4-tuple (left by a prober that was
+            // killed): it answers SYNs with challenge ACKs, so only another tuple can connect.
+            ReplyKind::OldConnection if self.opens < MAX_OPENS => Step::Reopen,
+            ReplyKind::OldConnection => Step::Continue,
+            ReplyKind::Icmp { kind, .. } => {
+                self.facts.icmp = Some(kind);
+                if self.icmp_at != self.sent_in_all {
+                    self.icmp_at = self.sent_in_all;
+                    self.facts.icmp_probes = self.facts.icmp_probes.saturating_add(1);
+                }
+                if self.facts.icmp_probes >= crate::probe::classify::ICMP_PROBES_APART {
+                    Step::Verdict
+                } else {
+                    Step::Continue
+                }
+            }
+        }
+    }
+
+    fn handle_syn_ack(&mut self, reply: &Reply) -> Step {
+        if self.stage != Stage::SynSent {
+            // Repeated: our ACK was lost, so the peer does not hold the connection yet.
+            self.confirmed = false;
+            if self.stage == Stage::Resting {
+                self.stage = Stage::Confirming;
+                self.deadline = self.asked_at + EMPTY_PROBE_SPACING;
+            }
+            return self.owe_again(Owed::ACK);
+        }
+        if self.syns == 1 {
+            self.rtt = Some(reply.at.since(self.asked_at));
+        }
+        self.irs = reply.seg_seq;
+        self.rcv_nxt = reply.seg_seq + 1;
+        self.peer_window_zero = reply.wnd == 0;
+        self.peer_ttl = Some(reply.ttl);
+        self.stage = Stage::Confirming;
+        self.ask_anew();
+        self.owed = Owed::default();
+        self.owe(Owed::ACK | Owed::PROBE)
+    }
+
+    fn handle_segment(&mut self, reply: &Reply) {
+        self.peer_window_zero = reply.wnd == 0;
+        self.peer_ttl = Some(reply.ttl);
+        if self.is_asking() && self.asked == 1 {
+            self.rtt = Some(reply.at.since(self.asked_at));
+        }
+        // The peer's own keepalive stands at RCV.NXT − 1 and wants an ACK.
+        if reply.seg_seq.is_before(self.rcv_nxt) {
+            self.owe(Owed::ACK);
+        }
+    }
+
+    fn advance_rcv_nxt(&mut self, next: SeqNumber) {
+        if self.rcv_nxt.is_before(next) {
+            self.rcv_nxt = next;
+        }
+    }
+
+    /// The peer acknowledged something of ours beyond its SYN-ACK, or spoke.
+    fn handle_life(&mut self, at: Instant, plan: &Plan) -> Step {
+        let unconfirmed = !self.confirmed;
+        self.confirmed = true;
+        match self.stage {
+            Stage::Probing => Step::Verdict,
+            Stage::Confirming if plan.keepalive.idle.is_zero() => Step::Verdict,
+            Stage::Confirming if unconfirmed => {
+                self.stage = Stage::Resting;
+                self.facts = Facts::default();
+                // Linux would not answer a second empty probe any sooner.
+                self.deadline = at + plan.keepalive.idle.max(EMPTY_PROBE_SPACING);
+                self.owed.0 &= !Owed::PROBE;
+                Step::Continue
+            }
+            _ => Step::Continue,
+        }
+    }
+
+    fn handle_late(&mut self, reply: &Reply) -> Step {
+        match (self.stage, reply.kind) {
+            (_, ReplyKind::Icmp { .. } | ReplyKind::OldConnection | ReplyKind::RstToSyn) => {
+                return Step::Continue;
+            }
+            (_, ReplyKind::Rst | ReplyKind::RstToProbe) => {
+                self.owed = Owed::default();
+                self.stage = Stage::Closed;
+                return Step::Continue;
+            }
+            (Stage::LastAck, _) if reply.seg_ack == self.snd_nxt() => self.stage = Stage::Closed,
+            (Stage::FinWait, ReplyKind::Fin { next }) => {
+                self.advance_rcv_nxt(next);
+                self.stage = Stage::Closed;
+                return self.owe(Owed::ACK);
+            }
+            (Stage::FinWait, ReplyKind::Data { next }) => {
+                self.advance_rcv_nxt(next);
+                return self.owe(Owed::ACK);
+            }
+            (Stage::LastAck, ReplyKind::Fin { .. }) => {
+                return self.owe(Owed::FIN);
+            }
+            (Stage::Closed, _) => {
+                // Our RST was lost, or the peer opened only now: say again that it is over.
+                if reply.at > self.asked_at + CROSSING && self.closing_tries < MAX_LATE_RSTS {
+                    self.owe(Owed::RST);
+                }
+            }
+            _ => {}
+        }
+        if self.accused {
+            self.accused = false;
+            let seen = self.seen(reply);
+            self.replies = self.replies.saturating_add(1);
+            self.note(seen, reply);
+            self.facts.ack = true;
+            return Step::Correction;
+        }
+        Step::Continue
+    }
+
+    /// Begins the close after a verdict, as `plan` wants it and the facts allow.
+    pub fn close(&mut self, plan: &Plan, accused: bool, path_loses: bool) {
+        self.accused = accused;
+        self.closing_tries = 0;
+        self.deadline = Instant::FAR_FUTURE;
+        let established = !matches!(self.stage, Stage::SynSent | Stage::Unstarted | Stage::Resolving);
+        let answered = !self.facts.exhausted && established;
+        self.owed.0 &= Owed::ACK;
+        if self.syns == 0 || self.facts.refused || self.facts.reset {
+            self.owed = Owed::default();
+            self.stage = Stage::Closed;
+        } else if self.facts.closed {
+            // A FIN wants ours; after a RST there is nobody left to tell.
+            let by_fin = self.evidence.last().is_some_and(|s| s.kind == Seen::Fin);
+            self.owed = Owed(if by_fin { Owed::FIN } else { 0 });
+            self.stage = if by_fin { Stage::LastAck } else { Stage::Closed };
+        } else if plan.close == Close::Fin && answered {
+            self.stage = Stage::FinWait;
+            self.owe(Owed::FIN);
+        } else {
+            self.owed = Owed(Owed::RST);
+            let repeat = established && (self.repeats > 0 || path_loses);
+            self.stage = if repeat { Stage::Resetting } else { Stage::Closed };
+        }
+    }
+
+    /// Adds a sighting that no frame brought.
+    pub fn note_local(&mut self, kind: Seen, now: Instant) {
+        let at = if self.asked == 0 { Duration::ZERO } else { now.since(self.first_asked_at) };
+        let sighting = Sighting { kind, at, ttl: None, seg_seq: None, seg_ack: None, from: None };
+        self.evidence.push(sighting);
+    }
+
+    fn seen(&self, reply: &Reply) -> Seen {
+        match reply.kind {
+            ReplyKind::SynAck => Seen::SynAck,
+            ReplyKind::Ack if reply.wnd == 0 => Seen::ZeroWindow,
+            ReplyKind::Ack | ReplyKind::OldConnection => Seen::Ack,
+            ReplyKind::Data { .. } => Seen::Data,
+            ReplyKind::Fin { .. } => Seen::Fin,
+            ReplyKind::RstToSyn => Seen::RstToSyn,
+            ReplyKind::RstToProbe => Seen::RstToProbe,
+            ReplyKind::Rst => Seen::Rst,
+            ReplyKind::Icmp { kind, icmp_type, code, .. } => Seen::Icmp(kind, icmp_type, code),
+        }
+    }
+
+    fn note(&mut self, kind: Seen, reply: &Reply) {
+        // The last place is kept for what decides: the sighting that ends a flood.
+        if self.evidence.len() >= MAX_SIGHTINGS {
+            self.evidence.pop();
+        }
+        let from = match reply.kind {
+            ReplyKind::Icmp { from, .. } => Some(from),
+            _ => None,
+        };
+        let relative = |number: SeqNumber, base: SeqNumber| SeqNumber(number.0.wrapping_sub(base.0));
+        self.evidence.push(Sighting {
+            kind,
+            at: reply.at.since(self.first_asked_at),
+            ttl: Some(reply.ttl),
+            seg_seq: from.is_none().then(|| relative(reply.seg_seq, self.irs)),
+            seg_ack: from.is_none().then(|| relative(reply.seg_ack, self.iss)),
+            from,
+        });
+    }
+
+    /// RST and FIN know RCV.NXT only once the peer has said its initial sequence number.
+    pub(crate) fn knows_peer(&self) -> bool {
+        self.peer_ttl.is_some()
+    }
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Flow::new()
+    }
+}

@@ -1,0 +1,266 @@
+//! Reply → slot: which flow a frame belongs to, and whether it is to be believed.
+//!
+//! Validate before you classify: anyone can send us a segment. What does not fit a flow's exact
+//! numbers is counted under its [`Rejection`] and goes no further.
+#![forbid(unsafe_code)]
+
+use crate::probe::table::{Expect, FlowKey, Phase, Table};
+use crate::probe::{Generation, Slot};
+use crate::time::Instant;
+use crate::wire::{Flags, IcmpError, IcmpKind, Segment, SeqNumber};
+use std::net::{IpAddr, SocketAddr};
+
+/// A reply that belongs to a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reply {
+    /// The flow's slot.
+    pub slot: Slot,
+    /// Which use of the slot: the owner drops the reply if it is over.
+    pub generation: Generation,
+    /// When the frame reached this machine.
+    pub at: Instant,
+    /// Its TTL or hop limit.
+    pub ttl: u8,
+    /// SEG.SEQ; of the quoted segment for ICMP.
+    pub seg_seq: SeqNumber,
+    /// SEG.ACK; 0 for ICMP.
+    pub seg_ack: SeqNumber,
+    /// SEG.WND as it stands in the header; only whether it is 0 matters, so its scale does not.
+    pub wnd: u16,
+    /// What it is.
+    pub kind: ReplyKind,
+}
+
+/// What a matched frame says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReplyKind {
+    /// SYN-ACK that acknowledges our SYN.
+    SynAck,
+    /// Acceptable ACK without data.
+    Ack,
+    /// Data, in order up to `next` (RCV.NXT unchanged if a gap precedes it).
+    Data {
+        /// RCV.NXT after it.
+        next: SeqNumber,
+    },
+    /// FIN, in order.
+    Fin {
+        /// RCV.NXT after it.
+        next: SeqNumber,
+    },
+    /// RST with SEG.ACK = ISS + 1, to our SYN (RFC 9293 §3.10.7.3).
+    RstToSyn,
+    /// RST with SEG.SEQ = the SEG.ACK of our outstanding probe (RFC 9293 §3.5.2).
+    RstToProbe,
+    /// RST with SEG.SEQ = RCV.NXT while no probe is outstanding.
+    Rst,
+    /// ACK to our SYN that does not acknowledge it. Not believed, but it tells that the 4-tuple may
+    /// be in use at the peer.
+    OldConnection,
+    /// ICMP error that quotes an outstanding probe (RFC 5927 §4.1).
+    Icmp {
+        /// What it means.
+        kind: IcmpKind,
+        /// ICMP type.
+        icmp_type: u8,
+        /// ICMP code.
+        code: u8,
+        /// Who reports.
+        from: IpAddr,
+    },
+}
+
+/// Why a frame was not believed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(usize)]
+#[allow(missing_docs)]
+pub enum Rejection {
+    Malformed,
+    Checksum,
+    OtherProtocol,
+    NoFlow,
+    ClosedFlow,
+    StaleGeneration,
+    AckUnacceptable,
+    SeqOutOfWindow,
+    NoAck,
+    Syn,
+    RstSeq,
+    RstAck,
+    IcmpQuote,
+    IcmpIrrelevant,
+    ArpUnasked,
+}
+
+impl Rejection {
+    /// Every reason, in the order of its counters.
+    pub const ALL: [Rejection; 15] = [
+        Rejection::Malformed,
+        Rejection::Checksum,
+        Rejection::OtherProtocol,
+        Rejection::NoFlow,
+        Rejection::ClosedFlow,
+        Rejection::StaleGeneration,
+        Rejection::AckUnacceptable,
+        Rejection::SeqOutOfWindow,
+        Rejection::NoAck,
+        Rejection::Syn,
+        Rejection::RstSeq,
+        Rejection::RstAck,
+        Rejection::IcmpQuote,
+        Rejection::IcmpIrrelevant,
+        Rejection::ArpUnasked,
+    ];
+
+    /// Returns the name used in summaries.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Rejection::Malformed => "malformed",
+            Rejection::Checksum => "checksum",
+            Rejection::OtherProtocol => "other-protocol",
+            Rejection::NoFlow => "no-flow",
+            Rejection::ClosedFlow => "closed-flow",
+            Rejection::StaleGeneration => "stale-generation",
+            Rejection::AckUnacceptable => "ack-unacceptable",
+            Rejection::SeqOutOfWindow => "seq-out-of-window",
+            Rejection::NoAck => "no-ack",
+            Rejection::Syn => "syn",
+            Rejection::RstSeq => "rst-seq",
+            Rejection::RstAck => "rst-ack",
+            Rejection::IcmpQuote => "icmp-quote",
+            Rejection::IcmpIrrelevant => "icmp-irrelevant",
+            Rejection::ArpUnasked => "arp-unasked",
+        }
+    }
+}
+
+/// How far behind RCV.NXT a repeated segment may start: the largest unscaled window.
+const OLD_SEGMENT_SPAN: u32 = 65_535;
+/// The window that we advertise (see [`crate::probe::craft`]), rounded up.
+const OUR_WINDOW: u32 = 65_535;
+
+/// Finds the flow that `segment` belongs to and says what it is.
+///
+/// # Errors
+/// The [`Rejection`] under which to count it. An unacceptable ACK to a SYN is not an error but
+/// [`ReplyKind::OldConnection`]: it must not be believed, but it must be acted on.
+pub fn match_segment(table: &Table, segment: &Segment<'_>, at: Instant) -> Result<Reply, Rejection> {
+    let key = FlowKey {
+        local: SocketAddr::new(segment.ip.dst, segment.dst_port),
+        peer: SocketAddr::new(segment.ip.src, segment.src_port),
+    };
+    let view = table.lookup(&key).ok_or(Rejection::NoFlow)?;
+    let kind = match view.expect.phase {
+        Phase::SynSent => judge_syn_sent(segment, &view.expect)?,
+        Phase::Open => judge_open(segment, &view.expect)?,
+        Phase::Closed if segment.flags.contains(Flags::RST) => return Err(Rejection::ClosedFlow),
+        Phase::Closed => judge_open(segment, &view.expect)?,
+    };
+    Ok(Reply {
+        slot: view.slot,
+        generation: view.generation,
+        at,
+        ttl: segment.ip.ttl,
+        seg_seq: segment.seq,
+        seg_ack: segment.ack,
+        wnd: segment.wnd,
+        kind,
+    })
+}
+
+/// RFC 9293 §3.10.7.3.
+fn judge_syn_sent(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejection> {
+    let acks_syn = segment.flags.contains(Flags::ACK) && segment.ack == expect.snd_una;
+    if segment.flags.contains(Flags::RST) {
+        return if acks_syn { Ok(ReplyKind::RstToSyn) } else { Err(Rejection::RstAck) };
+    }
+    match (segment.flags.contains(Flags::SYN), acks_syn) {
+        (true, true) => Ok(ReplyKind::SynAck),
+        (true, false) if segment.flags.contains(Flags::ACK) => Err(Rejection::AckUnacceptable),
+        (true, false) => Err(Rejection::Syn),
+        (false, _) if segment.flags.contains(Flags::ACK) && !acks_syn => {
+            Ok(ReplyKind::OldConnection)
+        }
+        (false, true) => Err(Rejection::SeqOutOfWindow),
+        (false, false) => Err(Rejection::NoAck),
+    }
+}
+
+/// RFC 9293 §3.10.7.4, with RST by RFC 5961 §3.2.
+fn judge_open(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejection> {
+    if segment.flags.contains(Flags::RST) {
+        return if expect.probe_outstanding && segment.seq == expect.probe_ack {
+            Ok(ReplyKind::RstToProbe)
+        } else if !expect.probe_outstanding && segment.seq == expect.rcv_nxt {
+            Ok(ReplyKind::Rst)
+        } else {
+            Err(Rejection::RstSeq)
+        };
+    }
+    if !segment.flags.contains(Flags::ACK) {
+        return Err(if segment.flags.contains(Flags::SYN) { Rejection::Syn } else { Rejection::NoAck });
+    }
+    if segment.ack.is_before(expect.snd_una) || expect.snd_nxt.is_before(segment.ack) {
+        return Err(Rejection::AckUnacceptable);
+    }
+    if segment.flags.contains(Flags::SYN) {
+        let repeated = segment.seq + 1 == expect.rcv_nxt;
+        return if repeated { Ok(ReplyKind::SynAck) } else { Err(Rejection::Syn) };
+    }
+    let oldest = expect.rcv_nxt - OLD_SEGMENT_SPAN;
+    if !segment.seq.is_in_window(oldest, OLD_SEGMENT_SPAN + OUR_WINDOW) {
+        return Err(Rejection::SeqOutOfWindow);
+    }
+    if segment.seg_len() == 0 {
+        return Ok(ReplyKind::Ack);
+    }
+    let end = segment.seq + segment.seg_len();
+    let in_order = !expect.rcv_nxt.is_before(segment.seq);
+    let next = if in_order && expect.rcv_nxt.is_before(end) { end } else { expect.rcv_nxt };
+    if segment.flags.contains(Flags::FIN) && in_order {
+        return Ok(ReplyKind::Fin { next });
+    }
+    // One octet below RCV.NXT is the peer's own keepalive: an ACK that wants one, no news.
+    if next == expect.rcv_nxt && in_order && segment.seg_len() <= 1 {
+        return Ok(ReplyKind::Ack);
+    }
+    Ok(ReplyKind::Data { next })
+}
+
+/// Finds the flow whose probe an ICMP error quotes.
+///
+/// # Errors
+/// The [`Rejection`] under which to count it.
+pub fn match_icmp(table: &Table, error: &IcmpError, at: Instant) -> Result<Reply, Rejection> {
+    let kind = error.kind();
+    if kind == IcmpKind::TooBig || is_source_quench(error) {
+        return Err(Rejection::IcmpIrrelevant);
+    }
+    let key = FlowKey { local: error.quoted.src, peer: error.quoted.dst };
+    let view = table.lookup(&key).ok_or(Rejection::NoFlow)?;
+    let outstanding = match view.expect.phase {
+        Phase::SynSent => true,
+        Phase::Open => view.expect.probe_outstanding,
+        Phase::Closed => return Err(Rejection::ClosedFlow),
+    };
+    // SYN (ISS) and keepalive (SND.UNA − 1) carry the same number: nothing else of ours does.
+    if !outstanding || error.quoted.seq != view.expect.snd_una - 1 {
+        return Err(Rejection::IcmpQuote);
+    }
+    let (icmp_type, code, from) = (error.icmp_type, error.code, error.ip.src);
+    Ok(Reply {
+        slot: view.slot,
+        generation: view.generation,
+        at,
+        ttl: error.ip.ttl,
+        seg_seq: error.quoted.seq,
+        seg_ack: SeqNumber(0),
+        wnd: 0,
+        kind: ReplyKind::Icmp { kind, icmp_type, code, from },
+    })
+}
+
+/// Source quench says nothing of reachability and is to be ignored (RFC 6633).
+fn is_source_quench(error: &IcmpError) -> bool {
+    error.ip.src.is_ipv4() && error.icmp_type == 4
+}

@@ -1,0 +1,125 @@
+//! The receiving half: parse, match, hand on. One per path; shares only the flow table and a queue
+//! with the sender.
+#![forbid(unsafe_code)]
+
+use crate::io::{PathId, RxFrame};
+use crate::probe::matcher::{Rejection, Reply, ReplyKind, match_icmp, match_segment};
+use crate::probe::table::Table;
+use crate::wire::{ArpOp, LinkType, MacAddr, Packet, ParseError, parse};
+use crossbeam::queue::ArrayQueue;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// What a receiver tells the sender.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Heard {
+    /// A reply matched to a flow.
+    Reply(Reply),
+    /// An ARP reply.
+    Neighbour {
+        /// On which path.
+        path: PathId,
+        /// Whose address.
+        ip: IpAddr,
+        /// The address.
+        mac: MacAddr,
+    },
+}
+
+/// Frames received, by what became of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RxCounts {
+    /// Frames handed in.
+    pub frames: u64,
+    /// Frames believed and handed on.
+    pub matched: u64,
+    /// Frames not believed, in the order of [`Rejection::ALL`].
+    pub rejected: [u64; Rejection::ALL.len()],
+}
+
+impl RxCounts {
+    /// Counts a frame under `rejection`.
+    pub fn reject(&mut self, rejection: Rejection) {
+        self.rejected[rejection as usize] += 1;
+    }
+}
+
+/// The receiving half of one path.
+#[derive(Debug)]
+pub struct Receiver {
+    path: PathId,
+    link: LinkType,
+    table: Arc<Table>,
+    heard: Arc<ArrayQueue<Heard>>,
+    counts: RxCounts,
+}
+
+impl Receiver {
+    /// Builds the receiving half for the path `path`, whose frames start with `link`.
+    pub fn new(
+        path: PathId,
+        link: LinkType,
+        table: Arc<Table>,
+        heard: Arc<ArrayQueue<Heard>>,
+    ) -> Self {
+        Receiver { path, link, table, heard, counts: RxCounts::default() }
+    }
+
+    /// Parses one frame, matches it, and hands what is believed to the sender.
+    ///
+    /// # Errors
+    /// The queue to the sender is full: hand over the returned message with
+    /// [`hand_on`](Self::hand_on) once there is room.
+    pub fn handle_frame(&mut self, frame: RxFrame<'_>) -> Result<(), Heard> {
+        self.counts.frames += 1;
+        match self.judge(frame) {
+            Ok(heard) => {
+                self.counts.matched += 1;
+                self.hand_on(heard)
+            }
+            Err((rejection, hint)) => {
+                self.counts.reject(rejection);
+                hint.map_or(Ok(()), |heard| self.hand_on(heard))
+            }
+        }
+    }
+
+    /// Hands a message to the sender.
+    ///
+    /// # Errors
+    /// The queue is full; the message comes back.
+    pub fn hand_on(&self, heard: Heard) -> Result<(), Heard> {
+        self.heard.push(heard)
+    }
+
+    /// Returns the counters.
+    pub fn counts(&self) -> &RxCounts {
+        &self.counts
+    }
+
+    fn judge(&self, frame: RxFrame<'_>) -> Result<Heard, (Rejection, Option<Heard>)> {
+        let reject = |rejection| (rejection, None);
+        let packet = parse(frame.bytes, self.link, frame.checksums).map_err(|error| match error {
+            ParseError::Checksum(_) => reject(Rejection::Checksum),
+            ParseError::Truncated(_) | ParseError::Malformed(_) => reject(Rejection::Malformed),
+        })?;
+        match packet {
+            Packet::Tcp(segment) => {
+                let reply = match_segment(&self.table, &segment, frame.at).map_err(reject)?;
+                if reply.kind == ReplyKind::OldConnection {
+                    return Err((Rejection::AckUnacceptable, Some(Heard::Reply(reply))));
+                }
+                Ok(Heard::Reply(reply))
+            }
+            Packet::Icmp(error) => {
+                match_icmp(&self.table, &error, frame.at).map(Heard::Reply).map_err(reject)
+            }
+            Packet::Arp(arp) if arp.op == ArpOp::Reply => Ok(Heard::Neighbour {
+                path: self.path,
+                ip: arp.sender_ip.into(),
+                mac: arp.sender_mac,
+            }),
+            Packet::Arp(_) | Packet::Other => Err(reject(Rejection::OtherProtocol)),
+        }
+    }
+}

@@ -1,0 +1,537 @@
+//! The sending half: which peer is asked what, and when. Owns every flow and gives the verdicts.
+//!
+//! Driven by [`Sender::handle_heard`], [`Sender::advance`], [`Sender::poll_transmit`] and
+//! [`Sender::poll_verdict`]; never waits, reads no clock.
+#![forbid(unsafe_code)]
+
+use crate::io::{PathId, PathInfo};
+use crate::probe::classify::{State, classify};
+use crate::probe::craft::{CraftError, Crafter, Outgoing, WINDOW, emit_arp_request};
+use crate::probe::evidence::{Seen, Verdict};
+use crate::probe::flow::{Flow, SegmentKind, Stage, Step};
+use crate::probe::matcher::{Rejection, Reply, ReplyKind};
+use crate::probe::neighbour::{Answer, Hop, HopId, Neighbours};
+use crate::probe::pace::Pacer;
+use crate::probe::plan::Plan;
+use crate::probe::receiver::Heard;
+use crate::probe::table::{FlowKey, Table};
+use crate::probe::wheel::Wheel;
+use crate::probe::{Slot, TargetId};
+use crate::time::Instant;
+use crate::wire::{EmitError, LinkType, SeqNumber};
+use siphasher::sip::SipHasher13;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::Hasher;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// Windows differ by less than this between repeats of one segment.
+const WINDOW_VARIANTS: u16 = 8;
+
+/// A peer to be asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// Its address and port.
+    pub peer: SocketAddr,
+    /// Where frames to it go first; `None` if there is no route.
+    pub hop: Option<HopId>,
+}
+
+/// A frame that is due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Due {
+    /// Through which path.
+    pub path: PathId,
+    content: Content,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Content {
+    Segment { crafter: u16, outgoing: Outgoing },
+    ArpRequest { source: IpAddr, next_hop: IpAddr },
+}
+
+/// What the sender wants next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Poll {
+    /// Craft this with [`Sender::emit`] and send it.
+    Transmit(Due),
+    /// Nothing to send before this instant, unless something is heard.
+    Wait(Instant),
+    /// Every verdict is given and every flow closed.
+    Done,
+}
+
+/// Frames sent, by kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TxCounts {
+    segments: [u64; 6],
+    arp: u64,
+}
+
+impl TxCounts {
+    /// Returns the count of every kind that was sent at all, by its name.
+    pub fn by_kind(&self) -> BTreeMap<&'static str, u64> {
+        use SegmentKind::{Ack, Fin, Probe0, Probe1, Rst, Syn};
+        [Syn, Ack, Probe0, Probe1, Fin, Rst]
+            .iter()
+            .map(|&kind| (kind.name(), self.segments[kind as usize]))
+            .chain([("arp", self.arp)])
+            .filter(|&(_, count)| count > 0)
+            .collect()
+    }
+
+    /// Returns the number of frames of all kinds.
+    pub fn total(&self) -> u64 {
+        self.segments.iter().sum::<u64>() + self.arp
+    }
+}
+
+/// What a [`Sender`] starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// What is sent when.
+    pub plan: Plan,
+    /// The peers; a peer's slot and [`TargetId`] are its index here.
+    pub targets: Vec<Target>,
+    /// The next hops that the targets name.
+    pub hops: Vec<Hop>,
+    /// The paths that the hops name, by [`PathId`].
+    pub paths: Vec<PathInfo>,
+    /// Whether to ask for the MAC addresses of next hops; else they stay zero (a dry run).
+    pub resolve: bool,
+    /// Source ports.
+    pub source_ports: RangeInclusive<u16>,
+    /// The flow table, shared with the receivers: a slot per target.
+    pub table: Arc<Table>,
+    /// When the run begins.
+    pub now: Instant,
+}
+
+/// The sending half of a sweep.
+#[derive(Debug)]
+pub struct Sender {
+    plan: Plan,
+    targets: Vec<Target>,
+    flows: Vec<Flow>,
+    /// Targets in the seeded random order in which they are started, so that no subnet is hit in
+    /// a burst.
+    order: Vec<u32>,
+    started: usize,
+    neighbours: Neighbours,
+    paths: Vec<PathInfo>,
+    crafters: Vec<Crafter>,
+    crafter_of_hop: Vec<u16>,
+    source_ports: RangeInclusive<u16>,
+    table: Arc<Table>,
+    wheel: Wheel,
+    pacer: Pacer,
+    /// Slots of flows that owe a segment.
+    owing: VecDeque<Slot>,
+    verdicts: VecDeque<Verdict>,
+    unfinished: usize,
+    /// When our own side was last known to be sick.
+    trouble: Option<(Instant, Seen)>,
+    repeats: u64,
+    asked: u64,
+    sent: TxCounts,
+    rejected: [u64; Rejection::ALL.len()],
+}
+
+impl Sender {
+    /// Builds the sender; nothing is due before the first [`poll_transmit`](Self::poll_transmit).
+    ///
+    /// # Errors
+    /// [`EmitError`] if a source address cannot be crafted for.
+    pub fn new(start: Start) -> Result<Self, EmitError> {
+        let Start { plan, targets, hops, paths, resolve, source_ports, table, now } = start;
+        let mut crafters = Vec::new();
+        let mut known = HashMap::new();
+        let mut crafter_of_hop = Vec::with_capacity(hops.len());
+        for hop in &hops {
+            let key = (hop.path, hop.source);
+            let index = match known.get(&key) {
+                Some(&index) => index,
+                None => {
+                    crafters.push(Crafter::new(&paths[usize::from(hop.path.0)], hop.source)?);
+                    let index = (crafters.len() - 1) as u16;
+                    known.insert(key, index);
+                    index
+                }
+            };
+            crafter_of_hop.push(index);
+        }
+        let mut order: Vec<u32> = (0..targets.len() as u32).collect();
+        fastrand::Rng::with_seed(plan.seed).shuffle(&mut order);
+        let needs_mac =
+            |path: PathId| resolve && paths[usize::from(path.0)].link == LinkType::Ethernet;
+        Ok(Sender {
+            neighbours: Neighbours::new(hops, plan.keepalive.count, needs_mac),
+            flows: targets.iter().map(|_| Flow::new()).collect(),
+            unfinished: targets.len(),
+            wheel: Wheel::new(now),
+            pacer: Pacer::new(plan.rate_pps, now),
+            owing: VecDeque::new(),
+            verdicts: VecDeque::new(),
+            started: 0,
+            trouble: None,
+            repeats: 0,
+            asked: 0,
+            sent: TxCounts::default(),
+            rejected: [0; Rejection::ALL.len()],
+            plan,
+            targets,
+            order,
+            paths,
+            crafters,
+            crafter_of_hop,
+            source_ports,
+            table,
+        })
+    }
+
+    /// Returns the octets that a sender takes per target, beside the flow table.
+    pub const fn memory_per_target() -> usize {
+        size_of::<Target>() + size_of::<Flow>() + size_of::<u32>() + size_of::<Hop>()
+    }
+
+    /// Takes in what a receiver has heard.
+    pub fn handle_heard(&mut self, heard: Heard, now: Instant) {
+        match heard {
+            Heard::Reply(reply) => self.handle_reply(&reply, now),
+            Heard::Neighbour { path, ip, mac } => {
+                match self.neighbours.handle_answer(path, ip, mac) {
+                    Some(waited) => waited.into_iter().for_each(|slot| self.open(slot, now)),
+                    None => self.reject(Rejection::ArpUnasked),
+                }
+            }
+        }
+    }
+
+    fn reject(&mut self, rejection: Rejection) {
+        self.rejected[rejection as usize] += 1;
+    }
+
+    fn handle_reply(&mut self, reply: &Reply, now: Instant) {
+        let flow = &mut self.flows[reply.slot.0 as usize];
+        if flow.generation != reply.generation {
+            // A hint that was not believed is counted where it was not believed.
+            if reply.kind != ReplyKind::OldConnection {
+                self.reject(Rejection::StaleGeneration);
+            }
+            return;
+        }
+        let step = flow.handle(reply, &self.plan);
+        self.take_step(reply.slot, step, now);
+    }
+
+    fn take_step(&mut self, slot: Slot, step: Step, now: Instant) {
+        match step {
+            Step::Continue => self.touch(slot),
+            Step::Verdict => self.judge(slot, now),
+            Step::Reopen => self.open(slot, now),
+            Step::Correction => {
+                let verdict = self.verdict(slot, true);
+                self.verdicts.push_back(verdict);
+                self.touch(slot);
+            }
+        }
+    }
+
+    /// Says that our own side lost frames or was otherwise sick until `now`: silence up to here
+    /// accuses nobody.
+    pub fn note_trouble(&mut self, kind: Seen, now: Instant) {
+        self.trouble = Some((now, kind));
+    }
+
+    /// Lets time pass up to `now`, of which the receivers have heard everything up to
+    /// `heard_until`: what is due later than that is not silence yet.
+    pub fn advance(&mut self, now: Instant, heard_until: Instant) {
+        let until = now.min(heard_until);
+        while let Some(entry) = self.wheel.poll(until) {
+            let flow = &mut self.flows[entry.slot.0 as usize];
+            // The wheel never cancels: an entry counts only if it is still the flow's deadline.
+            if flow.deadline == entry.deadline {
+                let step = flow.expire(now, &self.plan);
+                self.take_step(entry.slot, step, now);
+            }
+        }
+        let mut failed = Vec::new();
+        self.neighbours.expire(until, |slot| failed.push(slot));
+        failed.into_iter().for_each(|slot| self.neighbour_failed(slot, now));
+    }
+
+    fn neighbour_failed(&mut self, slot: Slot, now: Instant) {
+        let flow = &mut self.flows[slot.0 as usize];
+        flow.facts.neighbour_failed = true;
+        flow.note_local(Seen::NeighbourFailed, now);
+        self.judge(slot, now);
+    }
+
+    /// Returns what is to be sent now, if anything.
+    pub fn poll_transmit(&mut self, now: Instant) -> Poll {
+        let ready_at = self.pacer.ready_at(now);
+        if ready_at > now && self.has_work() {
+            return Poll::Wait(ready_at);
+        }
+        match self.next_due(now) {
+            Some(due) => {
+                // Cannot fail: it was ready at `now`.
+                let _ = self.pacer.take(now);
+                Poll::Transmit(due)
+            }
+            None if self.unfinished == 0 => Poll::Done,
+            None => Poll::Wait(self.next_wakeup()),
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.owing.is_empty()
+            || self.started < self.order.len()
+            || self.neighbours.wants_request()
+    }
+
+    fn next_wakeup(&self) -> Instant {
+        let wheel = self.wheel.next_wakeup().unwrap_or(Instant::FAR_FUTURE);
+        wheel.min(self.neighbours.next_wakeup().unwrap_or(Instant::FAR_FUTURE))
+    }
+
+    /// Flows under way come first, then address resolution, then new flows.
+    fn next_due(&mut self, now: Instant) -> Option<Due> {
+        loop {
+            if let Some(due) = self.next_owed(now) {
+                return Some(due);
+            }
+            if let Some(hop) = self.neighbours.poll_request(now) {
+                let Hop { path, next_hop, source } = *hop;
+                self.sent.arp += 1;
+                return Some(Due { path, content: Content::ArpRequest { source, next_hop } });
+            }
+            let slot = Slot(*self.order.get(self.started)?);
+            self.started += 1;
+            self.begin(slot, now);
+        }
+    }
+
+    fn begin(&mut self, slot: Slot, now: Instant) {
+        let Some(hop) = self.targets[slot.0 as usize].hop else {
+            let flow = &mut self.flows[slot.0 as usize];
+            flow.facts.no_route = true;
+            flow.note_local(Seen::NoRoute, now);
+            return self.judge(slot, now);
+        };
+        match self.neighbours.resolve(hop, slot) {
+            Answer::Resolved(_) => self.open(slot, now),
+            Answer::Pending => {
+                let flow = &mut self.flows[slot.0 as usize];
+                flow.stage = Stage::Resolving;
+                flow.first_asked_at = now;
+            }
+            Answer::Failed => self.neighbour_failed(slot, now),
+        }
+    }
+
+    /// Begins a handshake on a 4-tuple that this run has not used before.
+    fn open(&mut self, slot: Slot, now: Instant) {
+        let index = slot.0 as usize;
+        let Target { peer, hop: Some(hop) } = self.targets[index] else { return };
+        let source = self.neighbours.hop(hop).source;
+        let flow = &mut self.flows[index];
+        let span = u32::from(self.source_ports.end() - self.source_ports.start()) + 1;
+        // Consecutive ports for one target: a closed 4-tuple is never used again (2 MSL).
+        let offset = (keyed_hash(self.plan.seed, b"port", peer, 0) as u32)
+            .wrapping_add(u32::from(flow.opens))
+            % span;
+        let local_port = self.source_ports.start() + offset as u16;
+        let iss = SeqNumber(keyed_hash(self.plan.seed, b"iss", peer, local_port) as u32);
+        flow.open(local_port, iss);
+        let key = FlowKey { local: SocketAddr::new(source, local_port), peer };
+        match self.table.insert(slot, &key, &flow.expect()) {
+            Ok(generation) => {
+                flow.generation = generation;
+                self.touch(slot);
+            }
+            Err(_) => {
+                flow.note_local(Seen::ObserverFault, now);
+                flow.facts.exhausted = true;
+                flow.facts.observer = true;
+                self.judge(slot, now);
+            }
+        }
+    }
+
+    fn next_owed(&mut self, now: Instant) -> Option<Due> {
+        loop {
+            let slot = *self.owing.front()?;
+            let index = slot.0 as usize;
+            let flow = &mut self.flows[index];
+            let Target { peer, hop: Some(hop) } = self.targets[index] else {
+                self.owing.pop_front();
+                continue;
+            };
+            let knew_peer = flow.knows_peer();
+            let Some(kind) = flow.next_segment(now, &self.plan) else {
+                flow.queued = false;
+                self.owing.pop_front();
+                continue;
+            };
+            let seq = match kind {
+                SegmentKind::Syn => flow.iss,
+                SegmentKind::Probe0 | SegmentKind::Probe1 => flow.snd_una() - 1,
+                SegmentKind::Fin => flow.snd_una(),
+                SegmentKind::Ack | SegmentKind::Rst => flow.snd_nxt(),
+            };
+            let variant = flow.sent_in_all % WINDOW_VARIANTS;
+            let outgoing = Outgoing {
+                kind,
+                mac: self.neighbours.mac(hop).unwrap_or_default(),
+                local_port: flow.local_port,
+                peer,
+                seq,
+                ack: (kind != SegmentKind::Syn && knew_peer).then_some(flow.rcv_nxt),
+                wnd: WINDOW - variant,
+                // Tells frames of one flow apart in captures; DF is set, so no more is needed.
+                ip_id: (slot.0 as u16).wrapping_mul(31).wrapping_add(flow.sent_in_all),
+            };
+            self.sent.segments[kind as usize] += 1;
+            self.touch(slot);
+            let path = self.neighbours.hop(hop).path;
+            let crafter = self.crafter_of_hop[hop.0 as usize];
+            return Some(Due { path, content: Content::Segment { crafter, outgoing } });
+        }
+    }
+
+    /// Writes the frame `due` into `buf` and returns its length in octets.
+    ///
+    /// # Errors
+    /// [`CraftError`]; `buf` is then unchanged.
+    pub fn emit(&self, due: &Due, buf: &mut [u8]) -> Result<usize, CraftError> {
+        match &due.content {
+            Content::Segment { crafter, outgoing } => {
+                self.crafters[usize::from(*crafter)].emit(outgoing, buf)
+            }
+            Content::ArpRequest { source, next_hop } => {
+                let path = &self.paths[usize::from(due.path.0)];
+                emit_arp_request(path, *source, *next_hop, buf)
+            }
+        }
+    }
+
+    /// Gives the verdict on a flow and begins to close it.
+    fn judge(&mut self, slot: Slot, now: Instant) {
+        let flow = &mut self.flows[slot.0 as usize];
+        let silence = flow.facts.exhausted || flow.facts.neighbour_failed;
+        if let Some((at, kind)) = self.trouble
+            && silence
+            && at >= flow.first_asked_at
+        {
+            flow.facts.observer = true;
+            flow.note_local(kind, now);
+        }
+        let verdict = self.verdict(slot, false);
+        let flow = &mut self.flows[slot.0 as usize];
+        if verdict.state == State::Alive {
+            self.repeats += u64::from(flow.repeats);
+            self.asked += u64::from(flow.sent_in_all);
+        }
+        let accused = matches!(verdict.state, State::Down | State::Unreachable);
+        flow.close(&self.plan, accused, self.repeats > 0);
+        self.verdicts.push_back(verdict);
+        self.touch(slot);
+    }
+
+    fn verdict(&mut self, slot: Slot, correction: bool) -> Verdict {
+        let Target { peer, hop } = self.targets[slot.0 as usize];
+        let flow = &mut self.flows[slot.0 as usize];
+        let (state, reason) = classify(&flow.facts);
+        let local = hop
+            .filter(|_| flow.opens > 0)
+            .map(|hop| SocketAddr::new(self.neighbours.hop(hop).source, flow.local_port));
+        Verdict {
+            target: TargetId(slot.0),
+            peer,
+            local,
+            round: 1,
+            state,
+            reason,
+            probes: flow.asked,
+            replies: flow.replies,
+            rtt: flow.rtt,
+            evidence: flow.evidence.clone(),
+            correction,
+        }
+    }
+
+    /// Makes the flow's new condition known: to the receivers, the wheel and the transmit queue.
+    fn touch(&mut self, slot: Slot) {
+        let flow = &mut self.flows[slot.0 as usize];
+        if flow.opens > 0 {
+            self.table.publish(slot, &flow.expect());
+        }
+        if flow.owes() && !flow.queued {
+            flow.queued = true;
+            self.owing.push_back(slot);
+        }
+        if flow.deadline != Instant::FAR_FUTURE && flow.deadline != flow.scheduled {
+            flow.scheduled = flow.deadline;
+            self.wheel.schedule(flow.deadline, slot, flow.generation);
+        }
+        let finished = flow.stage == Stage::Closed && !flow.owes();
+        if finished != flow.finished {
+            flow.finished = finished;
+            if finished {
+                flow.evidence = Vec::new();
+                self.unfinished -= 1;
+            } else {
+                self.unfinished += 1;
+            }
+        }
+    }
+
+    /// Ends the run early: unresolved peers become `undetermined`, open flows are closed.
+    pub fn interrupt(&mut self, now: Instant) {
+        self.started = self.order.len();
+        self.neighbours.abandon();
+        for index in 0..self.flows.len() {
+            let flow = &mut self.flows[index];
+            if !flow.is_judged() {
+                flow.note_local(Seen::Interrupted, now);
+                self.judge(Slot(index as u32), now);
+            }
+        }
+    }
+
+    /// Returns the next verdict.
+    pub fn poll_verdict(&mut self) -> Option<Verdict> {
+        self.verdicts.pop_front()
+    }
+
+    /// Returns the frames sent so far.
+    pub fn sent(&self) -> &TxCounts {
+        &self.sent
+    }
+
+    /// Returns the replies that were matched but not believed, in the order of [`Rejection::ALL`].
+    pub fn rejected(&self) -> &[u64; Rejection::ALL.len()] {
+        &self.rejected
+    }
+
+    /// Returns the share of SYNs and probes to live peers that had to be repeated, 0 to 1.
+    pub fn loss_estimate(&self) -> f64 {
+        if self.asked == 0 { 0.0 } else { self.repeats as f64 / self.asked as f64 }
+    }
+}
+
+/// Numbers that a peer or a bystander cannot foresee, the same for the same seed.
+fn keyed_hash(seed: u64, purpose: &[u8], peer: SocketAddr, salt: u16) -> u64 {
+    let mut hasher = SipHasher13::new_with_keys(seed, !seed);
+    hasher.write(purpose);
+    match peer.ip() {
+        IpAddr::V4(ip) => hasher.write(&ip.octets()),
+        IpAddr::V6(ip) => hasher.write(&ip.octets()),
+    }
+    hasher.write_u16(peer.port());
+    hasher.write_u16(salt);
+    hasher.finish()
+}
