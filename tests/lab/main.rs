@@ -1,0 +1,8 @@
+//! keepsweep against real kernels: the lab of `scripts/lab`, over AF_PACKET.
+//!
+//! Needs root. Without it these tests fail when CI is set and say so otherwise.
+
+mod ends;
+mod matrix;
+mod scale;
+mod support;
