@@ -1,1 +1,331 @@
-//! (stub)
+//! Keeps this host's kernel from resetting the flows that keepsweep owns.
+//!
+//! The kernel has no socket for those flows and answers their SYN-ACKs and ACKs with RST. The guard
+//! (`xdp/guard.bpf.c`) drops them on the way in, after AF_PACKET taps have seen them and before the
+//! IP layer does, unless the kernel owns the tuple; and it counts every RST that the stack sends
+//! from our addresses and ports all the same.
+//!
+//! Limits: it knows sockets, not NAT. A connection that this host forwards, and whose translated
+//! port falls into the guarded range, is dropped too. So is one whose socket is bound to a device
+//! above the one that the segment came in by (SO_BINDTODEVICE to a bridge or VLAN), if its port is
+//! in the range; [`super::ports::check`] refuses a range that holds such a socket.
+
+use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
+use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.bpf.o"));
+
+const INGRESS: &str = "guard_ingress";
+const EGRESS: &str = "guard_egress";
+
+/// `struct guard_source` of `xdp/shared.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Source {
+    version: u32,
+    addr: [u8; 16],
+}
+
+/// `struct guard_ports` of `xdp/shared.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ports {
+    lo: u16,
+    hi: u16,
+}
+
+const _: () = assert!(size_of::<Source>() == 20 && size_of::<Ports>() == 4);
+
+// SAFETY: repr(C), Copy, no padding (asserted above), every bit pattern valid.
+unsafe impl Pod for Source {}
+// SAFETY: as above.
+unsafe impl Pod for Ports {}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        let mut addr = [0; 16];
+        match address {
+            IpAddr::V4(v4) => {
+                addr[..4].copy_from_slice(&v4.octets());
+                Source { version: 4, addr }
+            }
+            IpAddr::V6(v6) => Source { version: 6, addr: v6.octets() },
+        }
+    }
+}
+
+/// `enum guard_counter` of `xdp/shared.h`.
+#[derive(Clone, Copy)]
+enum Counter {
+    Dropped = 0,
+    PassedOwned = 1,
+    KernelRsts = 2,
+}
+
+/// What is guarded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuardSpec {
+    /// Our source addresses.
+    pub sources: Vec<IpAddr>,
+    /// Our source ports, on each of them.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// What the guard has done since it was attached, on all interfaces together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct GuardCounts {
+    /// Inbound packets for our addresses and ports that were kept from the kernel.
+    pub dropped: u64,
+    /// Inbound packets for our addresses and ports that the kernel got, since it owns the tuple.
+    pub passed_owned: u64,
+    /// RSTs that the kernel sent from our addresses and ports. Must stay 0.
+    pub kernel_rsts: u64,
+}
+
+/// Why there is no guard, or no answer from it.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The object or one of its programs did not load.
+    #[error("load the guard: {reason}; {remedy}")]
+    Load {
+        /// What the kernel said.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A source address could not be put under the guard.
+    #[error("guard source address {source_ip}: {reason}")]
+    Configure {
+        /// The address.
+        source_ip: IpAddr,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A program did not attach.
+    #[error("attach the guard to {interface} ({direction}): {reason}; {remedy}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// `ingress` or `egress`.
+        direction: &'static str,
+        /// What the kernel said.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// None of the interfaces exists any more, or none was given.
+    #[error("attach the guard: none of its interfaces exists; check `ip link` and -i")]
+    NoInterface,
+    /// The counters could not be read.
+    #[error("read the guard's counters: {reason}")]
+    Counters {
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+/// The attached guard; dropping it detaches it.
+///
+/// It holds bpf_links and nothing pinned, so it is also gone when the process dies, however it dies.
+pub struct Guard {
+    // Owns the programs, and they own their links.
+    _programs: Ebpf,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").finish_non_exhaustive()
+    }
+}
+
+impl Guard {
+    /// Attaches the guard to every interface of `interfaces` (index and name), at the head of its
+    /// tcx chains: a program behind it cannot pass what it drops, and one that is attached there
+    /// already keeps its work for everything else.
+    ///
+    /// Interfaces are found by index; one that has disappeared meanwhile is left out. Needs Linux
+    /// 6.6, CAP_BPF and CAP_NET_ADMIN; two file descriptors an interface.
+    ///
+    /// # Errors
+    /// [`GuardError`], naming the operation, the interface, what the kernel said and what to do.
+    /// Nothing stays attached then.
+    pub fn attach(interfaces: &[(u32, String)], spec: &GuardSpec) -> Result<Guard, GuardError> {
+        let mut programs = load(spec)?;
+        let mut attached = 0_usize;
+        for (index, name) in interfaces {
+            // Names move between interfaces, indices do not.
+            let name = match if_indextoname(*index) {
+                Ok(now) => now.to_string_lossy().into_owned(),
+                Err(Errno::ENXIO | Errno::ENODEV) => {
+                    tracing::debug!(interface = name, index, "gone before it was guarded");
+                    continue;
+                }
+                Err(errno) => return Err(attach_error(name, "ingress", &io::Error::from(errno))),
+            };
+            let ingress = attach_one(&mut programs, INGRESS, &name, TcAttachType::Ingress)?;
+            let egress = attach_one(&mut programs, EGRESS, &name, TcAttachType::Egress)?;
+            attached += usize::from(ingress && egress);
+        }
+        if attached == 0 {
+            return Err(GuardError::NoInterface);
+        }
+
+        let counters = programs
+            .take_map("counters")
+            .ok_or_else(|| GuardError::Counters { reason: "no such map".to_owned() })?;
+        let counters = PerCpuArray::try_from(counters)
+            .map_err(|error| GuardError::Counters { reason: chain(&error) })?;
+        Ok(Guard { _programs: programs, counters })
+    }
+
+    /// Returns what the guard has counted so far. Needs no privilege.
+    ///
+    /// # Errors
+    /// [`GuardError::Counters`].
+    pub fn counts(&self) -> Result<GuardCounts, GuardError> {
+        Ok(GuardCounts {
+            dropped: self.count(Counter::Dropped)?,
+            passed_owned: self.count(Counter::PassedOwned)?,
+            kernel_rsts: self.count(Counter::KernelRsts)?,
+        })
+    }
+
+    fn count(&self, counter: Counter) -> Result<u64, GuardError> {
+        let per_cpu = self
+            .counters
+            .get(&(counter as u32), 0)
+            .map_err(|error| GuardError::Counters { reason: chain(&error) })?;
+        Ok(per_cpu.iter().sum())
+    }
+}
+
+/// Loads the programs and tells them what is ours; nothing is attached yet.
+fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
+    let load_error = |error: &(dyn Error + 'static)| GuardError::Load {
+        reason: chain(error),
+        remedy: remedy(error),
+    };
+    let capacity = u32::try_from(spec.sources.len().max(1)).unwrap_or(u32::MAX);
+    let mut programs = EbpfLoader::new()
+        .map_max_entries("sources", capacity)
+        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .load(OBJECT)
+        .map_err(|error| load_error(&error))?;
+
+    let sources = programs.map_mut("sources").ok_or_else(|| missing("map sources"))?;
+    let mut sources: HashMap<_, Source, Ports> =
+        HashMap::try_from(sources).map_err(|error| load_error(&error))?;
+    let ports = Ports { lo: *spec.ports.start(), hi: *spec.ports.end() };
+    for &source_ip in &spec.sources {
+        sources
+            .insert(Source::from(source_ip), ports, 0)
+            .map_err(|error| GuardError::Configure { source_ip, reason: chain(&error) })?;
+    }
+
+    for name in [INGRESS, EGRESS] {
+        program(&mut programs, name)?.load().map_err(|error| load_error(&error))?;
+    }
+    Ok(programs)
+}
+
+/// Attaches one program and returns whether the interface still existed.
+fn attach_one(
+    programs: &mut Ebpf,
+    name: &str,
+    interface: &str,
+    attach_type: TcAttachType,
+) -> Result<bool, GuardError> {
+    let direction = match attach_type {
+        TcAttachType::Ingress => "ingress",
+        _ => "egress",
+    };
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    match program(programs, name)?.attach_with_options(interface, attach_type, options) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(errno(&error), Some(Errno::ENODEV | Errno::ENXIO)) => Ok(false),
+        Err(error) => Err(attach_error(interface, direction, &error)),
+    }
+}
+
+fn program<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, GuardError> {
+    programs
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| missing(&format!("program {name}")))
+}
+
+fn missing(what: &str) -> GuardError {
+    GuardError::Load {
+        reason: format!("the embedded object has no {what}"),
+        remedy: "this build is broken: build it again".to_owned(),
+    }
+}
+
+fn attach_error(
+    interface: &str,
+    direction: &'static str,
+    error: &(dyn Error + 'static),
+) -> GuardError {
+    GuardError::Attach {
+        interface: interface.to_owned(),
+        direction,
+        reason: chain(error),
+        remedy: remedy(error),
+    }
+}
+
+/// Joins an error and its causes; aya's outermost text does not contain the errno.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            text.push_str(": ");
+            text.push_str(&inner);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(Errno::from_raw(code));
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn remedy(error: &(dyn Error + 'static)) -> String {
+    if matches!(errno(error), Some(Errno::EPERM | Errno::EACCES)) {
+        return "needs CAP_BPF and CAP_NET_ADMIN outside any user namespace: try sudo".to_owned();
+    }
+    if errno(error) == Some(Errno::EMFILE) {
+        return "two file descriptors are needed an interface: raise `ulimit -n`, or name the \
+                interface with -i"
+            .to_owned();
+    }
+    match KernelVersion::current() {
+        // The link type and the attach types are unknown to older kernels, which say EINVAL.
+        Ok(version) if version < KernelVersion::new(6, 6, 0) => {
+            "the guard needs tcx, that is Linux 6.6 or newer".to_owned()
+        }
+        _ => "the guard needs Linux 6.6 or newer with CONFIG_BPF_SYSCALL and CONFIG_NET_XGRESS"
+            .to_owned(),
+    }
+}

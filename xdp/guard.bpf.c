@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//
+// The guard. The kernel does not know the flows that keepsweep owns and would answer their
+// SYN-ACKs and ACKs with RST, which kills them.
+//
+// Both programs return TCX_NEXT for what is none of their business, so that tcx programs behind
+// them see it as if the guard were not there.
+
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "parse.h"
+#include "shared.h"
+
+/* The names of linux/bpf.h from 6.6 on, with the same values; older headers lack them. */
+#define NEXT TC_ACT_UNSPEC
+#define DROP TC_ACT_SHOT
+
+/* Enough for two VLAN tags, the longest IPv4 header and a TCP header, or IPv6 with extensions. */
+#define HEADERS_MAX 256
+#define TCP_FLAGS 13
+#define TCP_RST 0x04
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* set by Rust */
+	__type(key, struct guard_source);
+	__type(value, struct guard_ports);
+} sources SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, GUARD_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+static __always_inline void count(__u32 counter)
+{
+	__u64 *value = bpf_map_lookup_elem(&counters, &counter);
+
+	if (value)
+		*value += 1;
+}
+
+static __always_inline enum parse_result parse(struct __sk_buff *skb, struct segment *segment)
+{
+	enum parse_result result = parse_segment(skb, segment);
+	__u32 len = skb->len;
+
+	if (result != PARSE_SHORT)
+		return result;
+	// Some drivers leave the headers in page fragments, where relative reads do not reach.
+	if (bpf_skb_pull_data(skb, len < HEADERS_MAX ? len : HEADERS_MAX))
+		return PARSE_SHORT;
+	return parse_segment(skb, segment);
+}
+
+static __always_inline int is_ours(const struct guard_source *source, __be16 port_be)
+{
+	const struct guard_ports *ports = bpf_map_lookup_elem(&sources, source);
+	__u16 port = bpf_ntohs(port_be);
+
+	return ports && ports->lo <= port && port <= ports->hi;
+}
+
+SEC("classifier")
+int guard_ingress(struct __sk_buff *skb)
+{
+	struct segment segment = {};
+	struct guard_source dest = {};
+	struct bpf_sock *sk;
+	__u32 tuple_len;
+	__be16 port_be;
+
+	if (parse(skb, &segment) != PARSE_TCP)
+		return NEXT;
+
+	dest.version = segment.version;
+	if (segment.version == 4) {
+		__builtin_memcpy(dest.addr, &segment.tuple.ipv4.daddr, 4);
+		port_be = segment.tuple.ipv4.dport;
+		tuple_len = sizeof(segment.tuple.ipv4);
+	} else {
+		__builtin_memcpy(dest.addr, segment.tuple.ipv6.daddr, 16);
+		port_be = segment.tuple.ipv6.dport;
+		tuple_len = sizeof(segment.tuple.ipv6);
+	}
+	if (!is_ours(&dest, port_be))
+		return NEXT;
+
+	// The skc variant also finds request and TIME_WAIT sockets, which own their tuple too.
+	sk = bpf_skc_lookup_tcp(skb, &segment.tuple, tuple_len, BPF_F_CURRENT_NETNS, 0);
+	if (sk) {
+		bpf_sk_release(sk);
+		count(GUARD_PASSED_OWNED);
+		return NEXT;
+	}
+	count(GUARD_DROPPED);
+	return DROP;
+}
+
+// Frames that keepsweep crafts itself bypass the qdisc layer (PACKET_QDISC_BYPASS) and with it this
+// program: what it sees comes from the stack.
+SEC("classifier")
+int guard_egress(struct __sk_buff *skb)
+{
+	struct segment segment = {};
+	struct guard_source source = {};
+	__be16 port_be;
+	__u8 flags;
+
+	if (parse(skb, &segment) != PARSE_TCP)
+		return NEXT;
+
+	source.version = segment.version;
+	if (segment.version == 4) {
+		__builtin_memcpy(source.addr, &segment.tuple.ipv4.saddr, 4);
+		port_be = segment.tuple.ipv4.sport;
+	} else {
+		__builtin_memcpy(source.addr, segment.tuple.ipv6.saddr, 16);
+		port_be = segment.tuple.ipv6.sport;
+	}
+	if (!is_ours(&source, port_be))
+		return NEXT;
+	if (read(skb, segment.tcp + TCP_FLAGS, &flags, sizeof(flags)))
+		return NEXT;
+	if (flags & TCP_RST)
+		count(GUARD_KERNEL_RSTS);
+	return NEXT;
+}
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";

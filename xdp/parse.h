@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0
+ *
+ * Finds the TCP header of an sk_buff.
+ *
+ * Everything is read relative to the network header, which the kernel has set before any tcx
+ * program runs: that is the same for devices with and without a MAC header, and for tags that the
+ * NIC has taken off.
+ */
+#ifndef KEEPSWEEP_PARSE_H
+#define KEEPSWEEP_PARSE_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define VLAN_TAGS_MAX 2
+/* Linux accepts 8 options within a header, not that many headers; no real chain is this long. */
+#define IPV6_HEADERS_MAX 8
+
+#define IPV4_OFFSET_MASK 0x1fff
+#define IPV6_OFFSET_MASK 0xfff8
+
+enum parse_result {
+	PARSE_TCP,    /* `segment` is filled in */
+	PARSE_OTHER,  /* not TCP, or a fragment that carries no ports */
+	PARSE_SHORT,  /* ends early, or its headers are not in the linear part of the sk_buff */
+};
+
+struct segment {
+	__u32 version;                /* 4 or 6 */
+	struct bpf_sock_tuple tuple;  /* network order, the member that `version` names */
+	__u32 tcp;                    /* offset of the TCP header from the network header */
+};
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 protocol;
+};
+
+/* The first two octets of every extension header. */
+struct extension {
+	__u8 next_header;
+	__u8 length;
+};
+
+struct fragment {
+	__u8 next_header;
+	__u8 reserved;
+	__be16 offset;
+	__be32 id;
+};
+
+struct ports {
+	__be16 source;
+	__be16 dest;
+};
+
+static __always_inline int read(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
+{
+	return bpf_skb_load_bytes_relative(skb, offset, to, len, BPF_HDR_START_NET) ? -1 : 0;
+}
+
+static __always_inline enum parse_result parse_ipv4(struct __sk_buff *skb, __u32 offset,
+						    struct segment *segment)
+{
+	struct iphdr ip;
+	struct ports ports;
+
+	if (read(skb, offset, &ip, sizeof(ip)))
+		return PARSE_SHORT;
+	if (ip.version != 4 || ip.ihl < 5 || ip.protocol != IPPROTO_TCP)
+		return PARSE_OTHER;
+	if (ip.frag_off & bpf_htons(IPV4_OFFSET_MASK))
+		return PARSE_OTHER;
+	offset += ip.ihl * 4;
+	if (read(skb, offset, &ports, sizeof(ports)))
+		return PARSE_SHORT;
+
+	segment->version = 4;
+	segment->tcp = offset;
+	segment->tuple.ipv4.saddr = ip.saddr;
+	segment->tuple.ipv4.daddr = ip.daddr;
+	segment->tuple.ipv4.sport = ports.source;
+	segment->tuple.ipv4.dport = ports.dest;
+	return PARSE_TCP;
+}
+
+static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, __u32 offset,
+						    struct segment *segment)
+{
+	struct ipv6hdr ip;
+	struct ports ports;
+	__u8 next_header;
+	int i;
+
+	if (read(skb, offset, &ip, sizeof(ip)))
+		return PARSE_SHORT;
+	if (ip.version != 6)
+		return PARSE_OTHER;
+	next_header = ip.nexthdr;
+	offset += sizeof(ip);
+
+	for (i = 0; i < IPV6_HEADERS_MAX && next_header != IPPROTO_TCP; i++) {
+		struct extension extension;
+		struct fragment fragment;
+
+		switch (next_header) {
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_DSTOPTS:
+			if (read(skb, offset, &extension, sizeof(extension)))
+				return PARSE_SHORT;
+			next_header = extension.next_header;
+			offset += (extension.length + 1) * 8;
+			break;
+		case IPPROTO_AH:
+			if (read(skb, offset, &extension, sizeof(extension)))
+				return PARSE_SHORT;
+			next_header = extension.next_header;
+			offset += (extension.length + 2) * 4;
+			break;
+		case IPPROTO_FRAGMENT:
+			if (read(skb, offset, &fragment, sizeof(fragment)))
+				return PARSE_SHORT;
+			if (fragment.offset & bpf_htons(IPV6_OFFSET_MASK))
+				return PARSE_OTHER;
+			next_header = fragment.next_header;
+			offset += sizeof(fragment);
+			break;
+		default:
+			return PARSE_OTHER;
+		}
+	}
+	if (next_header != IPPROTO_TCP)
+		return PARSE_OTHER;
+	if (read(skb, offset, &ports, sizeof(ports)))
+		return PARSE_SHORT;
+
+	segment->version = 6;
+	segment->tcp = offset;
+	__builtin_memcpy(segment->tuple.ipv6.saddr, &ip.saddr, sizeof(ip.saddr));
+	__builtin_memcpy(segment->tuple.ipv6.daddr, &ip.daddr, sizeof(ip.daddr));
+	segment->tuple.ipv6.sport = ports.source;
+	segment->tuple.ipv6.dport = ports.dest;
+	return PARSE_TCP;
+}
+
+/* Fills in `segment`, or says why there is none. Reads nothing outside the packet. */
+static __noinline enum parse_result parse_segment(struct __sk_buff *skb, struct segment *segment)
+{
+	__be16 protocol = skb->protocol;
+	__u32 offset = 0;
+	int i;
+
+	for (i = 0; i < VLAN_TAGS_MAX; i++) {
+		struct vlan_tag tag;
+
+		if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD))
+			break;
+		if (read(skb, offset, &tag, sizeof(tag)))
+			return PARSE_SHORT;
+		protocol = tag.protocol;
+		offset += sizeof(tag);
+	}
+
+	if (protocol == bpf_htons(ETH_P_IP))
+		return parse_ipv4(skb, offset, segment);
+	if (protocol == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(skb, offset, segment);
+	return PARSE_OTHER;
+}
+
+#endif
