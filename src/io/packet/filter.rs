@@ -1,0 +1,351 @@
+//! The classic BPF program that lets in what may be an answer to us, and nothing else.
+#![forbid(unsafe_code)]
+
+use crate::wire::MacAddr;
+use libc::{
+    BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K,
+    BPF_LD, BPF_LDX, BPF_MSH, BPF_RET, BPF_W, sock_filter,
+};
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+/// What the receiving end lets in.
+///
+/// - TCP over IPv4 to one of `addresses` and a port in `ports`, first fragments only;
+/// - ICMP errors (types 3, 4, 11, 12) to one of `addresses`, first fragments only;
+/// - ARP requests and replies whose target address is one of `addresses`.
+///
+/// IPv4 frames must also be addressed to `mac`, so that promiscuous mode changes nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FilterSpec {
+    /// Our addresses on the interface.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Our source ports.
+    pub ports: RangeInclusive<u16>,
+    /// The interface's address.
+    pub mac: MacAddr,
+}
+
+const ETHERTYPE: u32 = 12;
+const NETWORK: u32 = 14;
+const IPV4: u32 = 0x0800;
+const ARP: u32 = 0x0806;
+const TCP: u32 = 6;
+const ICMP: u32 = 1;
+
+/// Frames are taken whole: a segment cut off by a snap length would contradict its IP total length.
+const ACCEPT: u32 = u32::MAX;
+
+impl FilterSpec {
+    /// Returns the program, or `None` if it would exceed the kernel's 4,096 instructions (about
+    /// 2,000 addresses).
+    pub(super) fn program(&self) -> Option<Vec<sock_filter>> {
+        let mac = self.mac.0;
+        let mut p = Program::default();
+
+        p.load_half(ETHERTYPE);
+        let arp = p.placeholder();
+        p.require(BPF_JEQ, IPV4);
+        p.load_word(2);
+        p.require(BPF_JEQ, u32::from_be_bytes([mac[2], mac[3], mac[4], mac[5]]));
+        p.load_half(0);
+        p.require(BPF_JEQ, u32::from_be_bytes([0, 0, mac[0], mac[1]]));
+        p.load_word(NETWORK + 16);
+        let addresses = p.placeholder();
+
+        p.patch_equal(arp, ARP);
+        p.load_word(NETWORK);
+        p.require(BPF_JEQ, 0x0001_0800); // Ethernet, IPv4
+        p.load_half(NETWORK + 4);
+        p.require(BPF_JEQ, 0x0604); // address lengths
+        p.load_half(NETWORK + 6);
+        p.require_one_of(&[1, 2]); // request, reply
+        p.load_word(NETWORK + 24);
+
+        // Both families of frame have their destination in the accumulator here, so that the list
+        // of addresses, the only part that grows, is needed once.
+        p.patch_always(addresses);
+        let ours: Vec<u32> = self.addresses.iter().map(|&address| address.into()).collect();
+        p.require_one_of(&ours);
+
+        p.load_half(ETHERTYPE);
+        p.accept_if(BPF_JEQ, ARP);
+        p.load_half(NETWORK + 6);
+        p.reject_if(BPF_JSET, 0x1fff); // fragment offset
+        p.load_index_with_ihl();
+        p.load_byte(NETWORK + 9);
+        let icmp = p.placeholder();
+        p.require(BPF_JEQ, TCP);
+        p.load_half_indexed(NETWORK + 2);
+        p.require(BPF_JGE, u32::from(*self.ports.start()));
+        p.reject_if(BPF_JGT, u32::from(*self.ports.end()));
+        p.ret(ACCEPT);
+
+        p.patch_equal(icmp, ICMP);
+        p.load_byte_indexed(NETWORK);
+        p.require_one_of(&[3, 4, 11, 12]);
+        p.ret(ACCEPT);
+
+        (p.0.len() <= libc::BPF_MAXINSNS as usize).then_some(p.0)
+    }
+}
+
+/// A program as it grows; every conditional jump spans one instruction, so that no jump can be too
+/// far for its eight bits.
+#[derive(Default)]
+struct Program(Vec<sock_filter>);
+
+impl Program {
+    fn push(&mut self, code: u32, jt: u8, jf: u8, k: u32) {
+        self.0.push(sock_filter { code: code as u16, jt, jf, k });
+    }
+
+    fn load_byte(&mut self, at: u32) {
+        self.push(BPF_LD | BPF_B | BPF_ABS, 0, 0, at);
+    }
+
+    fn load_half(&mut self, at: u32) {
+        self.push(BPF_LD | BPF_H | BPF_ABS, 0, 0, at);
+    }
+
+    fn load_word(&mut self, at: u32) {
+        self.push(BPF_LD | BPF_W | BPF_ABS, 0, 0, at);
+    }
+
+    fn load_byte_indexed(&mut self, at: u32) {
+        self.push(BPF_LD | BPF_B | BPF_IND, 0, 0, at);
+    }
+
+    fn load_half_indexed(&mut self, at: u32) {
+        self.push(BPF_LD | BPF_H | BPF_IND, 0, 0, at);
+    }
+
+    fn load_index_with_ihl(&mut self) {
+        self.push(BPF_LDX | BPF_B | BPF_MSH, 0, 0, NETWORK);
+    }
+
+    fn ret(&mut self, octets: u32) {
+        self.push(BPF_RET | BPF_K, 0, 0, octets);
+    }
+
+    fn require(&mut self, comparison: u32, k: u32) {
+        self.push(BPF_JMP | comparison | BPF_K, 1, 0, k);
+        self.ret(0);
+    }
+
+    fn reject_if(&mut self, comparison: u32, k: u32) {
+        self.push(BPF_JMP | comparison | BPF_K, 0, 1, k);
+        self.ret(0);
+    }
+
+    fn accept_if(&mut self, comparison: u32, k: u32) {
+        self.push(BPF_JMP | comparison | BPF_K, 0, 1, k);
+        self.ret(ACCEPT);
+    }
+
+    /// Goes on only if the accumulator equals one of `values`.
+    fn require_one_of(&mut self, values: &[u32]) {
+        let end = self.0.len() + 2 * values.len() + 1;
+        for &value in values {
+            self.push(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, value);
+            let next = self.0.len() + 1;
+            self.push(BPF_JMP | BPF_JA, 0, 0, (end - next) as u32);
+        }
+        self.ret(0);
+    }
+
+    /// Leaves room for a jump whose target is not known yet.
+    fn placeholder(&mut self) -> usize {
+        self.push(BPF_JMP | BPF_JA, 0, 0, 0);
+        self.push(BPF_JMP | BPF_JA, 0, 0, 0);
+        self.0.len() - 2
+    }
+
+    /// Makes the jump at `at` lead here if the accumulator equals `k`.
+    fn patch_equal(&mut self, at: usize, k: u32) {
+        self.0[at] = sock_filter { code: (BPF_JMP | BPF_JEQ | BPF_K) as u16, jt: 0, jf: 1, k };
+        self.0[at + 1].k = (self.0.len() - at - 2) as u32;
+    }
+
+    /// Makes the jump at `at` lead here.
+    fn patch_always(&mut self, at: usize) {
+        self.0[at + 1].k = (self.0.len() - at - 2) as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::packet::Socket;
+    use std::os::unix::net::UnixDatagram;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+    const OURS: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 3);
+    const ALSO_OURS: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 4);
+
+    fn spec() -> FilterSpec {
+        FilterSpec { addresses: vec![OURS, ALSO_OURS], ports: 61000..=61999, mac: MacAddr(MAC) }
+    }
+
+    /// Runs a filter in the kernel: a datagram socket lets in what its filter does.
+    struct Gate {
+        inside: UnixDatagram,
+        outside: UnixDatagram,
+    }
+
+    impl Gate {
+        fn new(spec: &FilterSpec) -> Self {
+            let (inside, outside) = UnixDatagram::pair().unwrap();
+            inside.set_nonblocking(true).unwrap();
+            let mut program = spec.program().unwrap();
+            let fprog =
+                libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+            let fd = inside.try_clone().unwrap().into();
+            let socket = Socket { fd, ifindex: 0, interface: "test".to_owned() };
+            socket.set("attach", libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &fprog).unwrap();
+            Self { inside, outside }
+        }
+
+        fn lets_in(&self, frame: &[u8]) -> bool {
+            self.outside.send(frame).unwrap();
+            let mut received = [0; 2048];
+            match self.inside.recv(&mut received) {
+                Ok(length) => {
+                    assert_eq!(&received[..length], frame, "taken whole");
+                    true
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                    false
+                }
+            }
+        }
+    }
+
+    fn ethernet(dst: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+        [&dst[..], &[2, 0, 0, 0, 0, 9], &ethertype.to_be_bytes(), payload].concat()
+    }
+
+    fn ipv4(protocol: u8, dst: Ipv4Addr, options: usize, fragment: u16, payload: &[u8]) -> Vec<u8> {
+        let header = 20 + options;
+        let mut packet = vec![0; header];
+        packet[0] = 0x40 | (header / 4) as u8;
+        packet[2..4].copy_from_slice(&((header + payload.len()) as u16).to_be_bytes());
+        packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+        packet[8] = 64;
+        packet[9] = protocol;
+        packet[12..16].copy_from_slice(&[10, 9, 9, 9]);
+        packet[16..20].copy_from_slice(&dst.octets());
+        packet.extend_from_slice(payload);
+        ethernet(MAC, 0x0800, &packet)
+    }
+
+    fn tcp(dst_port: u16) -> Vec<u8> {
+        let mut segment = vec![0; 20];
+        segment[..2].copy_from_slice(&80u16.to_be_bytes());
+        segment[2..4].copy_from_slice(&dst_port.to_be_bytes());
+        segment[12] = 0x50;
+        segment
+    }
+
+    fn arp(op: u16, target: Ipv4Addr) -> Vec<u8> {
+        let mut packet = vec![0, 1, 8, 0, 6, 4];
+        packet.extend_from_slice(&op.to_be_bytes());
+        packet.extend_from_slice(&[2, 0, 0, 0, 0, 9, 10, 9, 9, 9, 0, 0, 0, 0, 0, 0]);
+        packet.extend_from_slice(&target.octets());
+        packet
+    }
+
+    #[test]
+    fn lets_in_tcp_to_our_addresses_and_ports() {
+        let gate = Gate::new(&spec());
+        for address in [OURS, ALSO_OURS] {
+            for options in [0, 4, 40] {
+                for port in [61000, 61500, 61999] {
+                    assert!(gate.lets_in(&ipv4(6, address, options, 0x4000, &tcp(port))));
+                }
+            }
+        }
+        let long = [tcp(61000), vec![7; 1400]].concat();
+        assert!(gate.lets_in(&ipv4(6, OURS, 0, 0, &long)));
+        assert!(gate.lets_in(&ipv4(6, OURS, 0, 0x2000, &tcp(61000))), "first fragment");
+    }
+
+    #[test]
+    fn keeps_out_other_ports_addresses_and_protocols() {
+        let gate = Gate::new(&spec());
+        for port in [0, 80, 60999, 62000, 65535] {
+            assert!(!gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(port))), "port {port}");
+        }
+        for address in [[10, 1, 2, 5], [10, 1, 2, 2], [0, 0, 0, 0], [255, 255, 255, 255]] {
+            assert!(!gate.lets_in(&ipv4(6, address.into(), 0, 0, &tcp(61000))));
+        }
+        assert!(!gate.lets_in(&ipv4(17, OURS, 0, 0, &tcp(61000))), "UDP");
+        assert!(!gate.lets_in(&ipv4(6, OURS, 0, 1, &tcp(61000))), "later fragment");
+        assert!(!gate.lets_in(&ipv4(1, OURS, 0, 1, &[3, 1, 0, 0])), "later fragment");
+        let mut foreign = ipv4(6, OURS, 0, 0, &tcp(61000));
+        for octet in 0..6 {
+            foreign[octet] ^= 1;
+            assert!(!gate.lets_in(&foreign), "MAC address of someone else");
+            foreign[octet] ^= 1;
+        }
+        let mut ipv6 = ipv4(6, OURS, 0, 0, &tcp(61000));
+        ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
+        assert!(!gate.lets_in(&ipv6));
+    }
+
+    #[test]
+    fn lets_in_icmp_errors_only() {
+        let gate = Gate::new(&spec());
+        for icmp_type in 0..=255 {
+            let frame = ipv4(1, OURS, 8, 0, &[icmp_type, 1, 0, 0, 0, 0, 0, 0]);
+            assert_eq!(gate.lets_in(&frame), [3, 4, 11, 12].contains(&icmp_type), "{icmp_type}");
+        }
+        assert!(!gate.lets_in(&ipv4(1, [10, 1, 2, 5].into(), 0, 0, &[3, 1, 0, 0])));
+    }
+
+    #[test]
+    fn lets_in_arp_for_our_addresses_only() {
+        let gate = Gate::new(&spec());
+        for op in 0..=4 {
+            for dst in [MAC, [0xff; 6]] {
+                let frame = ethernet(dst, 0x0806, &arp(op, ALSO_OURS));
+                assert_eq!(gate.lets_in(&frame), op == 1 || op == 2, "operation {op}");
+            }
+        }
+        assert!(!gate.lets_in(&ethernet(MAC, 0x0806, &arp(2, [10, 1, 2, 5].into()))));
+        let mut not_ipv4 = arp(2, OURS);
+        not_ipv4[3] = 1;
+        assert!(!gate.lets_in(&ethernet(MAC, 0x0806, &not_ipv4)));
+    }
+
+    #[test]
+    fn keeps_out_every_truncation() {
+        let gate = Gate::new(&spec());
+        // What the filter looks at last: port, ICMP type, ARP target address.
+        let frames = [
+            (ipv4(6, OURS, 4, 0, &tcp(61000)), 14 + 24 + 4),
+            (ipv4(1, OURS, 4, 0, &[3, 1, 0, 0]), 14 + 24 + 1),
+            (ethernet(MAC, 0x0806, &arp(2, OURS)), 14 + 28),
+        ];
+        for (frame, needed) in frames {
+            for length in 1..=frame.len() {
+                assert_eq!(gate.lets_in(&frame[..length]), length >= needed, "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn holds_many_addresses_or_none() {
+        let many: Vec<Ipv4Addr> = (0..1900u32).map(|i| Ipv4Addr::from(0x0a02_0000 + i)).collect();
+        let gate = Gate::new(&FilterSpec { addresses: many.clone(), ..spec() });
+        for address in [many[0], many[127], many[128], many[1000], many[1899]] {
+            assert!(gate.lets_in(&ipv4(6, address, 0, 0, &tcp(61000))));
+        }
+        assert!(!gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(61000))));
+        let gate = Gate::new(&FilterSpec { addresses: Vec::new(), ..spec() });
+        assert!(!gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(61000))));
+        let too_many = vec![OURS; 2100];
+        assert!(FilterSpec { addresses: too_many, ..spec() }.program().is_none());
+    }
+}

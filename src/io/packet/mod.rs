@@ -1,0 +1,110 @@
+//! The AF_PACKET path: `sendmmsg` past the queueing discipline out, a TPACKET_V3 ring in.
+//!
+//! One sending and one receiving socket per egress interface. The sending socket is bound to
+//! protocol 0 and so receives nothing; the receiving one takes every protocol (ETH_P_ALL) through
+//! a classic BPF filter, because only ETH_P_ALL taps see a frame before tc ingress does, where the
+//! guard drops it.
+
+mod block;
+mod filter;
+mod ring;
+mod rx;
+mod tx;
+
+pub use filter::FilterSpec;
+pub use rx::{PacketRx, RxOptions};
+pub use tx::{FRAME_OCTETS, PacketTx};
+
+use super::IoError;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// An AF_PACKET socket and the interface it belongs to.
+#[derive(Debug)]
+struct Socket {
+    fd: OwnedFd,
+    ifindex: i32,
+    interface: String,
+}
+
+impl Socket {
+    /// Opens a socket that receives nothing until it is bound to a protocol.
+    fn open(ifindex: u32, interface: &str) -> Result<Self, IoError> {
+        let error = |source| io_error("open AF_PACKET socket", interface, source);
+        let ifindex = i32::try_from(ifindex).map_err(|_| error(Errno::ENODEV.into()))?;
+        // Protocol 0 (nix: none): a socket made with a protocol would collect frames of every
+        // interface, unfiltered, until it is bound.
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None)
+            .map_err(|errno| error(errno.into()))?;
+        Ok(Self { fd, ifindex, interface: interface.to_owned() })
+    }
+
+    fn error(&self, operation: &'static str, source: io::Error) -> IoError {
+        io_error(operation, &self.interface, source)
+    }
+
+    /// Sets an integer or structure option that takes the kernel's own layout `T`.
+    fn set<T>(
+        &self,
+        operation: &'static str,
+        level: i32,
+        option: i32,
+        value: &T,
+    ) -> Result<(), IoError> {
+        // SAFETY: the kernel reads exactly size_of::<T>() octets from `value`, which outlives the call.
+        let result = unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                level,
+                option,
+                std::ptr::from_ref(value).cast(),
+                size_of::<T>() as libc::socklen_t,
+            )
+        };
+        Errno::result(result).map(drop).map_err(|errno| self.error(operation, errno.into()))
+    }
+
+    /// Binds to the interface and to `protocol` (host order; 0 receives nothing).
+    fn bind(&self, protocol: u16) -> Result<(), IoError> {
+        // SAFETY: sockaddr_ll is plain old data, for which all zero is a valid value.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol.to_be();
+        address.sll_ifindex = self.ifindex;
+        // SAFETY: the kernel reads one sockaddr_ll from `address`, which outlives the call.
+        let result = unsafe {
+            libc::bind(
+                self.fd.as_raw_fd(),
+                std::ptr::from_ref(&address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        Errno::result(result)
+            .map(drop)
+            .map_err(|errno| self.error("bind AF_PACKET socket", errno.into()))?;
+        // An interface that is down does not fail the bind: it is left as a pending error.
+        self.check("bind AF_PACKET socket")
+    }
+
+    /// Takes the socket's pending error, such as ENETDOWN after the interface went down.
+    fn check(&self, operation: &'static str) -> Result<(), IoError> {
+        match getsockopt(&self.fd, sockopt::SocketError) {
+            Ok(0) => Ok(()),
+            Ok(errno) => Err(self.error(operation, io::Error::from_raw_os_error(errno))),
+            Err(errno) => Err(self.error(operation, errno.into())),
+        }
+    }
+}
+
+fn io_error(operation: &'static str, interface: &str, source: io::Error) -> IoError {
+    let remedy = match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "needs CAP_NET_RAW, try sudo",
+        Some(libc::ENETDOWN) => "bring the interface up",
+        Some(libc::ENXIO | libc::ENODEV) => "the interface is gone",
+        _ => "",
+    };
+    IoError { operation, object: interface.to_owned(), source, remedy }
+}

@@ -1,0 +1,228 @@
+//! Receiving: frames from a TPACKET_V3 ring, behind a classic BPF filter.
+
+use super::block::Frames;
+use super::filter::FilterSpec;
+use super::ring::Ring;
+use super::{Socket, io_error};
+use crate::io::{IoError, Receive, Received, RxFrame, RxStats};
+use crate::time::{Clock, Instant};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+/// How long a frame may be on its way from the interrupt into the ring: a softirq that is put off
+/// to ksoftirqd waits for a time slice, a tick of 4 ms at HZ=250.
+const SOFTIRQ_MARGIN: Duration = Duration::from_millis(4);
+
+/// Between two calls CLOCK_REALTIME and CLOCK_MONOTONIC drift apart by less than this unless
+/// someone sets the clock (NTP slews by at most 0.5 ms a second).
+const CLOCK_STEP_NS: u64 = 1_000_000;
+
+/// How the receive ring is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RxOptions {
+    /// Octets of locked kernel memory; less is taken if memory is short, down to 1 MiB.
+    pub ring_octets: usize,
+    /// After how many milliseconds the kernel hands over a block that is not full: the latency of a
+    /// lone frame. Each such block is spent on the few frames in it, so that the ring outlasts a
+    /// receiver that is stopped for (number of blocks) × this.
+    pub retire_ms: u32,
+}
+
+impl Default for RxOptions {
+    /// 32 MiB and 2 ms: 256 blocks, half a second of trickle, or about 230,000 replies at once.
+    fn default() -> Self {
+        Self { ring_octets: 32 << 20, retire_ms: 2 }
+    }
+}
+
+/// Receives frames of one interface by AF_PACKET.
+///
+/// An 802.1Q tag that the kernel has stripped (TP_STATUS_VLAN_VALID) is not put back: such frames
+/// look untagged. Frames that this host sends are not seen.
+#[derive(Debug)]
+pub struct PacketRx {
+    // First, so that the ring is unmapped before its socket closes.
+    ring: Ring,
+    socket: Socket,
+    stats: RxStats,
+    clock: Clock,
+    /// CLOCK_REALTIME − CLOCK_MONOTONIC when last measured.
+    realtime_offset_ns: u64,
+    complete_until: Instant,
+}
+
+impl PacketRx {
+    /// Opens the receiving end on the interface `ifindex`, whose name is used in messages.
+    ///
+    /// # Errors
+    /// No CAP_NET_RAW, no such interface or one that is down, no memory for the smallest ring, or
+    /// more addresses in `filter` than a classic BPF program can hold.
+    pub fn open(
+        ifindex: u32,
+        interface: &str,
+        filter: &FilterSpec,
+        options: RxOptions,
+    ) -> Result<Self, IoError> {
+        let mut program = filter.program().ok_or_else(|| {
+            io_error("build receive filter", interface, io::ErrorKind::ArgumentListTooLong.into())
+        })?;
+        let socket = Socket::open(ifindex, interface)?;
+        let on: libc::c_int = 1;
+        socket.set(
+            "set PACKET_IGNORE_OUTGOING",
+            libc::SOL_PACKET,
+            libc::PACKET_IGNORE_OUTGOING,
+            &on,
+        )?;
+        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        socket.set("attach receive filter", libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
+        let ring = Ring::new(&socket, options.ring_octets, options.retire_ms)?;
+        let clock = Clock;
+        let complete_until = clock.now();
+        // Last: from here on frames come, and only those that the filter lets in.
+        socket.bind(libc::ETH_P_ALL as u16)?;
+        let mut rx = Self {
+            ring,
+            socket,
+            stats: RxStats::default(),
+            clock,
+            realtime_offset_ns: 0,
+            complete_until,
+        };
+        rx.measure_offset();
+        Ok(rx)
+    }
+
+    /// Returns the size of the ring, in octets.
+    pub fn ring_octets(&self) -> usize {
+        self.ring.blocks() * super::ring::BLOCK_OCTETS
+    }
+
+    /// Measures how CLOCK_REALTIME, by which the kernel stamps frames, relates to our time line, and
+    /// returns the present instant and whether the clock was set since the last measurement.
+    fn measure_offset(&mut self) -> (Instant, bool) {
+        let before = self.clock.now();
+        let realtime = self.clock.realtime_nanos();
+        let now = self.clock.now();
+        let middle = before.as_nanos().midpoint(now.as_nanos());
+        let offset = realtime.saturating_sub(middle);
+        let stepped = offset.abs_diff(self.realtime_offset_ns) > CLOCK_STEP_NS;
+        self.realtime_offset_ns = offset;
+        (now, stepped)
+    }
+
+    /// Hands over what the kernel has retired, at most one round of the ring, so that a flood
+    /// cannot keep the caller here.
+    fn drain(&mut self, sink: &mut dyn FnMut(RxFrame<'_>)) -> Result<usize, IoError> {
+        if self.ring.peek().is_none() {
+            self.note_idle();
+            return Ok(0);
+        }
+        let (now, stepped) = self.measure_offset();
+        let mut handed = 0;
+        for _ in 0..self.ring.blocks() {
+            let Some(block) = self.ring.peek() else {
+                self.note_idle();
+                break;
+            };
+            let mut last_stamp = self.complete_until;
+            let walk = Frames::new(block).and_then(|mut frames| {
+                frames.try_for_each(|frame| {
+                    let frame = frame?;
+                    let stamp = frame.realtime_ns.saturating_sub(self.realtime_offset_ns);
+                    // Whatever the clock was set to meanwhile: the frame came after all those handed
+                    // over before, and before now.
+                    let at = Instant::from_nanos(stamp).clamp(self.complete_until, now);
+                    last_stamp = last_stamp.max(at);
+                    handed += 1;
+                    sink(RxFrame { bytes: frame.bytes, at, checksums: frame.checksums });
+                    Ok(())
+                })
+            });
+            self.ring.release();
+            walk.map_err(|bad| {
+                self.socket
+                    .error("read receive ring", io::Error::new(io::ErrorKind::InvalidData, bad))
+            })?;
+            // Blocks are filled one after the other, so later blocks hold later frames only.
+            if !stepped {
+                self.complete_until = self.complete_until.max(last_stamp - SOFTIRQ_MARGIN);
+            }
+        }
+        Ok(handed)
+    }
+
+    /// Notes that every frame has been handed over, if the block being filled holds none.
+    fn note_idle(&mut self) {
+        // The clock is read first: a frame that comes in between is then after the instant noted.
+        let now = self.clock.now();
+        if self.ring.is_idle() {
+            self.complete_until = self.complete_until.max(now - SOFTIRQ_MARGIN);
+        }
+    }
+
+    fn await_block(&self, wait: Duration) -> Result<(), IoError> {
+        let operation = "poll AF_PACKET socket";
+        // Rounded up: a wait cut to 0 ms would turn the caller's loop into a busy one.
+        let millis = wait.as_nanos().div_ceil(1_000_000);
+        let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(self.socket.fd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) | Err(Errno::EINTR) => Ok(()),
+            Ok(_) if fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLERR)) => {
+                self.socket.check("receive frames")
+            }
+            Ok(_) => Ok(()),
+            Err(errno) => Err(self.socket.error(operation, errno.into())),
+        }
+    }
+}
+
+impl Receive for PacketRx {
+    /// Hands over every frame in retired blocks.
+    ///
+    /// `complete_until` lags behind the present by 4 ms while no frame comes, and otherwise by up to
+    /// the retire time more. It does not depend on the kernel's retire timer being on time: frames
+    /// that wait in the block being filled hold it back.
+    ///
+    /// # Errors
+    /// The interface went down (told once; when it comes up again, frames are received again) or
+    /// is gone, or the kernel handed over a block that contradicts itself.
+    fn receive(
+        &mut self,
+        wait: Duration,
+        sink: &mut dyn FnMut(RxFrame<'_>),
+    ) -> Result<Received, IoError> {
+        let mut frames = self.drain(sink)?;
+        if frames == 0 {
+            self.await_block(wait)?;
+            frames = self.drain(sink)?;
+        }
+        Ok(Received { frames, complete_until: self.complete_until })
+    }
+
+    fn stats(&mut self) -> Result<RxStats, IoError> {
+        let mut since_last =
+            libc::tpacket_stats_v3 { tp_packets: 0, tp_drops: 0, tp_freeze_q_cnt: 0 };
+        let mut length = size_of::<libc::tpacket_stats_v3>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` octets, the size of `since_last`.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                std::ptr::from_mut(&mut since_last).cast(),
+                &mut length,
+            )
+        };
+        Errno::result(result)
+            .map_err(|errno| self.socket.error("read PACKET_STATISTICS", errno.into()))?;
+        // Reading resets the kernel's counters; its `tp_packets` includes the drops.
+        self.stats.received += u64::from(since_last.tp_packets);
+        self.stats.dropped += u64::from(since_last.tp_drops);
+        Ok(self.stats)
+    }
+}
