@@ -4,7 +4,7 @@ use crate::time::Clock;
 use crate::wire::LinkType;
 use crate::wire::pcap::PcapWriter;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -46,7 +46,7 @@ impl Capture {
         let mut state = self.state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         let error = match state.error.take() {
             Some(error) => Some(error),
-            None => state.pcap.get_mut().flush().err(),
+            None => state.pcap.flush().err(),
         };
         match error {
             None => Ok(()),

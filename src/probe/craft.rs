@@ -244,7 +244,7 @@ pub fn emit_arp_request(
     let have = buf.len();
     arp.emit(&link, buf).map_err(|error| match error {
         EmitError::TooShort { need, .. } => CraftError::TooShort { need, have },
-        EmitError::MixedFamilies | EmitError::TooLarge => CraftError::MixedFamilies,
+        _ => CraftError::MixedFamilies,
     })
 }
 
