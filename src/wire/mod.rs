@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod describe;
 pub mod eth;
 pub mod icmp;
 pub mod ip;
@@ -11,9 +12,15 @@ pub mod pcap;
 pub mod seq;
 pub mod tcp;
 
-pub use eth::{Arp, ArpOp, LinkHeader, MacAddr};
+use pnet::packet::ethernet::EtherTypes;
+use pnet::packet::ip::IpNextHeaderProtocols;
+use std::net::IpAddr;
+
+pub use describe::describe;
+pub use eth::{Arp, ArpOp, LinkHeader, MacAddr, MacAddrError};
 pub use icmp::{IcmpError, IcmpKind, Quoted};
 pub use ip::IpHeader;
+pub use pcap::{PcapReader, PcapWriter};
 pub use seq::SeqNumber;
 pub use tcp::{Flags, Options, Segment, Timestamps};
 
@@ -94,14 +101,43 @@ pub enum EmitError {
     /// The TCP options take more than 40 octets, or the packet more than 65,535.
     #[error("packet too large")]
     TooLarge,
+    /// ARP without a link header to carry it.
+    #[error("ARP needs an Ethernet header")]
+    NoLinkHeader,
 }
 
 /// Parses a received frame down to the part keepsweep matches on.
+///
+/// What follows the IP packet (Ethernet padding, a frame check sequence) is cut off. Every fragment
+/// is [`Packet::Other`], the first one too: neither its length nor its checksum can be known.
 ///
 /// # Errors
 /// A frame that is truncated, contradicts itself, or (with [`Checksums::Verify`]) carries a wrong
 /// IPv4 header, TCP or ICMP checksum.
 pub fn parse(frame: &[u8], link: LinkType, checksums: Checksums) -> Result<Packet<'_>, ParseError> {
-    let _ = (frame, link, checksums);
-    todo!()
+    let upper = match link {
+        LinkType::Ethernet => match eth::parse(frame)? {
+            (EtherTypes::Ipv4, bytes) => ip::parse_v4(bytes, checksums)?,
+            (EtherTypes::Ipv6, bytes) => ip::parse_v6(bytes)?,
+            (EtherTypes::Arp, bytes) => {
+                return Ok(Arp::parse(bytes)?.map_or(Packet::Other, Packet::Arp));
+            }
+            _ => return Ok(Packet::Other),
+        },
+        LinkType::Ip => match frame.first().map(|octet| octet >> 4) {
+            None => return Err(ParseError::Truncated(Layer::Ipv4)),
+            Some(6) => ip::parse_v6(frame)?,
+            // A version that is neither is for the IPv4 parser to refuse.
+            Some(_) => ip::parse_v4(frame, checksums)?,
+        },
+    };
+    let Some(upper) = upper else { return Ok(Packet::Other) };
+    match (upper.protocol, upper.ip.src) {
+        (IpNextHeaderProtocols::Tcp, _) => Segment::parse(upper, checksums).map(Packet::Tcp),
+        (IpNextHeaderProtocols::Icmp, IpAddr::V4(_))
+        | (IpNextHeaderProtocols::Icmpv6, IpAddr::V6(_)) => {
+            Ok(IcmpError::parse(upper, checksums)?.map_or(Packet::Other, Packet::Icmp))
+        }
+        _ => Ok(Packet::Other),
+    }
 }

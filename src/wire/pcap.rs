@@ -1,7 +1,26 @@
-//! pcap files with nanosecond time stamps, as tcpdump and Wireshark read them.
+//! pcap files with nanosecond time stamps, as tcpdump and Wireshark read them
+//! (draft-ietf-opsawg-pcap).
 
 use super::LinkType;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
+
+/// In the writer's byte order; stamps in nanoseconds.
+const MAGIC_NS: u32 = 0xa1b2_3c4d;
+/// The same with stamps in microseconds.
+const MAGIC_US: u32 = 0xa1b2_c3d4;
+const FILE_HEADER_LEN: usize = 24;
+const RECORD_HEADER_LEN: usize = 16;
+/// As much of a frame as is written.
+const SNAPLEN: usize = 65_535;
+/// As much of a frame as is read: libpcap's own limit (MAXIMUM_SNAPLEN, pcap-int.h).
+const MAX_RECORD_LEN: u32 = 262_144;
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// Link types as they stand in the file (<https://www.tcpdump.org/linktypes.html>).
+const LINKTYPE_ETHERNET: u32 = 1;
+const LINKTYPE_RAW: u32 = 101;
+const LINKTYPE_IPV4: u32 = 228;
+const LINKTYPE_IPV6: u32 = 229;
 
 /// Writes a pcap file, one frame at a time.
 #[derive(Debug)]
@@ -12,26 +31,149 @@ pub struct PcapWriter<W: Write> {
 impl<W: Write> PcapWriter<W> {
     /// Writes the file header (magic 0xa1b23c4d, snap length 65,535).
     ///
+    /// Give it a buffered writer: every frame is two writes.
+    ///
     /// # Errors
     /// What `out` returns.
-    pub fn new(out: W, link: LinkType) -> io::Result<Self> {
-        let _ = link;
-        let _ = &out;
-        todo!()
+    pub fn new(mut out: W, link: LinkType) -> io::Result<Self> {
+        let link = match link {
+            LinkType::Ethernet => LINKTYPE_ETHERNET,
+            LinkType::Ip => LINKTYPE_RAW,
+        };
+        let mut header = [0; FILE_HEADER_LEN];
+        put(&mut header, 0, MAGIC_NS);
+        header[4..8].copy_from_slice(&[2, 0, 4, 0]); // version 2.4
+        put(&mut header, 16, SNAPLEN as u32);
+        put(&mut header, 20, link);
+        out.write_all(&header)?;
+        Ok(PcapWriter { out })
     }
 
     /// Writes one frame; `realtime_ns` is nanoseconds since 1970.
     ///
+    /// Of a frame longer than the snap length only the beginning is kept, with its true length.
+    ///
+    /// # Errors
+    /// What the writer returns; `InvalidInput` for a time after 2106, which the format cannot hold.
+    pub fn frame(&mut self, realtime_ns: u64, frame: &[u8]) -> io::Result<()> {
+        let seconds = u32::try_from(realtime_ns / NS_PER_S)
+            .map_err(|_| io::Error::new(ErrorKind::InvalidInput, "pcap: time after 2106"))?;
+        let captured = &frame[..frame.len().min(SNAPLEN)];
+        let mut header = [0; RECORD_HEADER_LEN];
+        put(&mut header, 0, seconds);
+        put(&mut header, 4, (realtime_ns % NS_PER_S) as u32);
+        put(&mut header, 8, captured.len() as u32);
+        put(&mut header, 12, u32::try_from(frame.len()).unwrap_or(u32::MAX));
+        self.out.write_all(&header)?;
+        self.out.write_all(captured)
+    }
+
+    /// Flushes the writer.
+    ///
     /// # Errors
     /// What the writer returns.
-    pub fn frame(&mut self, realtime_ns: u64, frame: &[u8]) -> io::Result<()> {
-        let _ = (realtime_ns, frame, &mut self.out);
-        todo!()
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    /// Returns the writer, not flushed.
+    pub fn into_inner(self) -> W {
+        self.out
     }
 }
 
+fn put(header: &mut [u8], at: usize, field: u32) {
+    header[at..at + 4].copy_from_slice(&field.to_le_bytes());
+}
+
 /// Reads a pcap file of either byte order, micro- or nanosecond stamps, frame by frame.
+///
+/// Iterates over (nanoseconds since 1970, frame); ends at the end of the file or after an error.
 #[derive(Debug)]
 pub struct PcapReader<R: Read> {
-    _input: R,
+    input: R,
+    link: LinkType,
+    big_endian: bool,
+    ns_per_unit: u64,
+    done: bool,
+}
+
+impl<R: Read> PcapReader<R> {
+    /// Reads the file header.
+    ///
+    /// # Errors
+    /// What `input` returns; `UnexpectedEof` if it ends within the header; `InvalidData` if it is
+    /// no pcap file of major version 2, or its link type is neither Ethernet nor raw IP.
+    pub fn new(mut input: R) -> io::Result<Self> {
+        let mut header = [0; FILE_HEADER_LEN];
+        input.read_exact(&mut header)?;
+        let (big_endian, ns_per_unit) = match (get(&header, 0, false), get(&header, 0, true)) {
+            (MAGIC_NS, _) => (false, 1),
+            (MAGIC_US, _) => (false, 1_000),
+            (_, MAGIC_NS) => (true, 1),
+            (_, MAGIC_US) => (true, 1_000),
+            (magic, _) => return Err(invalid(format!("not a pcap file (magic {magic:#010x})"))),
+        };
+        let version = get(&header, 4, big_endian);
+        let major = if big_endian { version >> 16 } else { version & 0xffff };
+        if major != 2 {
+            return Err(invalid(format!("pcap version {major}, not 2")));
+        }
+        // The upper half says how long the frame check sequence is, if there is one.
+        let link = match get(&header, 20, big_endian) & 0xffff {
+            LINKTYPE_ETHERNET => LinkType::Ethernet,
+            LINKTYPE_RAW | LINKTYPE_IPV4 | LINKTYPE_IPV6 => LinkType::Ip,
+            other => return Err(invalid(format!("link type {other}, not Ethernet or raw IP"))),
+        };
+        Ok(PcapReader { input, link, big_endian, ns_per_unit, done: false })
+    }
+
+    /// Returns what the frames start with.
+    pub fn link(&self) -> LinkType {
+        self.link
+    }
+
+    fn record(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let mut header = Vec::with_capacity(RECORD_HEADER_LEN);
+        self.input.by_ref().take(RECORD_HEADER_LEN as u64).read_to_end(&mut header)?;
+        if header.is_empty() {
+            return Ok(None);
+        }
+        let header = header.first_chunk::<RECORD_HEADER_LEN>().ok_or(ErrorKind::UnexpectedEof)?;
+        let field = |at| get(header, at, self.big_endian);
+        let realtime_ns = u64::from(field(0)) * NS_PER_S + u64::from(field(4)) * self.ns_per_unit;
+        let captured_len = field(8);
+        // Checked before it is allocated: four octets must not cost four gigabytes.
+        if captured_len > MAX_RECORD_LEN {
+            return Err(invalid(format!("frame of {captured_len} octets in a pcap file")));
+        }
+        let mut frame = vec![0; captured_len as usize];
+        self.input.read_exact(&mut frame)?;
+        Ok(Some((realtime_ns, frame)))
+    }
+}
+
+impl<R: Read> Iterator for PcapReader<R> {
+    type Item = io::Result<(u64, Vec<u8>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let record = self.record().transpose();
+        self.done = !matches!(record, Some(Ok(_)));
+        record
+    }
+}
+
+impl<R: Read> std::iter::FusedIterator for PcapReader<R> {}
+
+fn get(header: &[u8], at: usize, big_endian: bool) -> u32 {
+    let mut octets = [0; 4];
+    octets.copy_from_slice(&header[at..at + 4]);
+    if big_endian { u32::from_be_bytes(octets) } else { u32::from_le_bytes(octets) }
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, message)
 }

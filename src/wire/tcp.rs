@@ -1,6 +1,16 @@
 //! TCP segments (RFC 9293 §3.1) with the options MSS, window scale, timestamps, SACK-permitted, SACK.
 
-use super::{EmitError, IpHeader, LinkHeader, SeqNumber};
+use super::ip::{self, Upper};
+use super::{Checksums, EmitError, IpHeader, Layer, LinkHeader, ParseError, SeqNumber, checksum};
+use pnet::packet::ip::IpNextHeaderProtocols::Tcp as TCP;
+use pnet::packet::tcp::{MutableTcpPacket, TcpOptionNumber, TcpOptionNumbers as kind, TcpPacket};
+use std::fmt;
+
+const HEADER_LEN: usize = 20;
+const MAX_OPTIONS_LEN: usize = 40;
+/// RFC 7323 §2.3.
+const MAX_WINDOW_SCALE: u8 = 14;
+const MALFORMED: ParseError = ParseError::Malformed(Layer::Tcp);
 
 /// The control bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -14,6 +24,8 @@ impl Flags {
     pub const PSH: Flags = Flags(0x08);
     pub const ACK: Flags = Flags(0x10);
     pub const URG: Flags = Flags(0x20);
+    pub const ECE: Flags = Flags(0x40);
+    pub const CWR: Flags = Flags(0x80);
 
     /// Says whether every bit of `other` is set.
     pub const fn contains(self, other: Flags) -> bool {
@@ -23,6 +35,29 @@ impl Flags {
     /// Returns the bits of both.
     pub const fn union(self, other: Flags) -> Flags {
         Flags(self.0 | other.0)
+    }
+}
+
+impl fmt::Display for Flags {
+    /// As tcpdump: `[S]`, `[S.]`, `[R.]`, `[.]`, `[none]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LETTERS: [(Flags, &str); 8] = [
+            (Flags::FIN, "F"),
+            (Flags::SYN, "S"),
+            (Flags::RST, "R"),
+            (Flags::PSH, "P"),
+            (Flags::ACK, "."),
+            (Flags::URG, "U"),
+            (Flags::ECE, "E"),
+            (Flags::CWR, "W"),
+        ];
+        f.write_str(if self.0 == 0 { "[none" } else { "[" })?;
+        for (flag, letter) in LETTERS {
+            if self.contains(flag) {
+                f.write_str(letter)?;
+            }
+        }
+        f.write_str("]")
     }
 }
 
@@ -49,6 +84,113 @@ pub struct Options {
     pub sack: [Option<(SeqNumber, SeqNumber)>; 4],
 }
 
+impl Options {
+    /// Parses the octets between header and payload.
+    fn parse(mut bytes: &[u8]) -> Result<Options, ParseError> {
+        let mut options = Options::default();
+        while let [number, rest @ ..] = bytes {
+            let number = TcpOptionNumber(*number);
+            match number {
+                kind::EOL => break,
+                kind::NOP => {
+                    bytes = rest;
+                    continue;
+                }
+                _ => {}
+            }
+            let len = usize::from(*rest.first().ok_or(MALFORMED)?);
+            let option;
+            (option, bytes) = bytes.split_at_checked(len).ok_or(MALFORMED)?;
+            match (number, option.get(2..).ok_or(MALFORMED)?) {
+                (kind::MSS, &[a, b]) => options.mss = Some(u16::from_be_bytes([a, b])),
+                (kind::WSCALE, &[shift]) => {
+                    options.window_scale = Some(shift.min(MAX_WINDOW_SCALE));
+                }
+                (kind::SACK_PERMITTED, []) => options.sack_permitted = true,
+                (kind::TIMESTAMPS, &[a, b, c, d, e, f, g, h]) => {
+                    options.timestamps = Some(Timestamps {
+                        tsval: u32::from_be_bytes([a, b, c, d]),
+                        tsecr: u32::from_be_bytes([e, f, g, h]),
+                    });
+                }
+                (kind::SACK, blocks) => options.sack = parse_sack(blocks)?,
+                (kind::MSS | kind::WSCALE | kind::SACK_PERMITTED | kind::TIMESTAMPS, _) => {
+                    return Err(MALFORMED);
+                }
+                _ => {}
+            }
+        }
+        Ok(options)
+    }
+
+    /// Returns the options as octets, a multiple of four, and their number.
+    ///
+    /// MSS, then SACK-permitted (or two NOPs) and timestamps, then NOP and window scale, then two
+    /// NOPs and SACK: every 32-bit field starts at a multiple of four, where [`checksum::update32`]
+    /// can follow it.
+    fn emit(&self) -> Result<([u8; MAX_OPTIONS_LEN], usize), EmitError> {
+        let mut out = Room { octets: [0; MAX_OPTIONS_LEN], len: 0 };
+        if let Some(mss) = self.mss {
+            let [a, b] = mss.to_be_bytes();
+            out.push(&[kind::MSS.0, 4, a, b])?;
+        }
+        if self.sack_permitted {
+            out.push(&[kind::SACK_PERMITTED.0, 2])?;
+        } else if self.timestamps.is_some() {
+            out.push(&[kind::NOP.0; 2])?;
+        }
+        if let Some(timestamps) = self.timestamps {
+            out.push(&[kind::TIMESTAMPS.0, 10])?;
+            out.push(&timestamps.tsval.to_be_bytes())?;
+            out.push(&timestamps.tsecr.to_be_bytes())?;
+        } else if self.sack_permitted {
+            out.push(&[kind::NOP.0; 2])?;
+        }
+        if let Some(shift) = self.window_scale {
+            out.push(&[kind::NOP.0, kind::WSCALE.0, 3, shift.min(MAX_WINDOW_SCALE)])?;
+        }
+        let blocks = self.sack.iter().flatten();
+        let count = blocks.clone().count();
+        if count > 0 {
+            out.push(&[kind::NOP.0, kind::NOP.0, kind::SACK.0, 2 + 8 * count as u8])?;
+        }
+        for (left, right) in blocks {
+            out.push(&left.0.to_be_bytes())?;
+            out.push(&right.0.to_be_bytes())?;
+        }
+        Ok((out.octets, out.len))
+    }
+}
+
+fn parse_sack(blocks: &[u8]) -> Result<[Option<(SeqNumber, SeqNumber)>; 4], ParseError> {
+    let (blocks, []) = blocks.as_chunks::<8>() else { return Err(MALFORMED) };
+    let mut sack = [None; 4];
+    if blocks.is_empty() || blocks.len() > sack.len() {
+        return Err(MALFORMED);
+    }
+    for (slot, &[a, b, c, d, e, f, g, h]) in sack.iter_mut().zip(blocks) {
+        let edge = |octets| SeqNumber(u32::from_be_bytes(octets));
+        *slot = Some((edge([a, b, c, d]), edge([e, f, g, h])));
+    }
+    Ok(sack)
+}
+
+/// Options being written.
+struct Room {
+    octets: [u8; MAX_OPTIONS_LEN],
+    len: usize,
+}
+
+impl Room {
+    fn push(&mut self, octets: &[u8]) -> Result<(), EmitError> {
+        let end = self.len + octets.len();
+        let room = self.octets.get_mut(self.len..end).ok_or(EmitError::TooLarge)?;
+        room.copy_from_slice(octets);
+        self.len = end;
+        Ok(())
+    }
+}
+
 /// A TCP segment with the IP header around it: parsed from a frame, or to be written into one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)]
@@ -65,20 +207,72 @@ pub struct Segment<'a> {
     pub payload: &'a [u8],
 }
 
-impl Segment<'_> {
+impl<'a> Segment<'a> {
+    /// Parses what an IP packet carries.
+    pub(super) fn parse(upper: Upper<'a>, checksums: Checksums) -> Result<Self, ParseError> {
+        let Upper { ip, bytes, .. } = upper;
+        let tcp = TcpPacket::new(bytes).ok_or(ParseError::Truncated(Layer::Tcp))?;
+        let header_len = usize::from(tcp.get_data_offset()) * 4;
+        let options = bytes.get(HEADER_LEN..header_len).ok_or(MALFORMED)?;
+        if checksums == Checksums::Verify {
+            let pseudo = checksum::pseudo_header(ip.src, ip.dst, TCP.0, bytes.len() as u32);
+            // A kernel on this machine leaves the pseudo-header's sum for the device to complete.
+            if checksum::add(pseudo, checksum::sum(bytes)) != 0xffff && tcp.get_checksum() != pseudo
+            {
+                return Err(ParseError::Checksum(Layer::Tcp));
+            }
+        }
+        Ok(Segment {
+            ip,
+            src_port: tcp.get_source(),
+            dst_port: tcp.get_destination(),
+            seq: SeqNumber(tcp.get_sequence()),
+            ack: SeqNumber(tcp.get_acknowledgement()),
+            flags: Flags(tcp.get_flags()),
+            wnd: tcp.get_window(),
+            options: Options::parse(options)?,
+            payload: bytes.get(header_len..).ok_or(MALFORMED)?,
+        })
+    }
+
     /// Returns SEG.LEN: payload octets, plus one each for SYN and FIN.
     pub fn seg_len(&self) -> u32 {
-        todo!()
+        let controls = [Flags::SYN, Flags::FIN];
+        let controls = controls.into_iter().filter(|&flag| self.flags.contains(flag));
+        self.payload.len() as u32 + controls.count() as u32
     }
 
     /// Writes the segment with IP header, checksums and `link` header into `buf`; returns the length.
     ///
-    /// IPv4 carries DF and no options; IPv6 no extension headers.
+    /// IPv4 carries DF and no options; IPv6 no extension headers. Every 32-bit field, those of the
+    /// options included, is at a multiple of four octets from the start of the TCP header.
     ///
     /// # Errors
     /// [`EmitError`]; `buf` is then unchanged.
     pub fn emit(&self, link: &LinkHeader, buf: &mut [u8]) -> Result<usize, EmitError> {
-        let _ = (link, buf);
-        todo!()
+        let (options, options_len) = self.options.emit()?;
+        let header_len = HEADER_LEN + options_len;
+        let len = header_len + self.payload.len();
+        let have = buf.len();
+        let (upper, total) = ip::emit(&self.ip, TCP, len, link, buf)?;
+        let too_short = EmitError::TooShort { need: total, have };
+        let (header, rest) = upper.split_at_mut_checked(HEADER_LEN).ok_or(too_short)?;
+        let (rest, payload) = rest.split_at_mut_checked(options_len).ok_or(too_short)?;
+        rest.copy_from_slice(&options[..options_len]);
+        payload.copy_from_slice(self.payload);
+
+        header.fill(0);
+        let mut tcp = MutableTcpPacket::new(header).ok_or(too_short)?;
+        tcp.set_source(self.src_port);
+        tcp.set_destination(self.dst_port);
+        tcp.set_sequence(self.seq.0);
+        tcp.set_acknowledgement(self.ack.0);
+        tcp.set_data_offset((header_len / 4) as u8);
+        tcp.set_flags(self.flags.0);
+        tcp.set_window(self.wnd);
+        let pseudo = checksum::pseudo_header(self.ip.src, self.ip.dst, TCP.0, len as u32);
+        let sum = checksum::add(pseudo, checksum::sum(upper));
+        MutableTcpPacket::new(upper).ok_or(too_short)?.set_checksum(!sum);
+        Ok(total)
     }
 }

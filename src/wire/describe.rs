@@ -1,0 +1,119 @@
+//! A packet in one line, in tcpdump's words.
+
+use super::{Arp, ArpOp, IcmpError, IcmpKind, Options, Packet, Segment};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+/// Describes a packet in tcpdump's manner, for `--dry-run` and traces.
+///
+/// `IP 10.98.0.1.61007 > 10.99.0.7.8080: Flags [S], seq 1, win 64240, options [mss 1460], length 0`.
+/// Unlike tcpdump, an empty ACK shows its sequence number too: in a keepalive it is what matters.
+pub fn describe<'a>(packet: &'a Packet<'a>) -> impl fmt::Display + 'a {
+    Description(packet)
+}
+
+struct Description<'a>(&'a Packet<'a>);
+
+impl fmt::Display for Description<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Packet::Tcp(segment) => tcp(segment, f),
+            Packet::Icmp(error) => icmp(error, f),
+            Packet::Arp(packet) => arp(packet, f),
+            Packet::Other => f.write_str("other"),
+        }
+    }
+}
+
+fn tcp(segment: &Segment<'_>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Segment { ip, src_port, dst_port, seq, ack, flags, wnd, options, payload } = segment;
+    write!(f, "{} {}.{src_port} > {}.{dst_port}: ", family(ip.src), ip.src, ip.dst)?;
+    write!(f, "Flags {flags}, seq {}", seq.0)?;
+    if !payload.is_empty() {
+        write!(f, ":{}", (*seq + payload.len() as u32).0)?;
+    }
+    if flags.contains(super::Flags::ACK) {
+        write!(f, ", ack {}", ack.0)?;
+    }
+    write!(f, ", win {wnd}")?;
+    if *options != Options::default() {
+        write!(f, ", options [{}]", OptionList(options))?;
+    }
+    write!(f, ", length {}", payload.len())
+}
+
+struct OptionList<'a>(&'a Options);
+
+impl fmt::Display for OptionList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Options { mss, window_scale, sack_permitted, timestamps, sack } = self.0;
+        let mut comma = "";
+        let mut item = |text: fmt::Arguments<'_>| {
+            write!(f, "{comma}{text}")?;
+            comma = ",";
+            fmt::Result::Ok(())
+        };
+        if let Some(mss) = mss {
+            item(format_args!("mss {mss}"))?;
+        }
+        if *sack_permitted {
+            item(format_args!("sackOK"))?;
+        }
+        if let Some(timestamps) = timestamps {
+            item(format_args!("TS val {} ecr {}", timestamps.tsval, timestamps.tsecr))?;
+        }
+        if let Some(shift) = window_scale {
+            item(format_args!("wscale {shift}"))?;
+        }
+        let blocks = sack.iter().flatten();
+        if sack.iter().any(Option::is_some) {
+            item(format_args!("sack {} ", blocks.clone().count()))?;
+        }
+        for (left, right) in blocks {
+            write!(f, "{{{}:{}}}", left.0, right.0)?;
+        }
+        Ok(())
+    }
+}
+
+fn icmp(error: &IcmpError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let IcmpError { ip, icmp_type, code, quoted } = error;
+    let protocol = if ip.src.is_ipv4() { "ICMP" } else { "ICMP6" };
+    let meaning = match error.kind() {
+        IcmpKind::Net => "net unreachable",
+        IcmpKind::Host => "host unreachable",
+        IcmpKind::Port => "port unreachable",
+        IcmpKind::Admin => "administratively prohibited",
+        IcmpKind::TimeExceeded => "time exceeded in-transit",
+        IcmpKind::TooBig => "packet too big",
+        IcmpKind::Other => "error",
+    };
+    write!(f, "{} {} > {}: {protocol} {meaning} ", family(ip.src), ip.src, ip.dst)?;
+    write!(f, "(type {icmp_type}, code {code}), quoting ")?;
+    write!(f, "{} > {}: seq {}", Endpoint(quoted.src), Endpoint(quoted.dst), quoted.seq.0)?;
+    match quoted.ack {
+        Some(ack) => write!(f, ", ack {}", ack.0),
+        None => Ok(()),
+    }
+}
+
+struct Endpoint(SocketAddr);
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0.ip(), self.0.port())
+    }
+}
+
+fn arp(packet: &Arp, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match packet.op {
+        ArpOp::Request => {
+            write!(f, "ARP, Request who-has {} tell {}", packet.target_ip, packet.sender_ip)
+        }
+        ArpOp::Reply => write!(f, "ARP, Reply {} is-at {}", packet.sender_ip, packet.sender_mac),
+    }
+}
+
+fn family(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IP" } else { "IP6" }
+}
