@@ -1,1 +1,8 @@
-fn main() {}
+//! The `keepsweep` command.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    keepsweep::cli::main()
+}

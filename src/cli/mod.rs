@@ -1,1 +1,46 @@
-//! (stub)
+//! The command line: arguments → plan, records → text.
+#![forbid(unsafe_code)]
+
+pub mod args;
+mod dry_run;
+mod exit;
+mod output;
+mod progress;
+mod sweep;
+mod targets;
+
+use args::{Args, Command};
+use clap::Parser;
+use exit::Exit;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Runs the command that the process was started with, and returns its exit code.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help into a closed pipe is nobody's loss.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::AllAlive }.into();
+        }
+    };
+    let Command::Sweep(args) = args.command;
+    match sweep::run(*args) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            say(&failure);
+            failure.exit().into()
+        }
+    }
+}
+
+/// Says something on standard error, every line under our name. Unlike `eprintln!`, a closed
+/// standard error is no reason to die.
+fn say(message: impl Display) {
+    let mut err = io::stderr().lock();
+    for line in message.to_string().lines() {
+        let _ = writeln!(err, "keepsweep: {line}");
+    }
+}

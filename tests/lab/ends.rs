@@ -56,7 +56,7 @@ fn a_full_disk_says_how_many_records_it_holds() {
     let output = sweep.output();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");
-    assert!(stderr.contains("/dev/full") && stderr.contains("of 1024 records"), "{stderr}");
+    assert!(stderr.contains("/dev/full") && stderr.contains("of 1,024 records"), "{stderr}");
     assert_eq!(lab.connections("8080"), 0, "connections left on the peers");
 }
 

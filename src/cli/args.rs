@@ -1,0 +1,435 @@
+//! Arguments as typed.
+#![forbid(unsafe_code)]
+
+use crate::engine::IoKind;
+use crate::probe::classify::State;
+use crate::probe::plan::{Close, Keepalive, PROFILES, ProbeBytes};
+use clap::builder::PossibleValue;
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Longest duration that can be asked for: well past any keepalive setting in use, and far from
+/// where sums of durations overflow.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Ask thousands of TCP peers "are you still there?" and say of each whether it is alive, down,
+/// rebooted or unreachable, and on what evidence.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keepsweep",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Start with: keepsweep sweep --help"
+)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Open a connection to every target in user space, probe it with keepalives, close it, and
+    /// report the state of every peer
+    #[command(after_help = SHORT_FOOTER, after_long_help = LONG_FOOTER)]
+    Sweep(Box<SweepArgs>),
+}
+
+const SHORT_FOOTER: &str = "Examples, states and exit codes: keepsweep sweep --help";
+
+const LONG_FOOTER: &str = "\
+States:
+  alive         up and reachable: it answered (also with FIN, data, a zero window, or a RST to our SYN)
+  down          silent through the whole probe plan, and nothing points at the path or at us
+  rebooted      it no longer knows the connection: a RST that answers our probe
+  unreachable   the network says so: ICMP, unanswered ARP, no route
+  undetermined  our own side was sick or the run was interrupted: nobody is accused
+
+Examples:
+  See what would be sent; needs no privilege:
+    keepsweep sweep 10.1.0.0/16 -p 22 --dry-run
+  A /16 in a few seconds, only those that are not alive:
+    sudo keepsweep sweep 10.1.0.0/16 -p 22 --rate max --only down,rebooted,unreachable
+  A fleet from a file ('db1.example.net:5432 rack-7', one a line), as NDJSON:
+    sudo keepsweep sweep --targets fleet.txt --format ndjson -o fleet.ndjson
+  Does it survive an idle minute? Twice a second after that, eight times:
+    sudo keepsweep sweep 10.1.2.3:443 --idle 60s --interval 500ms --count 8
+
+Exit codes:
+  0    every peer is alive
+  1    some peer is not (undetermined included)
+  2    bad usage or input
+  3    missing privilege or kernel feature, an OS error, or output that could not be written in full
+  130  interrupted, after closing flows and writing what is known
+A closed pipe ends the run quietly with 0.";
+
+/// The arguments of `keepsweep sweep`.
+#[derive(Debug, clap::Args)]
+pub struct SweepArgs {
+    /// Peers: a host name (all its addresses), an IP address or a CIDR, each with optional :PORT
+    ///
+    /// Every address of a CIDR counts, the first and the last included. A target without a port of
+    /// its own is probed on each port of -p.
+    #[arg(value_name = "TARGET", help_heading = "Targets")]
+    pub targets: Vec<String>,
+
+    /// Read targets from FILE, or from standard input if FILE is '-'
+    ///
+    /// One target a line, with an optional label after white space; the label travels into the
+    /// records. Blank lines and what follows a '#' are ignored.
+    #[arg(long = "targets", value_name = "FILE", help_heading = "Targets")]
+    pub target_file: Option<PathBuf>,
+
+    /// Leave out these addresses; may be repeated
+    ///
+    /// An IP address, a CIDR, or a file with one of either a line.
+    #[arg(long, value_name = "CIDR|FILE", help_heading = "Targets")]
+    pub exclude: Vec<String>,
+
+    /// Ports for targets that have none of their own
+    #[arg(short, long = "port", value_name = "PORT[,PORT...]", value_delimiter = ',',
+          value_parser = port, help_heading = "Targets")]
+    pub ports: Vec<u16>,
+
+    /// Allow targets outside private, loopback, link-local and documentation ranges
+    ///
+    /// Probe only what you are entitled to probe. Multicast, broadcast and unspecified addresses
+    /// are refused with or without it.
+    #[arg(long, help_heading = "Targets")]
+    pub allow_public: bool,
+
+    /// Keepalive settings to start from: idle/interval/count
+    #[arg(long, value_name = "NAME", default_value = "fast", help_heading = "Probing")]
+    pub profile: Profile,
+
+    /// How long a connection rests before its first keepalive (TCP_KEEPIDLE)
+    #[arg(long, value_name = "D", value_parser = duration, help_heading = "Probing")]
+    pub idle: Option<Duration>,
+
+    /// Time between keepalives on one connection (TCP_KEEPINTVL)
+    ///
+    /// At least 500ms unless --probe-bytes 1: Linux answers one empty probe per 500 ms.
+    #[arg(long, value_name = "D", value_parser = duration, help_heading = "Probing")]
+    pub interval: Option<Duration>,
+
+    /// Unanswered keepalives before silence is believed (TCP_KEEPCNT)
+    #[arg(long, value_name = "N", value_parser = count, help_heading = "Probing")]
+    pub count: Option<u16>,
+
+    /// Octets in a keepalive; auto: 0, then 1 in the second half of the plan
+    #[arg(
+        long,
+        value_name = "auto|0|1",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Probing"
+    )]
+    pub probe_bytes: ProbeBytes,
+
+    /// How long an unanswered SYN is repeated
+    #[arg(long, value_name = "D", default_value = "15s", value_parser = positive_duration,
+          help_heading = "Probing")]
+    pub connect_timeout: Duration,
+
+    /// How connections are closed
+    #[arg(
+        long,
+        value_name = "rst|fin",
+        default_value = "rst",
+        hide_possible_values = true,
+        help_heading = "Probing"
+    )]
+    pub close: Close,
+
+    /// Frames per second, every kind counted, or 'max'
+    #[arg(long, value_name = "PPS|max", default_value = "10000", value_parser = rate,
+          help_heading = "Probing")]
+    pub rate: Rate,
+
+    /// Seed of the probing order, sequence numbers and source ports [default: random]
+    #[arg(long, value_name = "N", help_heading = "Probing")]
+    pub seed: Option<u64>,
+
+    /// How frames leave and arrive; auto picks for each interface
+    #[arg(
+        long,
+        value_name = "auto|packet",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "I/O"
+    )]
+    pub io: IoKind,
+
+    /// Probe only through this interface
+    #[arg(short, long, value_name = "IFACE", help_heading = "I/O")]
+    pub interface: Option<String>,
+
+    /// Probe from this address of the host [default: what the kernel's routes prefer]
+    #[arg(long, value_name = "IP", help_heading = "I/O")]
+    pub source: Option<IpAddr>,
+
+    /// Source ports; must not overlap net.ipv4.ip_local_port_range
+    #[arg(long, value_name = "LO-HI", default_value = "61000-65534", value_parser = port_range,
+          help_heading = "I/O")]
+    pub source_ports: RangeInclusive<u16>,
+
+    /// How results are written
+    #[arg(
+        long,
+        value_name = "table|ndjson|csv",
+        default_value = "table",
+        hide_possible_values = true,
+        help_heading = "Output"
+    )]
+    pub format: Format,
+
+    /// Write results to FILE instead of standard output
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+
+    /// Write only records of these states; counts and exit code still cover every peer
+    ///
+    /// Corrections of an earlier record are always written.
+    #[arg(long, value_name = "STATE[,STATE...]", value_delimiter = ',', value_parser = state,
+          help_heading = "Output")]
+    pub only: Vec<State>,
+
+    /// Write every probe and reply to this pcap file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub pcap: Option<PathBuf>,
+
+    /// No progress and no notes on standard error; errors are still said
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
+    pub quiet: bool,
+
+    /// Say on standard error what is being done; twice for more
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
+    pub verbose: u8,
+
+    /// Print what would be sent and send nothing; needs no privilege
+    #[arg(long, help_heading = "Output")]
+    pub dry_run: bool,
+}
+
+/// How results are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// One JSON object a line.
+    Ndjson,
+    /// With a header line.
+    Csv,
+}
+
+/// A named entry of [`PROFILES`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Profile(usize);
+
+impl Profile {
+    /// Returns its name.
+    pub const fn name(self) -> &'static str {
+        PROFILES[self.0].0
+    }
+
+    /// Returns its idle / interval / count.
+    pub const fn keepalive(self) -> Keepalive {
+        PROFILES[self.0].1
+    }
+}
+
+// Never indexed past PROFILES: values are only made from this list.
+const PROFILE_LIST: [Profile; PROFILES.len()] = {
+    let mut list = [Profile(0); PROFILES.len()];
+    let mut index = 0;
+    while index < list.len() {
+        list[index] = Profile(index);
+        index += 1;
+    }
+    list
+};
+
+impl ValueEnum for Profile {
+    fn value_variants<'a>() -> &'a [Profile] {
+        &PROFILE_LIST
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let Keepalive { idle, interval, count } = self.keepalive();
+        let settings = format!("{}s/{}s/{count}", idle.as_secs(), interval.as_secs());
+        Some(PossibleValue::new(self.name()).help(settings))
+    }
+}
+
+impl ValueEnum for ProbeBytes {
+    fn value_variants<'a>() -> &'a [ProbeBytes] {
+        &[ProbeBytes::Auto, ProbeBytes::Zero, ProbeBytes::One]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            ProbeBytes::Auto => "auto",
+            ProbeBytes::Zero => "0",
+            ProbeBytes::One => "1",
+        }))
+    }
+}
+
+impl ValueEnum for Close {
+    fn value_variants<'a>() -> &'a [Close] {
+        &[Close::Rst, Close::Fin]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Close::Rst => "rst",
+            Close::Fin => "fin",
+        }))
+    }
+}
+
+impl ValueEnum for IoKind {
+    fn value_variants<'a>() -> &'a [IoKind] {
+        &[IoKind::Auto, IoKind::Packet]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            IoKind::Auto => "auto",
+            IoKind::Packet => "packet",
+        }))
+    }
+}
+
+/// A sending rate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rate {
+    /// Frames per second.
+    Pps(u64),
+    /// As fast as the path takes them.
+    Max,
+}
+
+fn digits<T: std::str::FromStr>(text: &str) -> Option<T> {
+    // FromStr would take "+80".
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// Parses a port, 1 to 65535.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn port(text: &str) -> Result<u16, String> {
+    match digits(text) {
+        Some(0) => Err("port 0 cannot be probed".into()),
+        Some(port) => Ok(port),
+        None => Err(format!("{text:?} is not a port (1 to 65535)")),
+    }
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (low, high) = text.split_once('-').ok_or("expected LO-HI, such as 61000-65534")?;
+    let (low, high) = (port(low)?, port(high)?);
+    if low > high {
+        return Err(format!("{low} is above {high}; expected LO-HI"));
+    }
+    Ok(low..=high)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let span = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; expected a duration such as 250ms, 75s or 2h"))?;
+    if span > LONGEST {
+        return Err("longer than a year".into());
+    }
+    Ok(span)
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be longer than 0".into()),
+        span => Ok(span),
+    }
+}
+
+fn count(text: &str) -> Result<u16, String> {
+    match digits(text) {
+        Some(0) => Err("without a probe there is nothing to tell; at least 1".into()),
+        Some(count) => Ok(count),
+        None => Err("expected a number from 1 to 65535".into()),
+    }
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    if text == "max" {
+        return Ok(Rate::Max);
+    }
+    match digits(text) {
+        Some(0) => Err("at 0 frames per second nothing is ever sent".into()),
+        Some(pps) => Ok(Rate::Pps(pps)),
+        None => Err("expected frames per second, or 'max'".into()),
+    }
+}
+
+fn state(text: &str) -> Result<State, String> {
+    State::ALL.into_iter().find(|state| state.name() == text).ok_or_else(|| {
+        format!("no such state; there are {}", State::ALL.map(State::name).join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units_and_an_end() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert!(duration("75").is_err());
+        assert!(duration("-1s").is_err());
+        assert!(duration("2years").is_err());
+        assert!(positive_duration("0s").is_err());
+    }
+
+    #[test]
+    fn ports_and_ranges() {
+        assert_eq!(port("65535"), Ok(65535));
+        assert!(["0", "65536", "+80", "", " 80", "http"].iter().all(|text| port(text).is_err()));
+        assert_eq!(port_range("61000-61000"), Ok(61000..=61000));
+        let wrong = ["61000", "0-9", "9-8", "1-65536", "-", "1-2-3"];
+        assert!(wrong.iter().all(|text| port_range(text).is_err()));
+    }
+
+    #[test]
+    fn rates_and_counts_are_positive() {
+        assert_eq!(rate("max"), Ok(Rate::Max));
+        assert_eq!(rate("20000"), Ok(Rate::Pps(20_000)));
+        assert!(["0", "-1", "1e3", "MAX", ""].iter().all(|text| rate(text).is_err()));
+        assert_eq!(count("8"), Ok(8));
+        assert!(["0", "65536", ""].iter().all(|text| count(text).is_err()));
+    }
+
+    #[test]
+    fn every_profile_can_be_named() {
+        for (name, keepalive) in PROFILES {
+            let profile = Profile::from_str(name, false).expect("named");
+            assert_eq!(profile.keepalive(), keepalive);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What a sweep would send, without sending it.
+#![forbid(unsafe_code)]
+
+use super::sweep::Request;
+use crate::probe::TargetId;
+use crate::probe::plan::{Close, Plan, ProbeBytes};
+use humantime::format_duration;
+use indicatif::HumanCount;
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// Writes the plan, then every target on a line.
+///
+/// # Errors
+/// `out` does not take it.
+pub fn write(request: &Request, out: &mut impl Write) -> io::Result<()> {
+    let setup = &request.setup;
+    let plan = &setup.plan;
+    let peers = setup.targets.len() as u64;
+    let keepalive = &plan.keepalive;
+    let probe_bytes = match plan.probe_bytes {
+        ProbeBytes::Auto => "0, then 1 in the second half of the plan",
+        ProbeBytes::Zero => "0",
+        ProbeBytes::One => "1",
+    };
+    let close = match plan.close {
+        Close::Rst => "RST",
+        Close::Fin => "FIN",
+    };
+    let rate = match plan.rate_pps {
+        Some(pps) => format!("{} frames/s", HumanCount(pps)),
+        None => "as fast as the path takes them".to_owned(),
+    };
+    let source = setup.source.map_or_else(|| "by route".to_owned(), |source| source.to_string());
+    let ports = &setup.source_ports;
+    let interface = setup.interface.as_deref().unwrap_or("by route");
+    let frames = Frames::of(plan);
+    let (least, most) = durations(plan, peers, &frames);
+
+    writeln!(out, "dry run: nothing is sent to these {} peers", HumanCount(peers))?;
+    writeln!(
+        out,
+        "profile      {}: idle {}, interval {}, count {}",
+        request.profile,
+        format_duration(keepalive.idle),
+        format_duration(keepalive.interval),
+        keepalive.count
+    )?;
+    writeln!(out, "keepalive    octets: {probe_bytes}")?;
+    writeln!(
+        out,
+        "connection   SYN repeated for {}, closed with {close}",
+        format_duration(plan.connect_timeout)
+    )?;
+    writeln!(out, "rate         {rate}")?;
+    writeln!(out, "order        random, seed {}", plan.seed)?;
+    writeln!(
+        out,
+        "source       {source}, ports {}-{}, interface {interface}",
+        ports.start(),
+        ports.end()
+    )?;
+    writeln!(
+        out,
+        "frames       {} to a peer that answers (SYN, ACK, keepalive, {close}), up to {} to one that does not",
+        frames.answering, frames.silent
+    )?;
+    writeln!(
+        out,
+        "duration     about {} if every peer answers, at most about {}",
+        format_duration(least),
+        format_duration(most)
+    )?;
+    writeln!(out)?;
+    for (peer, index) in setup.targets.iter().zip(0..) {
+        let (name, label) = request.names.of(TargetId(index));
+        write!(out, "{peer}")?;
+        for text in [name, label].into_iter().flatten() {
+            write!(out, "  {}", text.escape_debug())?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// Frames for one peer, ARP and answers to what the peer sends left aside.
+struct Frames {
+    answering: u64,
+    silent: u64,
+}
+
+impl Frames {
+    fn of(plan: &Plan) -> Frames {
+        // SYNs go out 0, 1, 3, 7, … seconds after the first (RFC 6298 §5.5).
+        let syns = (0..u64::BITS)
+            .take_while(|n| Duration::from_secs((1 << n) - 1) < plan.connect_timeout)
+            .count() as u64;
+        // Until the peer has acknowledged something of ours, a bare ACK goes before every probe.
+        let probes = 2 * u64::from(plan.keepalive.count);
+        Frames { answering: 4, silent: syns + 1 + probes + 1 }
+    }
+}
+
+/// Returns how long a sweep takes if every peer answers at once, and if none does; to the second.
+fn durations(plan: &Plan, peers: u64, frames: &Frames) -> (Duration, Duration) {
+    let sending = |frames: u64| {
+        Duration::from_secs(
+            plan.rate_pps.map_or(0, |pps| peers.saturating_mul(frames).div_ceil(pps)),
+        )
+    };
+    let keepalive = &plan.keepalive;
+    let silence = keepalive.interval.saturating_mul(keepalive.count.into());
+    let least = sending(frames.answering).saturating_add(keepalive.idle);
+    let most = sending(frames.silent)
+        .saturating_add(plan.connect_timeout)
+        .saturating_add(keepalive.idle)
+        .saturating_add(silence);
+    (least, most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::plan::PROFILES;
+
+    fn plan() -> Plan {
+        Plan {
+            keepalive: PROFILES[0].1,
+            probe_bytes: ProbeBytes::Auto,
+            connect_timeout: Duration::from_secs(15),
+            close: Close::Rst,
+            rate_pps: Some(10_000),
+            seed: 1,
+        }
+    }
+
+    #[test]
+    fn estimates_follow_from_plan_and_rate() {
+        let frames = Frames::of(&plan());
+        // 4 SYNs (0, 1, 3, 7 s), an ACK, 5 × (ACK, probe), a RST.
+        assert_eq!((frames.answering, frames.silent), (4, 16));
+        let (least, most) = durations(&plan(), 65_536, &frames);
+        assert_eq!(least, Duration::from_secs(27));
+        assert_eq!(most, Duration::from_secs(105 + 15 + 5));
+    }
+
+    #[test]
+    fn estimates_never_overflow() {
+        let mut plan = plan();
+        plan.connect_timeout = Duration::MAX;
+        plan.keepalive.idle = Duration::MAX;
+        plan.keepalive.count = u16::MAX;
+        plan.rate_pps = Some(1);
+        let frames = Frames::of(&plan);
+        let (least, most) = durations(&plan, u64::MAX, &frames);
+        assert_eq!((least, most), (Duration::MAX, Duration::MAX));
+        plan.rate_pps = None;
+        plan.keepalive.idle = Duration::ZERO;
+        assert_eq!(durations(&plan, u64::MAX, &frames).0, Duration::ZERO);
+    }
+}

@@ -1,0 +1,93 @@
+//! Progress on standard error.
+#![forbid(unsafe_code)]
+
+use crate::engine::Control;
+use crate::probe::classify::State;
+use crate::time::{Clock, Instant};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{self, IsTerminal};
+use std::sync::atomic::Ordering;
+
+const TEMPLATE: &str = "{percent:>3}% of {human_len} peers, {eta} left | {msg}";
+
+/// Shows how far a sweep has come.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    clock: Clock,
+    last: Instant,
+    last_sent: u64,
+}
+
+impl Progress {
+    /// Shows progress on standard error if `wanted` and that is a terminal.
+    pub fn new(peers: u64, wanted: bool) -> Progress {
+        let clock = Clock;
+        let bar = if wanted && io::stderr().is_terminal() {
+            ProgressBar::with_draw_target(Some(peers), ProgressDrawTarget::stderr())
+        } else {
+            ProgressBar::hidden()
+        };
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+            bar.set_style(style);
+        }
+        Progress { bar, clock, last: clock.now(), last_sent: 0 }
+    }
+
+    /// Returns what must be suspended while text goes to the same terminal.
+    pub fn screen(&self) -> ProgressBar {
+        self.bar.clone()
+    }
+
+    /// Shows the counters as they are now.
+    pub fn update(&mut self, control: &Control) {
+        if self.bar.is_hidden() {
+            return;
+        }
+        let now = self.clock.now();
+        let sent = control.sent.load(Ordering::Relaxed);
+        let seconds = now.since(self.last).as_secs_f64();
+        let rate = (sent - self.last_sent) as f64 / seconds.max(f64::MIN_POSITIVE);
+        (self.last, self.last_sent) = (now, sent);
+        let states: Vec<u64> =
+            control.states.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        self.bar.set_message(message(sent, rate as u64, control, &states));
+        self.bar.set_position(states.iter().sum());
+    }
+
+    /// Takes the progress off the screen.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn message(sent: u64, rate: u64, control: &Control, states: &[u64]) -> String {
+    let replies = HumanCount(control.replies.load(Ordering::Relaxed));
+    let states: Vec<String> = State::ALL
+        .iter()
+        .zip(states)
+        .map(|(state, peers)| format!("{} {}", state.name(), HumanCount(*peers)))
+        .collect();
+    format!(
+        "sent {} ({}/s), replies {replies} | {}",
+        HumanCount(sent),
+        HumanCount(rate),
+        states.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_holds_every_count() {
+        let control = Control::default();
+        control.replies.store(2048, Ordering::Relaxed);
+        assert_eq!(
+            message(65_536, 9_998, &control, &[1024, 3, 2, 1, 0]),
+            "sent 65,536 (9,998/s), replies 2,048 | alive 1,024, down 3, rebooted 2, \
+             unreachable 1, undetermined 0"
+        );
+    }
+}

@@ -1,0 +1,330 @@
+//! `keepsweep sweep`: arguments as resolved, then the run.
+#![forbid(unsafe_code)]
+
+use super::args::{Format, Rate, SweepArgs};
+use super::exit::{Exit, Failure};
+use super::output::{Destination, Output, Written};
+use super::progress::Progress;
+use super::targets::{self, Given, Names};
+use super::{dry_run, say};
+use crate::engine::{Control, EngineError, Setup, Sweep};
+use crate::probe::classify::State;
+use crate::probe::evidence::Verdict;
+use crate::probe::plan::{EMPTY_PROBE_SPACING, Keepalive, Plan, ProbeBytes};
+use crate::report::{Csv, Layout, Ndjson, Record, Summary, Table, table};
+use anyhow::{Context, anyhow};
+use indicatif::HumanCount;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How long a known result may rest in a buffer, and how often progress is drawn.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A sweep as resolved from the arguments.
+#[derive(Debug)]
+pub struct Request {
+    /// For the engine.
+    pub setup: Setup,
+    /// What the targets were called.
+    pub names: Names,
+    /// The profile that the plan started from.
+    pub profile: &'static str,
+    format: Format,
+    output: Option<PathBuf>,
+    only: Vec<State>,
+    quiet: bool,
+    verbose: u8,
+    dry_run: bool,
+}
+
+impl Request {
+    fn resolve(args: SweepArgs) -> Result<(Request, Vec<String>), Failure> {
+        let plan = plan(&args)?;
+        if args.source.is_some_and(|source| source.is_ipv6()) {
+            return Err(Failure::Usage(anyhow!("--source: IPv6 is not probed yet")));
+        }
+        let given = Given {
+            arguments: &args.targets,
+            file: args.target_file.as_deref(),
+            exclude: &args.exclude,
+            ports: &args.ports,
+            allow_public: args.allow_public,
+        };
+        let targets = targets::collect(&given).map_err(|error| Failure::Usage(error.into()))?;
+        let mut notes = Vec::new();
+        if targets.duplicates > 0 {
+            let again = HumanCount(targets.duplicates);
+            notes.push(format!("note: duplicate targets: {again}; each peer is probed once"));
+        }
+        if targets.ipv6_left_out > 0 {
+            let addresses = HumanCount(targets.ipv6_left_out);
+            notes.push(format!(
+                "note: IPv6 addresses of host names left out: {addresses}; IPv6 is not probed yet"
+            ));
+        }
+        let request = Request {
+            setup: Setup {
+                plan,
+                targets: targets.peers,
+                io: args.io,
+                interface: args.interface,
+                source: args.source,
+                source_ports: args.source_ports,
+                pcap: args.pcap,
+            },
+            names: targets.names,
+            profile: args.profile.name(),
+            format: args.format,
+            output: args.output,
+            only: args.only,
+            quiet: args.quiet,
+            verbose: args.verbose,
+            dry_run: args.dry_run,
+        };
+        Ok((request, notes))
+    }
+
+    fn layout(&self) -> Box<dyn Layout> {
+        match self.format {
+            Format::Ndjson => Box::new(Ndjson),
+            Format::Csv => Box::new(Csv),
+            Format::Table => {
+                let widths = self.setup.targets.iter().map(|peer| peer.to_string().len());
+                Box::new(Table::new(widths.max().unwrap_or(0), self.names.iter()))
+            }
+        }
+    }
+
+    /// The summary goes with the records; also to standard error where they have no place for it,
+    /// or are out of sight.
+    fn says_summary(&self) -> bool {
+        !self.quiet && (self.format == Format::Csv || self.output.is_some())
+    }
+
+    fn output_name(&self) -> String {
+        self.output.as_deref().map_or("standard output".into(), |path| path.display().to_string())
+    }
+}
+
+fn plan(args: &SweepArgs) -> Result<Plan, Failure> {
+    let profile = args.profile.keepalive();
+    let keepalive = Keepalive {
+        idle: args.idle.unwrap_or(profile.idle),
+        interval: args.interval.unwrap_or(profile.interval),
+        count: args.count.unwrap_or(profile.count),
+    };
+    if keepalive.interval < EMPTY_PROBE_SPACING && args.probe_bytes != ProbeBytes::One {
+        return Err(Failure::Usage(anyhow!(
+            "--interval {}: Linux answers one empty keepalive per {}, so silence to closer ones \
+             proves nothing; use {} or more, or --probe-bytes 1",
+            humantime::format_duration(keepalive.interval),
+            humantime::format_duration(EMPTY_PROBE_SPACING),
+            humantime::format_duration(EMPTY_PROBE_SPACING)
+        )));
+    }
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => getrandom::u64()
+            .map_err(|error| Failure::System(anyhow!("get a random seed: {error}")))?,
+    };
+    Ok(Plan {
+        keepalive,
+        probe_bytes: args.probe_bytes,
+        connect_timeout: args.connect_timeout,
+        close: args.close,
+        rate_pps: match args.rate {
+            Rate::Pps(pps) => Some(pps),
+            Rate::Max => None,
+        },
+        seed,
+    })
+}
+
+/// Runs `keepsweep sweep`.
+///
+/// # Errors
+/// [`Failure`], before or instead of results.
+pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
+    trace_to_stderr(args.verbose);
+    let (request, notes) = Request::resolve(args)?;
+    if !request.quiet {
+        notes.iter().for_each(say);
+    }
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let destination = Destination::open(request.output.as_deref(), Arc::clone(&interrupted))
+        .with_context(|| format!("open {} for writing", request.output_name()))
+        .map_err(Failure::System)?;
+    if request.dry_run {
+        return print_dry_run(&request, destination);
+    }
+    tracing::info!(
+        peers = request.setup.targets.len(),
+        seed = request.setup.plan.seed,
+        plan = ?request.setup.plan.keepalive,
+        "sweep"
+    );
+
+    // From here on a signal asks for an orderly end instead of killing the process with flows open.
+    let signals = Signals::new([SIGINT, SIGTERM])
+        .context("catch SIGINT and SIGTERM")
+        .map_err(Failure::System)?;
+    // Capabilities are per thread (capabilities(7)): the helper threads of `drive` start only after
+    // the engine has dropped them, and so never have any.
+    let sweep = Sweep::open(request.setup.clone())?;
+    destination
+        .clear()
+        .with_context(|| format!("empty {}", request.output_name()))
+        .map_err(Failure::System)?;
+
+    let wanted = !request.quiet && request.verbose == 0;
+    let progress = Progress::new(request.setup.targets.len() as u64, wanted);
+    let output = Output::new(
+        Box::new(destination),
+        request.layout(),
+        progress.screen(),
+        request.only.clone(),
+    );
+    let session = Session { names: &request.names, output, progress, signals, interrupted };
+    let ended = session.drive(|control, report| sweep.run(control, report));
+    conclude(&request, ended)
+}
+
+fn trace_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => return,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).init();
+}
+
+fn print_dry_run(request: &Request, destination: Destination) -> Result<Exit, Failure> {
+    let written = destination.clear().and_then(|()| {
+        let mut out = BufWriter::new(destination);
+        dry_run::write(request, &mut out)?;
+        out.flush()
+    });
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::System(anyhow!("write to {}: {error}", request.output_name())))
+        }
+        Ok(()) | Err(_) => Ok(Exit::AllAlive),
+    }
+}
+
+/// Everything around a running engine.
+struct Session<'a> {
+    names: &'a Names,
+    output: Output,
+    progress: Progress,
+    signals: Signals,
+    interrupted: Arc<AtomicBool>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+struct Ended {
+    summary: Result<Summary, EngineError>,
+    written: Written,
+    interrupted: bool,
+}
+
+/// Ends the thread that waits for signals, also if the engine panics.
+struct CloseOnDrop(Handle);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Session<'_> {
+    /// Calls `engine` and writes what it reports, while one thread waits for signals and another
+    /// flushes results and draws progress.
+    fn drive(
+        self,
+        engine: impl FnOnce(&Control, &mut dyn FnMut(Verdict)) -> Result<Summary, EngineError>,
+    ) -> Ended {
+        let Session { names, output, mut progress, mut signals, interrupted } = self;
+        let control = Control::default();
+        let output = Mutex::new(output);
+        let with_output = |act: &mut dyn FnMut(&mut Output)| {
+            let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+            act(&mut output);
+            // Nobody reads any more: close the flows and go.
+            if output.is_closed() {
+                control.stop.store(true, Ordering::Relaxed);
+            }
+        };
+        let summary = thread::scope(|scope| {
+            let _close = CloseOnDrop(signals.handle());
+            scope.spawn(|| {
+                for _ in signals.forever() {
+                    interrupted.store(true, Ordering::Relaxed);
+                    control.stop.store(true, Ordering::Relaxed);
+                }
+            });
+            let (_running, ended) = mpsc::channel::<()>();
+            let (with_output, control) = (&with_output, &control);
+            scope.spawn(move || {
+                while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                    with_output(&mut Output::flush);
+                    progress.update(control);
+                }
+                progress.finish();
+            });
+            engine(control, &mut |verdict| {
+                let (name, label) = names.of(verdict.target);
+                let record = Record { verdict: &verdict, name, label };
+                with_output(&mut |output| output.record(&record));
+            })
+        });
+        let output = output.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let written = output.finish(summary.as_ref().ok());
+        Ended { summary, written, interrupted: interrupted.load(Ordering::Relaxed) }
+    }
+}
+
+fn conclude(request: &Request, ended: Ended) -> Result<Exit, Failure> {
+    let closed = matches!(ended.written, Written::Closed);
+    if let Ok(summary) = &ended.summary
+        && request.says_summary()
+        && !closed
+    {
+        // Standard error is the last resort: there is nowhere to say that it failed.
+        let _ = io::stderr().lock().write_all(table::summary(summary).as_bytes());
+    }
+    let mut failures: Vec<String> = match &ended.summary {
+        Ok(summary) => summary.faults.clone(),
+        Err(error) => vec![error.to_string()],
+    };
+    if let Written::InPart { records, of, error } = &ended.written {
+        failures.push(format!(
+            "write to {}: {error}; {} of {} records were written",
+            request.output_name(),
+            HumanCount(*records),
+            HumanCount(*of)
+        ));
+    }
+    let failure = (!failures.is_empty()).then(|| failures.join("\n"));
+    match (ended.summary, failure) {
+        (Err(EngineError::Usage(_)), Some(failure)) => Err(Failure::Usage(anyhow!(failure))),
+        (_, Some(failure)) => Err(Failure::System(anyhow!(failure))),
+        (_, None) if ended.interrupted => Ok(Exit::Interrupted),
+        (_, None) if closed => Ok(Exit::AllAlive),
+        (Ok(summary), None) if summary.states[State::Alive as usize] == summary.peers => {
+            Ok(Exit::AllAlive)
+        }
+        (_, None) => Ok(Exit::SomeNotAlive),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,99 @@
+//! Records of what was found, as table, NDJSON or CSV.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "cli")]
+mod csv;
+#[cfg(feature = "cli")]
+mod ndjson;
+#[cfg(feature = "cli")]
+pub(crate) mod table;
+
+#[cfg(feature = "cli")]
+pub use self::{csv::Csv, ndjson::Ndjson, table::Table};
+
+use crate::probe::classify::{Reason, State};
+#[cfg(feature = "cli")]
+use crate::probe::evidence::Verdict;
+use std::collections::BTreeMap;
+#[cfg(feature = "cli")]
+use std::io;
+use std::time::Duration;
+
+/// What a run has done: every frame accounted for.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Summary {
+    /// The I/O path ("packet").
+    pub io: String,
+    /// Peers given, and how many were found in each state, in the order of `State::ALL`.
+    pub peers: u64,
+    /// Count by state, in the order of `State::ALL`.
+    pub states: [u64; 5],
+    /// Count by (state, reason).
+    pub reasons: BTreeMap<(State, Reason), u64>,
+    /// Late replies that overturned a verdict.
+    pub corrections: u64,
+    /// Frames that we sent, in all and by kind ("syn", "ack", "probe-0", "probe-1", "rst", "fin", "arp").
+    pub frames_sent: u64,
+    /// By kind; adds up to `frames_sent`.
+    pub sent_by_kind: BTreeMap<&'static str, u64>,
+    /// Frames that reached us: `replies_matched` + the sum of `replies_rejected`.
+    pub frames_received: u64,
+    /// Replies that belong to a flow (or ARP replies that we had asked for).
+    pub replies_matched: u64,
+    /// Frames that were not believed, by reason ("rst-seq", "ack-unacceptable", "no-flow", …).
+    pub replies_rejected: BTreeMap<&'static str, u64>,
+    /// Frames lost on our own side (ring full).
+    pub rx_dropped: u64,
+    /// TCP segments that the guard kept from our kernel.
+    pub guard_dropped: u64,
+    /// RSTs that our own kernel sent from our address and port range: must be 0.
+    pub kernel_rsts: u64,
+    /// Share of probes to peers that did answer in the end that drew no reply, 0 to 1.
+    pub loss_estimate: f64,
+    /// What failed while the sweep went on: a capture cut short, a path that would not send.
+    pub faults: Vec<String>,
+    /// From the first frame to the last verdict.
+    pub elapsed: Duration,
+}
+
+impl Summary {
+    /// Returns the number of frames that were not believed, for whatever reason.
+    pub fn rejected(&self) -> u64 {
+        self.replies_rejected.values().sum()
+    }
+
+    /// Returns the mean rate of sent frames per second; 0 if no time passed.
+    pub fn rate_pps(&self) -> u64 {
+        let seconds = self.elapsed.as_secs_f64();
+        if seconds > 0.0 { (self.frames_sent as f64 / seconds).round() as u64 } else { 0 }
+    }
+}
+
+/// What is written of one peer.
+#[cfg(feature = "cli")]
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// What was found.
+    pub verdict: &'a Verdict,
+    /// The host name that the target was given as.
+    pub name: Option<&'a str>,
+    /// The label that the target was given with.
+    pub label: Option<&'a str>,
+}
+
+/// A way to write results: text is appended to a buffer, so that a record reaches the outside
+/// whole or not at all. No method fails unless the encoder does.
+#[cfg(feature = "cli")]
+pub trait Layout: Send {
+    /// Appends what stands before the first record.
+    fn header(&mut self, out: &mut Vec<u8>) -> io::Result<()>;
+
+    /// Appends one record.
+    fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> io::Result<()>;
+
+    /// Appends the summary, if this layout has a place for it.
+    fn summary(&mut self, summary: &Summary, out: &mut Vec<u8>) -> io::Result<()>;
+}
+
+#[cfg(all(test, feature = "cli"))]
+mod tests;

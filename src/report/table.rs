@@ -1,0 +1,200 @@
+//! A table for people: rows stream out as they are known, so widths are fixed beforehand.
+#![forbid(unsafe_code)]
+
+use super::{Layout, Record, Summary};
+use crate::probe::classify::State;
+use crate::probe::evidence::Sighting;
+use comfy_table::presets::NOTHING;
+use comfy_table::{Cell, CellAlignment, Table as Grid};
+use indicatif::HumanCount;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io;
+use std::time::Duration;
+
+/// Names and labels wider than this push their row's other columns to the right.
+const WIDEST: usize = 32;
+
+/// Writes a table, and the summary below it.
+#[derive(Debug)]
+pub struct Table {
+    peer: usize,
+    name: usize,
+    label: usize,
+}
+
+impl Table {
+    /// Lays out columns for these peers ("10.0.0.1:80") and their names and labels. A column
+    /// without content is left out.
+    pub fn new<'a>(
+        longest_peer: usize,
+        names: impl Iterator<Item = (Option<&'a str>, Option<&'a str>)>,
+    ) -> Table {
+        let width = |text: Option<&str>| text.map_or(0, |text| shown(text).chars().count());
+        let (mut name, mut label) = (0, 0);
+        for (host, tag) in names {
+            (name, label) = (name.max(width(host)), label.max(width(tag)));
+        }
+        let column = |widest: usize, title: &str| match widest {
+            0 => 0,
+            widest => widest.min(WIDEST).max(title.len()),
+        };
+        Table {
+            peer: longest_peer.max("PEER".len()),
+            name: column(name, "NAME"),
+            label: column(label, "LABEL"),
+        }
+    }
+
+    fn row(&self, out: &mut Vec<u8>, cells: [&str; 8]) {
+        let [peer, name, label, state, reason, probes, rtt, seen] = cells;
+        let mut line = format!("{peer:<width$}", width = self.peer);
+        for (text, width) in [(name, self.name), (label, self.label)] {
+            if width > 0 {
+                let _ = write!(line, "  {text:<width$}");
+            }
+        }
+        let _ = write!(line, "  {state:<12}  {reason:<14}  {probes:>6}  {rtt:>8}  {seen}");
+        out.extend_from_slice(line.trim_end().as_bytes());
+        out.push(b'\n');
+    }
+}
+
+/// Labels come from a file that anybody may have written: what could steer the terminal is shown,
+/// not sent.
+fn shown(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let control = c.is_control();
+            control.then(|| c.escape_default()).into_iter().flatten().chain((!control).then_some(c))
+        })
+        .collect()
+}
+
+/// Three digits and a unit: `81.4us`, `1.25ms`, `2.00s`.
+fn rtt(span: Duration) -> String {
+    let us = span.as_nanos() as f64 / 1e3;
+    let (value, unit) = match us {
+        us if us < 999.5 => (us, "us"),
+        us if us < 999_500.0 => (us / 1e3, "ms"),
+        us => (us / 1e6, "s"),
+    };
+    let decimals = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.decimals$}{unit}")
+}
+
+/// `syn-ack, icmp-host x2 from 10.0.0.254`: what is alike and adjacent is counted.
+fn evidence(seen: &[Sighting]) -> String {
+    let mut text = String::new();
+    for alike in seen.chunk_by(|a, b| (a.kind.name(), a.from) == (b.kind.name(), b.from)) {
+        let Some(first) = alike.first() else { continue };
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        text.push_str(first.kind.name());
+        if alike.len() > 1 {
+            let _ = write!(text, " x{}", alike.len());
+        }
+        if let Some(from) = first.from {
+            let _ = write!(text, " from {from}");
+        }
+    }
+    text
+}
+
+impl Layout for Table {
+    fn header(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        let titles = ["PEER", "NAME", "LABEL", "STATE", "REASON", "PROBES", "RTT", "SEEN"];
+        self.row(out, titles);
+        Ok(())
+    }
+
+    fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> io::Result<()> {
+        let verdict = record.verdict;
+        let mut seen = evidence(&verdict.evidence);
+        if verdict.correction {
+            seen.insert_str(0, if seen.is_empty() { "corrected" } else { "corrected: " });
+        }
+        let cells = [
+            &verdict.peer.to_string(),
+            &record.name.map_or_else(String::new, shown),
+            &record.label.map_or_else(String::new, shown),
+            verdict.state.name(),
+            verdict.reason.name(),
+            &verdict.probes.to_string(),
+            &verdict.rtt.map_or_else(|| "-".to_owned(), rtt),
+            &seen,
+        ];
+        self.row(out, cells);
+        Ok(())
+    }
+
+    fn summary(&mut self, summary: &Summary, out: &mut Vec<u8>) -> io::Result<()> {
+        out.push(b'\n');
+        out.extend_from_slice(self::summary(summary).as_bytes());
+        Ok(())
+    }
+}
+
+fn listed<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {
+    let counts: Vec<_> = counts.map(|(what, n)| format!("{what} {}", HumanCount(n))).collect();
+    counts.join(", ")
+}
+
+fn in_all(total: u64, what: &str, parts: &BTreeMap<&'static str, u64>) -> String {
+    let parts = listed(parts.iter().map(|(part, n)| (*part, *n)).filter(|(_, n)| *n > 0));
+    match parts.as_str() {
+        "" => format!("{}{what}", HumanCount(total)),
+        parts => format!("{}{what} ({parts})", HumanCount(total)),
+    }
+}
+
+fn grid(rows: impl IntoIterator<Item = Vec<Cell>>) -> String {
+    let mut grid = Grid::new();
+    grid.load_preset(NOTHING).add_rows(rows);
+    for column in grid.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    grid.trim_fmt()
+}
+
+/// Returns the summary for people: peers by state and reason, then every frame accounted for.
+pub fn summary(summary: &Summary) -> String {
+    let count = |n: u64| Cell::new(HumanCount(n)).set_alignment(CellAlignment::Right);
+    let states = State::ALL.into_iter().zip(summary.states).map(|(state, peers)| {
+        let reasons = summary.reasons.iter().filter(|((of, _), n)| *of == state && **n > 0);
+        let reasons = listed(reasons.map(|((_, reason), n)| (reason.name(), *n)));
+        vec![Cell::new(state.name()), count(peers), Cell::new(reasons)]
+    });
+    let peers = vec![Cell::new("peers"), count(summary.peers), Cell::new("")];
+
+    let line = |what: &str, text: String| vec![Cell::new(what), Cell::new(text)];
+    let elapsed = Duration::from_millis(summary.elapsed.as_millis() as u64);
+    let received = format!(
+        "{} = {} matched + {}",
+        HumanCount(summary.frames_received),
+        HumanCount(summary.replies_matched),
+        in_all(summary.rejected(), " rejected", &summary.replies_rejected)
+    );
+    let ours = format!(
+        "{} dropped for lack of room; guard kept {} from our kernel; our kernel sent {} RSTs",
+        HumanCount(summary.rx_dropped),
+        HumanCount(summary.guard_dropped),
+        HumanCount(summary.kernel_rsts)
+    );
+    let rate = HumanCount(summary.rate_pps());
+    let mut frames = vec![
+        line("frames sent", in_all(summary.frames_sent, "", &summary.sent_by_kind)),
+        line("received", received),
+        line("on our side", ours),
+        line("probes lost", format!("{:.2} % (estimate)", summary.loss_estimate * 100.0)),
+        line(
+            "elapsed",
+            format!("{}, {rate} frames/s, io {}", humantime::format_duration(elapsed), summary.io),
+        ),
+    ];
+    if summary.corrections > 0 {
+        frames.push(line("corrections", HumanCount(summary.corrections).to_string()));
+    }
+    format!("{}\n\n{}\n", grid(states.chain([peers])), grid(frames))
+}

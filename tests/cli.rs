@@ -1,0 +1,504 @@
+//! The command line as a user meets it. Nothing here needs a privilege or sends a frame.
+
+use snapbox::cmd::{Command, cargo_bin};
+use snapbox::{IntoData, file, str};
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+use tempfile::TempDir;
+
+fn keepsweep(args: &[&str]) -> Command {
+    // Help is wrapped to the terminal's width; without one, to COLUMNS.
+    Command::new(cargo_bin!("keepsweep")).args(args).env("COLUMNS", "100").stdin("")
+}
+
+/// Runs a sweep that must be refused: exit 2, nothing on standard output, the reason on standard
+/// error.
+fn refused(args: &str, reason: impl IntoData) {
+    let args: Vec<&str> = std::iter::once("sweep").chain(args.split_whitespace()).collect();
+    keepsweep(&args).assert().code(2).stdout_eq("").stderr_eq(reason);
+}
+
+fn dir_with(name: &str, content: impl AsRef<[u8]>) -> TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join(name), content).expect("written");
+    dir
+}
+
+fn refused_in(dir: &TempDir, args: &str, reason: impl IntoData) {
+    let args: Vec<&str> = std::iter::once("sweep").chain(args.split_whitespace()).collect();
+    keepsweep(&args).current_dir(dir.path()).assert().code(2).stdout_eq("").stderr_eq(reason);
+}
+
+fn dry(args: &str) -> String {
+    let args = ["sweep", "--dry-run", "--seed", "42"].into_iter().chain(args.split_whitespace());
+    let args: Vec<&str> = args.collect();
+    let output = keepsweep(&args).output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The peers that a dry run lists below its header.
+fn dry_peers(args: &str) -> Vec<String> {
+    dry(args).lines().skip_while(|line| !line.is_empty()).skip(1).map(str::to_owned).collect()
+}
+
+#[test]
+fn help() {
+    keepsweep(&["sweep", "--help"]).assert().code(0).stdout_eq(file!["snapshots/sweep-help.txt"]);
+    keepsweep(&["sweep", "-h"]).assert().code(0).stdout_eq(file!["snapshots/sweep-help-short.txt"]);
+    keepsweep(&["--help"]).assert().code(0).stdout_eq(file!["snapshots/help.txt"]);
+    // Without a word: the same help, on standard error, as bad usage.
+    keepsweep(&[]).assert().code(2).stdout_eq("").stderr_eq(file!["snapshots/no-arguments.txt"]);
+}
+
+#[test]
+fn version() {
+    let version = concat!("keepsweep ", env!("CARGO_PKG_VERSION"), "\n");
+    keepsweep(&["--version"]).assert().code(0).stdout_eq(version);
+}
+
+#[test]
+fn examples_in_the_help_are_valid() {
+    let help = keepsweep(&["sweep", "--help"]).output().expect("runs").stdout;
+    let help = String::from_utf8(help).expect("UTF-8");
+    let dir = dir_with("fleet.txt", "10.0.0.1:5432 rack-7\n");
+    let mut examples = 0;
+    for line in help.lines() {
+        let line = line.trim().trim_start_matches("sudo ");
+        let Some(args) =
+            line.strip_prefix("keepsweep sweep 10").map(|rest| format!("10{rest}")).or_else(|| {
+                line.strip_prefix("keepsweep sweep --targets")
+                    .map(|rest| format!("--targets{rest}"))
+            })
+        else {
+            continue;
+        };
+        let args = ["sweep", "--dry-run"].into_iter().chain(args.split_whitespace());
+        let mut seen = std::collections::HashSet::new();
+        // An example may hold --dry-run already.
+        let args: Vec<&str> = args.filter(|arg| *arg != "--dry-run" || seen.insert(*arg)).collect();
+        keepsweep(&args).current_dir(dir.path()).assert().code(0);
+        examples += 1;
+    }
+    assert_eq!(examples, 4);
+}
+
+#[test]
+fn what_is_not_built_yet_is_not_offered() {
+    let missing =
+        ["--rounds=2", "--every=1m", "--deep", "--false-dead=0.1", "--patience=1s", "--flows=-"];
+    for option in missing.into_iter().chain(["--io=xdp", "--io=raw", "--xdp-mode=drv"]) {
+        keepsweep(&["sweep", "10.0.0.1:80", "--dry-run", option]).assert().code(2).stdout_eq("");
+    }
+    for command in ["audit", "explain", "doctor", "bench"] {
+        keepsweep(&[command]).assert().code(2).stdout_eq("");
+    }
+}
+
+#[test]
+fn dry_run_says_what_would_be_sent() {
+    let dir = dir_with("fleet.txt", "10.0.0.1:5432  rack 7\n10.0.0.4/30\n");
+    let args = "sweep --dry-run --seed 42 --targets fleet.txt -p 80,443 --exclude 10.0.0.6/31";
+    let args: Vec<&str> = args.split(' ').collect();
+    keepsweep(&args)
+        .current_dir(dir.path())
+        .assert()
+        .code(0)
+        .stdout_eq(file!["snapshots/dry-run.txt"])
+        .stderr_eq("");
+}
+
+#[test]
+fn dry_run_counts_every_address() {
+    let peers = dry_peers("10.3.0.0/16 -p 8080");
+    assert_eq!(peers.len(), 65_536);
+    assert_eq!(peers[0], "10.3.0.0:8080");
+    assert_eq!(peers[65_535], "10.3.255.255:8080");
+}
+
+#[test]
+fn duplicates_are_said_once() {
+    let args = ["sweep", "--dry-run", "10.0.0.0/30:80", "10.0.0.1", "10.0.0.2:80", "-p", "80"];
+    let note = str![[r#"
+keepsweep: note: duplicate targets: 2; each peer is probed once
+
+"#]];
+    keepsweep(&args).assert().code(0).stderr_eq(note);
+    let quiet: Vec<&str> = args.into_iter().chain(["-q"]).collect();
+    keepsweep(&quiet).assert().code(0).stderr_eq("");
+    assert_eq!(dry_peers("10.0.0.0/30:80 10.0.0.1 10.0.0.2:80 -p 80").len(), 4);
+}
+
+#[test]
+fn targets_come_from_standard_input_too() {
+    let args = ["sweep", "--dry-run", "--targets", "-"];
+    let output = keepsweep(&args).stdin("10.0.0.1:80 a\n\n# none\n10.0.0.2:81\n").output();
+    let text = String::from_utf8(output.expect("runs").stdout).expect("UTF-8");
+    assert!(text.ends_with("\n\n10.0.0.1:80  a\n10.0.0.2:81\n"), "{text}");
+    keepsweep(&args).stdin("10.0.0.1:80\nx y z\n:80\n").assert().code(2).stderr_eq(str![[r#"
+keepsweep: standard input:3: ":80": neither a host name nor an IP address nor a CIDR prefix
+
+"#]]);
+}
+
+#[test]
+fn malformed_targets() {
+    refused(
+        "10.0.0.256 10.0.0.0/33:80 host:0 -p 80",
+        str![[r#"
+keepsweep: command line: "10.0.0.256": not an IP address
+keepsweep: command line: "10.0.0.0/33:80": not a CIDR prefix
+keepsweep: command line: "host:0": port 0 cannot be probed
+
+"#]],
+    );
+    let dir = dir_with("fleet.txt", "10.0.0.1:80\n\n10.0.0.2:99999 db\n10.0.0/24\n");
+    refused_in(
+        &dir,
+        "--targets fleet.txt",
+        str![[r#"
+keepsweep: fleet.txt:3: "10.0.0.2:99999": "99999" is not a port (1 to 65535)
+keepsweep: fleet.txt:4: "10.0.0/24": not a CIDR prefix
+
+"#]],
+    );
+    let dir = dir_with("fleet.txt", b"\x7fELF\x02\x01\x01\xff\n");
+    refused_in(
+        &dir,
+        "--targets fleet.txt",
+        str![[r#"
+keepsweep: fleet.txt:1: "/u{7f}ELF/u{2}/u{1}/u{1}�": not UTF-8 text
+
+"#]],
+    );
+}
+
+#[test]
+fn unresolvable_names() {
+    // RFC 6761 §6.4: .invalid never resolves.
+    let dir = dir_with("fleet.txt", "10.0.0.1\nno-such-host.invalid rack 7\n");
+    refused_in(
+        &dir,
+        "--targets fleet.txt -p 80",
+        str![[r#"
+keepsweep: fleet.txt:2: resolve no-such-host.invalid: [..]
+
+"#]],
+    );
+}
+
+#[test]
+fn empty_lists() {
+    refused(
+        "-p 80",
+        str![[r#"
+keepsweep: no targets: give some, or a list of them with --targets FILE
+
+"#]],
+    );
+    let dir = dir_with("fleet.txt", "# nobody yet\n\n");
+    refused_in(
+        &dir,
+        "--targets fleet.txt -p 80",
+        str![[r#"
+keepsweep: no targets: give some, or a list of them with --targets FILE
+
+"#]],
+    );
+    refused(
+        "10.0.0.0/24 -p 80 --exclude 10.0.0.0/16",
+        str![[r#"
+keepsweep: no targets left: --exclude covers all that were given
+
+"#]],
+    );
+}
+
+#[test]
+fn unreadable_lists() {
+    let dir = tempfile::tempdir().expect("a directory");
+    refused_in(
+        &dir,
+        "--targets fleet.txt -p 80",
+        str![[r#"
+keepsweep: read fleet.txt: No such file or directory (os error 2): No such file or directory (os error 2)
+
+"#]],
+    );
+    refused_in(
+        &dir,
+        "--targets . -p 80",
+        str![[r#"
+keepsweep: read .: Is a directory (os error 21): Is a directory (os error 21)
+
+"#]],
+    );
+    refused_in(
+        &dir,
+        "10.0.0.1 -p 80 --exclude those.txt",
+        str![[r#"
+keepsweep: read --exclude those.txt (neither an address nor a prefix): No such file or directory (os error 2): No such file or directory (os error 2)
+
+"#]],
+    );
+    let dir = dir_with("those.txt", "10.0.0.0/8 all of it\nfleet.example\n");
+    refused_in(
+        &dir,
+        "10.0.0.1 -p 80 --exclude those.txt",
+        str![[r#"
+keepsweep: those.txt:2: "fleet.example": not an IP address
+
+"#]],
+    );
+}
+
+#[test]
+fn missing_and_wrong_ports() {
+    refused(
+        "10.0.0.1",
+        str![[r#"
+keepsweep: command line: 10.0.0.1 has no port: give it one (10.0.0.1:PORT) or use -p
+
+"#]],
+    );
+    refused(
+        "10.0.0.1 -p 0",
+        str![[r#"
+error: invalid value '0' for '--port <PORT[,PORT...]>': port 0 cannot be probed
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1 -p 80,",
+        str![[r#"
+error: invalid value '' for '--port <PORT[,PORT...]>': "" is not a port (1 to 65535)
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1 -p 65536",
+        str![[r#"
+error: invalid value '65536' for '--port <PORT[,PORT...]>': "65536" is not a port (1 to 65535)
+
+For more information, try '--help'.
+
+"#]],
+    );
+}
+
+#[test]
+fn targets_that_are_never_probed() {
+    refused(
+        "8.8.8.8 -p 53",
+        str![[r#"
+keepsweep: command line: 8.8.8.8: 8.8.8.8 is a public address; probe it only if you are entitled to, with --allow-public
+
+"#]],
+    );
+    refused(
+        "224.0.0.1 -p 80 --allow-public",
+        str![[r#"
+keepsweep: command line: 224.0.0.1: 224.0.0.1 is multicast (224.0.0.0/4) and never a peer
+
+"#]],
+    );
+    refused(
+        "255.255.255.255 -p 80 --allow-public",
+        str![[r#"
+keepsweep: command line: 255.255.255.255: 255.255.255.255 is broadcast (255.255.255.255) and never a peer
+
+"#]],
+    );
+    refused(
+        "0.0.0.0 -p 80 --allow-public",
+        str![[r#"
+keepsweep: command line: 0.0.0.0: 0.0.0.0 is unspecified (0.0.0.0/8) and never a peer
+
+"#]],
+    );
+    refused(
+        "0.0.0.0/0 -p 80 --allow-public",
+        str![[r#"
+keepsweep: command line: 0.0.0.0/0: 0.0.0.0 is unspecified (0.0.0.0/8) and never a peer; leave it out with --exclude
+
+"#]],
+    );
+    refused(
+        "[fd00::1]:80",
+        str![[r#"
+keepsweep: command line: fd00::1: IPv6 is not probed yet
+
+"#]],
+    );
+    assert_eq!(dry_peers("8.8.8.8:53 --allow-public"), ["8.8.8.8:53"]);
+    assert_eq!(dry_peers("127.0.0.1:53"), ["127.0.0.1:53"]);
+}
+
+#[test]
+fn more_targets_than_memory() {
+    let ports: Vec<String> = (1..=3000).map(|port: u16| port.to_string()).collect();
+    let reason = str![[r#"
+keepsweep: 50,331,648,000 targets (10.0.0.0/8 alone 50,331,648,000) need about [..]iB of memory, and [..]; sweep them in parts
+
+"#]];
+    refused(&format!("10.0.0.0/8 -p {}", ports.join(",")), reason);
+}
+
+#[test]
+fn settings_that_prove_nothing() {
+    refused(
+        "10.0.0.1:80 --count 0",
+        str![[r#"
+error: invalid value '0' for '--count <N>': without a probe there is nothing to tell; at least 1
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1:80 --rate 0",
+        str![[r#"
+error: invalid value '0' for '--rate <PPS|max>': at 0 frames per second nothing is ever sent
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1:80 --interval 200ms",
+        str![[r#"
+keepsweep: --interval 200ms: Linux answers one empty keepalive per 500ms, so silence to closer ones proves nothing; use 500ms or more, or --probe-bytes 1
+
+"#]],
+    );
+    refused(
+        "10.0.0.1:80 --interval 75",
+        str![[r#"
+error: invalid value '75' for '--interval <D>': time unit needed, for example 75sec or 75ms; expected a duration such as 250ms, 75s or 2h
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1:80 --connect-timeout 0s",
+        str![[r#"
+error: invalid value '0s' for '--connect-timeout <D>': must be longer than 0
+
+For more information, try '--help'.
+
+"#]],
+    );
+    assert!(dry("10.0.0.1:80 --interval 200ms --probe-bytes 1").contains("interval 200ms"));
+    assert!(dry("10.0.0.1:80 --interval 500ms").contains("interval 500ms"));
+}
+
+#[test]
+fn wrong_source() {
+    refused(
+        "10.0.0.1:80 --source-ports 61000",
+        str![[r#"
+error: invalid value '61000' for '--source-ports <LO-HI>': expected LO-HI, such as 61000-65534
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1:80 --source-ports 0-100",
+        str![[r#"
+error: invalid value '0-100' for '--source-ports <LO-HI>': port 0 cannot be probed
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1:80 --source-ports 65000-61000",
+        str![[r#"
+error: invalid value '65000-61000' for '--source-ports <LO-HI>': 65000 is above 61000; expected LO-HI
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1:80 --source fd00::1",
+        str![[r#"
+keepsweep: --source: IPv6 is not probed yet
+
+"#]],
+    );
+}
+
+#[test]
+fn unknown_state_profile_format() {
+    refused(
+        "10.0.0.1:80 --only dead",
+        str![[r#"
+error: invalid value 'dead' for '--only <STATE[,STATE...]>': no such state; there are alive, down, rebooted, unreachable, undetermined
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1:80 --profile solaris",
+        str![[r#"
+error: invalid value 'solaris' for '--profile <NAME>'
+  [possible values: fast, linux, bsd, windows, rfc1122]
+
+For more information, try '--help'.
+
+"#]],
+    );
+    refused(
+        "10.0.0.1:80 --format xml",
+        str![[r#"
+error: invalid value 'xml' for '--format <table|ndjson|csv>'
+  [possible values: table, ndjson, csv]
+
+For more information, try '--help'.
+
+"#]],
+    );
+}
+
+#[test]
+fn output_that_cannot_be_opened_or_written() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let args = ["sweep", "10.0.0.1:80", "--dry-run", "-o"];
+    let with = |path: &'static str| keepsweep(&args).arg(path).current_dir(dir.path()).assert();
+    with("none/results").code(3).stderr_eq(str![[r#"
+keepsweep: open none/results for writing: No such file or directory (os error 2)
+
+"#]]);
+    with("/dev/full").code(3).stderr_eq(str![[r#"
+keepsweep: write to /dev/full: No space left on device (os error 28)
+
+"#]]);
+    with("plan.txt").code(0).stdout_eq("").stderr_eq("");
+    assert!(Path::exists(&dir.path().join("plan.txt")));
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let mut child = std::process::Command::new(cargo_bin!("keepsweep"))
+        .args(["sweep", "10.3.0.0/16:80", "--dry-run"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    // 65,536 lines do not fit into the pipe: the rest of them meet a closed one.
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut err).expect("read");
+    assert_eq!((child.wait().expect("ended").code(), err.as_str()), (Some(0), ""));
+}
