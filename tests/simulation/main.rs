@@ -1,0 +1,5 @@
+//! The probing core against the simulated network: no kernel, no clock, the same bytes every time.
+
+mod loss;
+mod scenarios;
+mod support;
