@@ -22,6 +22,7 @@ use super::{Generation, Slot};
 use crate::wire::SeqNumber;
 use index::Index;
 use slot::FlowSlot;
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// The address family of a table's flows.
@@ -99,6 +100,12 @@ pub enum InsertError {
 /// The flow table; shared by reference between threads.
 pub struct Table {
     flows: Flows,
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table").field("capacity", &self.capacity()).finish_non_exhaustive()
+    }
 }
 
 enum Flows {
