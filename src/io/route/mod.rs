@@ -127,7 +127,8 @@ pub struct Routes {
     netlink: Netlink,
     v4: Classes,
     v6: Classes,
-    answers: HashMap<(usize, bool, Constraint), Answer>,
+    /// By constraint, of which there are few, then by class and whether that is of IPv4.
+    answers: Vec<(Constraint, HashMap<(usize, bool), Answer>)>,
     lookups_made: u64,
 }
 
@@ -194,7 +195,7 @@ impl Routes {
             netlink,
             v4: Classes::new(prefixes.iter().filter(|prefix| prefix.addr().is_ipv4())),
             v6: Classes::new(prefixes.iter().filter(|prefix| prefix.addr().is_ipv6())),
-            answers: HashMap::new(),
+            answers: Vec::new(),
             lookups_made: 0,
         })
     }
@@ -219,12 +220,13 @@ impl Routes {
             IpAddr::V4(dst) => self.v4.class_of(u128::from(u32::from(dst))),
             IpAddr::V6(dst) => self.v6.class_of(u128::from(dst)),
         };
-        let key = (class, dst.is_ipv4(), *constraint);
-        let answer = match self.answers.get(&key) {
+        let key = (class, dst.is_ipv4());
+        let known = self.answers.iter().find(|(asked, _)| asked == constraint);
+        let answer = match known.and_then(|(_, answers)| answers.get(&key)) {
             Some(answer) => *answer,
             None => {
                 let answer = self.ask(dst, constraint)?;
-                self.answers.insert(key, answer);
+                self.remember(key, constraint, answer);
                 answer
             }
         };
@@ -241,6 +243,13 @@ impl Routes {
         self.lookups_made
     }
 
+    fn remember(&mut self, key: (usize, bool), constraint: &Constraint, answer: Answer) {
+        match self.answers.iter_mut().find(|(asked, _)| asked == constraint) {
+            Some((_, answers)) => drop(answers.insert(key, answer)),
+            None => self.answers.push((*constraint, HashMap::from([(key, answer)]))),
+        }
+    }
+
     fn ask(&mut self, dst: IpAddr, constraint: &Constraint) -> Result<Answer, IoError> {
         const OPERATION: &str = "look up route";
         let error =
@@ -252,9 +261,17 @@ impl Routes {
         request.header.destination_prefix_length = bits;
         request.attributes.push(RouteAttribute::Destination(dst.into()));
         if let Some(source) = constraint.source {
-            if source.is_ipv4() != dst.is_ipv4() {
-                let text = format!("source address {source} is of another family");
-                return Err(error(io::Error::new(io::ErrorKind::InvalidInput, text)));
+            let unusable = if source.is_ipv4() != dst.is_ipv4() {
+                Some("is of another address family")
+            } else if !self.is_local(source)? {
+                // The kernel's refusal would look like a missing route, and with `oif` it does not refuse.
+                Some("is not on this host")
+            } else {
+                None
+            };
+            if let Some(why) = unusable {
+                let text = format!("source address {source} {why}");
+                return Err(error(io::Error::new(io::ErrorKind::AddrNotAvailable, text)));
             }
             request.header.source_prefix_length = bits;
             request.attributes.push(RouteAttribute::Source(source.into()));
@@ -275,8 +292,7 @@ impl Routes {
                     Some(libc::ENETUNREACH) => NoRoute::NoRoute,
                     Some(libc::EHOSTUNREACH) => NoRoute::Unreachable,
                     Some(libc::EACCES) => NoRoute::Prohibit,
-                    // Also the answer for a source that is not this host's, which a blackhole is not.
-                    Some(libc::EINVAL) if self.is_source_of_host(constraint)? => NoRoute::Blackhole,
+                    Some(libc::EINVAL) => NoRoute::Blackhole,
                     _ => return Err(error(refusal.source)),
                 };
                 return Ok(Answer::Fixed(Route::None(none)));
@@ -285,10 +301,11 @@ impl Routes {
         read_answer(&reply, constraint).map_err(error)
     }
 
-    fn is_source_of_host(&mut self, constraint: &Constraint) -> Result<bool, IoError> {
-        let Some(source) = constraint.source else { return Ok(true) };
-        let interfaces = list_interfaces(&mut self.netlink)?;
-        Ok(interfaces.iter().flat_map(|i| &i.addresses).any(|own| own.addr() == source))
+    /// Says whether packets to `address` stay here; whole prefixes can be local, not only the
+    /// addresses that interfaces have.
+    fn is_local(&mut self, address: IpAddr) -> Result<bool, IoError> {
+        let route = self.lookup(address, &Constraint::default())?;
+        Ok(matches!(route, Route::Local { .. }))
     }
 }
 
