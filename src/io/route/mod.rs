@@ -116,6 +116,9 @@ enum Answer {
     Fixed(Route),
 }
 
+/// Answers by class and whether that is of IPv4.
+type Answers = HashMap<(usize, bool), Answer>;
+
 /// Looks up routes in the kernel, once per class of destinations.
 ///
 /// Two destinations that lie in the same prefixes of all routing tables and all `to` selectors of
@@ -127,8 +130,8 @@ pub struct Routes {
     netlink: Netlink,
     v4: Classes,
     v6: Classes,
-    /// By constraint, of which there are few, then by class and whether that is of IPv4.
-    answers: Vec<(Constraint, HashMap<(usize, bool), Answer>)>,
+    /// By constraint: there are few, so that the list is not worth a hash.
+    answers: Vec<(Constraint, Answers)>,
     lookups_made: u64,
 }
 
