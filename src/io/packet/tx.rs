@@ -34,7 +34,7 @@ impl PacketTx {
     /// Opens the sending end on the interface `ifindex`, whose name is used in messages.
     ///
     /// # Errors
-    /// No CAP_NET_RAW, no such interface, or the interface is down.
+    /// No CAP_NET_RAW, or no such interface. That an interface is down shows on flushing.
     pub fn open(ifindex: u32, interface: &str) -> Result<Self, IoError> {
         let socket = Socket::open(ifindex, interface)?;
         let on: libc::c_int = 1;

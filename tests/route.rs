@@ -1,0 +1,235 @@
+//! Interfaces and route look-ups against `ip`, in a network namespace of their own.
+
+mod netns;
+
+use keepsweep::io::route::{Constraint, NoRoute, Route, Routes, interfaces};
+use keepsweep::time::Clock;
+use netns::{in_namespace, ip};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+/// Two interfaces, overlapping prefixes, routes that refuse, and a policy rule.
+const NETWORK: &[&str] = &[
+    "link add one type veth peer name one-peer",
+    "link add two type veth peer name two-peer",
+    "addr add 10.1.0.1/24 dev one",
+    "addr add 10.2.0.1/24 dev two",
+    "addr add 10.2.0.9/24 dev two",
+    "addr add fd01::1/64 dev one nodad",
+    "addr add fd03::1/64 dev one nodad",
+    "link set one up",
+    "link set one-peer up",
+    "link set two up",
+    "link set two-peer up",
+    "route add 10.0.0.0/8 via 10.1.0.254",
+    "route add 10.64.0.0/10 via 10.2.0.254",
+    "route add 10.64.1.0/24 via 10.1.0.253 src 10.2.0.9",
+    "route add 10.64.1.128/25 dev two",
+    "route add 10.64.1.200/32 via 10.2.0.253",
+    "route add unreachable 10.65.0.0/16",
+    "route add prohibit 10.66.0.0/16",
+    "route add blackhole 10.67.0.0/16",
+    "route add throw 10.68.0.0/16",
+    "route add 10.64.0.0/10 via 10.1.0.252 table 100",
+    "rule add to 10.70.0.0/16 table 100",
+    "rule add to 10.71.0.0/16 prohibit",
+    "-6 route add fd00::/8 via fd01::fe",
+    "-6 route add prohibit fd05:1::/48",
+];
+
+fn network() {
+    for arguments in NETWORK {
+        ip(arguments);
+    }
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn index_of(name: &str) -> u32 {
+    let all = interfaces().expect("list interfaces");
+    all.iter().find(|interface| interface.name == name).expect("interface exists").index
+}
+
+/// What `ip route get` says: interface, next hop and source, or nothing if it refuses.
+fn ip_route_get(dst: IpAddr, constraint: &str) -> Option<(String, IpAddr, IpAddr)> {
+    let output = std::process::Command::new("ip")
+        .args(["-j", "route", "get", &dst.to_string()])
+        .args(constraint.split_whitespace())
+        .output()
+        .expect("run ip");
+    if !output.status.success() {
+        return None;
+    }
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let text = |key: &str| answer[0][key].as_str().map(str::to_owned);
+    let next_hop = text("gateway").map_or(dst, |gateway| address(&gateway));
+    let source = text("prefsrc").or(text("from")).expect("a source");
+    Some((text("dev").expect("a device"), next_hop, address(&source)))
+}
+
+#[test]
+fn lists_interfaces_with_their_addresses() {
+    in_namespace(|| {
+        network();
+        ip("link set two mtu 1400");
+        ip("link set two-peer down");
+        let all = interfaces().expect("list interfaces");
+        let find = |name| all.iter().find(|interface| interface.name == name).expect("exists");
+        let (lo, one, two) = (find("lo"), find("one"), find("two"));
+        assert!(lo.loopback && lo.up && !lo.has_mac);
+        assert!(!one.loopback && one.up && one.has_mac);
+        assert!(!two.up, "no link");
+        assert_eq!(two.mtu, 1400);
+        let addresses: Vec<String> = two
+            .addresses
+            .iter()
+            .filter(|own| own.addr().is_ipv4())
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(addresses, ["10.2.0.1/24", "10.2.0.9/24"]);
+        let json: serde_json::Value =
+            serde_json::from_str(&ip("-j link show dev one")).expect("JSON");
+        let mac: Vec<String> = one.mac.0.iter().map(|octet| format!("{octet:02x}")).collect();
+        assert_eq!(json[0]["address"].as_str(), Some(mac.join(":").as_str()));
+        assert_eq!(json[0]["ifindex"].as_u64(), Some(one.index.into()));
+    });
+}
+
+#[test]
+fn finds_every_kind_of_route() {
+    in_namespace(|| {
+        network();
+        let (one, two) = (index_of("one"), index_of("two"));
+        let mut routes = Routes::open().expect("open");
+        let mut of = |dst| routes.lookup(address(dst), &Constraint::default()).expect("look up");
+        let via = |ifindex, next_hop, source| Route::Via {
+            ifindex,
+            next_hop: address(next_hop),
+            source: address(source),
+        };
+        assert_eq!(of("10.1.0.77"), via(one, "10.1.0.77", "10.1.0.1"), "on link");
+        assert_eq!(of("10.1.0.78"), via(one, "10.1.0.78", "10.1.0.1"), "on link, from memory");
+        assert_eq!(of("10.200.0.1"), via(one, "10.1.0.254", "10.1.0.1"));
+        assert_eq!(of("10.64.9.9"), via(two, "10.2.0.254", "10.2.0.1"));
+        assert_eq!(of("10.64.1.1"), via(one, "10.1.0.253", "10.2.0.9"));
+        assert_eq!(of("10.64.1.129"), via(two, "10.64.1.129", "10.2.0.1"));
+        assert_eq!(of("10.64.1.200"), via(two, "10.2.0.253", "10.2.0.1"));
+        assert_eq!(of("10.70.0.1"), via(one, "10.1.0.252", "10.1.0.1"), "by rule");
+        assert_eq!(of("10.65.0.1"), Route::None(NoRoute::Unreachable));
+        assert_eq!(of("10.66.0.1"), Route::None(NoRoute::Prohibit));
+        assert_eq!(of("10.67.0.1"), Route::None(NoRoute::Blackhole));
+        assert_eq!(of("10.71.0.1"), Route::None(NoRoute::Prohibit), "by rule");
+        assert_eq!(of("192.0.2.1"), Route::None(NoRoute::NoRoute));
+        assert_eq!(of("10.1.0.255"), Route::Broadcast);
+        assert_eq!(of("255.255.255.255"), Route::Broadcast);
+        assert_eq!(of("224.0.0.1"), Route::Multicast);
+        assert_eq!(of("ff02::1"), Route::Multicast);
+        assert!(matches!(of("10.2.0.9"), Route::Local { .. }));
+        assert!(matches!(of("127.1.2.3"), Route::Local { .. }));
+        assert!(matches!(of("::1"), Route::Local { .. }));
+        assert_eq!(of("fd05:1::1"), Route::None(NoRoute::Prohibit));
+        assert!(matches!(of("2001:db8::1"), Route::None(_)));
+        assert_eq!(of("fd01::77"), via(one, "fd01::77", "fd01::1"));
+        // One route, two addresses of ours: the closer to the destination is the source.
+        assert_eq!(of("fd01:9::77"), via(one, "fd01::fe", "fd01::1"));
+        assert_eq!(of("fd03:9::77"), via(one, "fd01::fe", "fd03::1"));
+    });
+}
+
+#[test]
+fn obeys_constraints() {
+    in_namespace(|| {
+        network();
+        let two = index_of("two");
+        let mut routes = Routes::open().expect("open");
+        let dst = address("10.64.1.129");
+        let source = address("10.2.0.9");
+        let constraint = Constraint { oif: None, source: Some(source) };
+        let route = routes.lookup(dst, &constraint).expect("look up");
+        assert_eq!(route, Route::Via { ifindex: two, next_hop: dst, source });
+        let constraint = Constraint { oif: Some(two), source: None };
+        let Route::Via { ifindex, .. } =
+            routes.lookup(address("10.200.0.1"), &constraint).expect("look up")
+        else {
+            panic!("Linux takes it to be on the link");
+        };
+        assert_eq!(ifindex, two);
+        for (foreign, oif) in [("10.9.9.9", None), ("10.9.9.9", Some(two)), ("fd01::1", None)] {
+            let constraint = Constraint { oif, source: Some(address(foreign)) };
+            let error = routes.lookup(dst, &constraint).expect_err("not a source for this");
+            assert!(error.to_string().contains(foreign), "{error}");
+        }
+        // A whole prefix can be this host's.
+        ip("route add local 10.9.0.0/16 dev lo");
+        let mut routes = Routes::open().expect("open");
+        let source = address("10.9.9.9");
+        let constraint = Constraint { oif: None, source: Some(source) };
+        let route = routes.lookup(dst, &constraint).expect("look up");
+        assert_eq!(route, Route::Via { ifindex: two, next_hop: dst, source });
+        ip("route add 10.72.0.0/16 via inet6 fe80::1 dev two");
+        let mut routes = Routes::open().expect("open");
+        let error = routes.lookup(address("10.72.0.1"), &Constraint::default());
+        assert!(error.expect_err("not supported").to_string().contains("fe80::1"));
+    });
+}
+
+#[test]
+fn agrees_with_the_kernel_for_random_addresses() {
+    in_namespace(|| {
+        network();
+        let mut routes = Routes::open().expect("open");
+        let mut random = fastrand::Rng::with_seed(7);
+        let names: Vec<(u32, String)> =
+            interfaces().expect("list").into_iter().map(|i| (i.index, i.name)).collect();
+        let mut answered = 0;
+        for constraint in ["", "oif two", "from 10.2.0.9"] {
+            let bound = match constraint {
+                "oif two" => Constraint { oif: Some(index_of("two")), source: None },
+                "" => Constraint::default(),
+                _ => Constraint { oif: None, source: Some(address("10.2.0.9")) },
+            };
+            for _ in 0..150 {
+                // Mostly where the prefixes overlap.
+                let dst = IpAddr::V4(match random.u8(0..4) {
+                    0 => Ipv4Addr::from(random.u32(0x0a00_0000..0x0b00_0000)),
+                    1 => Ipv4Addr::from(random.u32(0x0a40_0000..0x0a48_0000)),
+                    2 => Ipv4Addr::from(random.u32(0x0a40_0000..0x0a40_0200)),
+                    _ => Ipv4Addr::from(random.u32(0x0100_0000..0xe000_0000)),
+                });
+                let ours = routes.lookup(dst, &bound).expect("look up");
+                match (ours, ip_route_get(dst, constraint)) {
+                    (Route::Via { ifindex, next_hop, source }, Some(theirs)) => {
+                        let name = &names.iter().find(|(i, _)| *i == ifindex).expect("listed").1;
+                        assert_eq!((name.clone(), next_hop, source), theirs, "{dst} {constraint}");
+                        answered += 1;
+                    }
+                    (Route::Local { .. } | Route::Broadcast, Some(_)) | (Route::None(_), None) => {}
+                    (ours, theirs) => panic!("{dst} {constraint}: {ours:?}, but ip: {theirs:?}"),
+                }
+            }
+        }
+        assert!(answered > 100, "only {answered} had a route");
+        assert!(routes.lookups_made() < 100, "{} of 450 asked", routes.lookups_made());
+    });
+}
+
+#[test]
+fn asks_once_for_a_whole_network() {
+    in_namespace(|| {
+        network();
+        let mut routes = Routes::open().expect("open");
+        let start = Clock.now();
+        for dst in 0x0ac8_0000u32..0x0ac9_0000 {
+            let dst = IpAddr::V4(Ipv4Addr::from(dst));
+            let route = routes.lookup(dst, &Constraint::default()).expect("look up");
+            assert!(matches!(route, Route::Via { .. }), "{dst}: {route:?}");
+        }
+        let elapsed = Clock.now().since(start);
+        println!("65,536 look-ups: {elapsed:?}");
+        assert_eq!(routes.lookups_made(), 1);
+        // A few ms; a system call each would take over 100.
+        assert!(elapsed < Duration::from_millis(60), "{elapsed:?}");
+    });
+}
