@@ -14,7 +14,7 @@ use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
-use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
+use aya::{Ebpf, EbpfLoader, Pod};
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 use std::error::Error;
@@ -219,7 +219,6 @@ fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
     let capacity = u32::try_from(spec.sources.len().max(1)).unwrap_or(u32::MAX);
     let mut programs = EbpfLoader::new()
         .map_max_entries("sources", capacity)
-        .verifier_log_level(VerifierLogLevel::DISABLE)
         .load(OBJECT)
         .map_err(|error| load_error(&error))?;
 

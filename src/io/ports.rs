@@ -27,7 +27,7 @@ pub struct Holder {
     pub local: SocketAddr,
     /// The other end; unspecified for a listener.
     pub peer: SocketAddr,
-    /// Its state, by the name that `ss` uses.
+    /// Its state, by the name that `ss` uses; `BOUND` if it has a port and does nothing with it.
     pub state: &'static str,
 }
 
@@ -266,7 +266,8 @@ fn state_name(state: u8) -> &'static str {
         "FIN-WAIT-1",
         "FIN-WAIT-2",
         "TIME-WAIT",
-        "UNCONN",
+        // Among sockets that have a port: bound, and neither listening nor connected.
+        "BOUND",
         "CLOSE-WAIT",
         "LAST-ACK",
         "LISTEN",
