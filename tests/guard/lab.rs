@@ -141,11 +141,7 @@ fn text(mac: [u8; 6]) -> String {
 /// Runs `ip ARGUMENTS` in this thread's namespace.
 pub fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Writes to /proc/sys, which shows the namespace of the thread that opens it.
