@@ -43,17 +43,12 @@ struct vlan_tag {
 	__be16 protocol;
 };
 
-/* The first two octets of every extension header. */
+/* No extension header is shorter than this; what the octets mean depends on its kind. */
 struct extension {
 	__u8 next_header;
 	__u8 length;
-};
-
-struct fragment {
-	__u8 next_header;
-	__u8 reserved;
-	__be16 offset;
-	__be32 id;
+	__be16 fragment_offset;
+	__be32 rest;
 };
 
 struct ports {
@@ -106,35 +101,27 @@ static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, __u32
 	next_header = ip.nexthdr;
 	offset += sizeof(ip);
 
-	for (i = 0; i < IPV6_HEADERS_MAX && next_header != IPPROTO_TCP; i++) {
+	// Unrolled: without CAP_PERFMON the verifier also follows mispredicted branches, and on those a
+	// loop has no end.
+#pragma clang loop unroll(full)
+	for (i = 0; i < IPV6_HEADERS_MAX; i++) {
 		struct extension extension;
-		struct fragment fragment;
+		__u8 kind = next_header;
 
-		switch (next_header) {
-		case IPPROTO_HOPOPTS:
-		case IPPROTO_ROUTING:
-		case IPPROTO_DSTOPTS:
-			if (read(skb, offset, &extension, sizeof(extension)))
-				return PARSE_SHORT;
-			next_header = extension.next_header;
-			offset += (extension.length + 1) * 8;
+		if (kind != IPPROTO_HOPOPTS && kind != IPPROTO_ROUTING && kind != IPPROTO_DSTOPTS &&
+		    kind != IPPROTO_AH && kind != IPPROTO_FRAGMENT)
 			break;
-		case IPPROTO_AH:
-			if (read(skb, offset, &extension, sizeof(extension)))
-				return PARSE_SHORT;
-			next_header = extension.next_header;
-			offset += (extension.length + 2) * 4;
-			break;
-		case IPPROTO_FRAGMENT:
-			if (read(skb, offset, &fragment, sizeof(fragment)))
-				return PARSE_SHORT;
-			if (fragment.offset & bpf_htons(IPV6_OFFSET_MASK))
+		if (read(skb, offset, &extension, sizeof(extension)))
+			return PARSE_SHORT;
+		next_header = extension.next_header;
+		if (kind == IPPROTO_FRAGMENT) {
+			if (extension.fragment_offset & bpf_htons(IPV6_OFFSET_MASK))
 				return PARSE_OTHER;
-			next_header = fragment.next_header;
-			offset += sizeof(fragment);
-			break;
-		default:
-			return PARSE_OTHER;
+			offset += sizeof(extension);
+		} else if (kind == IPPROTO_AH) {
+			offset += (extension.length + 2) * 4;
+		} else {
+			offset += (extension.length + 1) * 8;
 		}
 	}
 	if (next_header != IPPROTO_TCP)

@@ -11,13 +11,13 @@
 //! in the range; [`super::ports::check`] refuses a range that holds such a socket.
 
 use aya::maps::{HashMap, MapData, PerCpuArray};
-use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::tc::{TcAttachOptions, TcError};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
-use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
+use aya::{Ebpf, EbpfLoader, Pod};
 use nix::errno::Errno;
-use nix::net::if_::if_indextoname;
 use std::error::Error;
+use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -27,6 +27,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gu
 
 const INGRESS: &str = "guard_ingress";
 const EGRESS: &str = "guard_egress";
+
+/// How much of the verifier's log an error quotes.
+const VERIFIER_LINES: usize = 6;
 
 /// `struct guard_source` of `xdp/shared.h`.
 #[repr(C)]
@@ -165,13 +168,10 @@ impl Guard {
         let mut attached = 0_usize;
         for (index, name) in interfaces {
             // Names move between interfaces, indices do not.
-            let name = match if_indextoname(*index) {
-                Ok(now) => now.to_string_lossy().into_owned(),
-                Err(Errno::ENXIO | Errno::ENODEV) => {
-                    tracing::debug!(interface = name, index, "gone before it was guarded");
-                    continue;
-                }
-                Err(errno) => return Err(attach_error(name, "ingress", &io::Error::from(errno))),
+            let now = interface_name(*index);
+            let Some(name) = now.map_err(|error| attach_error(name, "ingress", &error))? else {
+                tracing::debug!(interface = name, index, "gone before it was guarded");
+                continue;
             };
             let ingress = attach_one(&mut programs, INGRESS, &name, TcAttachType::Ingress)?;
             let egress = attach_one(&mut programs, EGRESS, &name, TcAttachType::Egress)?;
@@ -219,7 +219,6 @@ fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
     let capacity = u32::try_from(spec.sources.len().max(1)).unwrap_or(u32::MAX);
     let mut programs = EbpfLoader::new()
         .map_max_entries("sources", capacity)
-        .verifier_log_level(VerifierLogLevel::DISABLE)
         .load(OBJECT)
         .map_err(|error| load_error(&error))?;
 
@@ -239,6 +238,21 @@ fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
     Ok(programs)
 }
 
+/// Returns the present name of an interface, or `None` if there is no such interface any more.
+fn interface_name(index: u32) -> io::Result<Option<String>> {
+    // Not nix 0.31's wrapper: it takes the null pointer of a failure for success.
+    let mut name = [0_u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the IF_NAMESIZE octets that if_indextoname writes at most.
+    if unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) }.is_null() {
+        return match Errno::last() {
+            Errno::ENXIO | Errno::ENODEV => Ok(None),
+            errno => Err(errno.into()),
+        };
+    }
+    let name = CStr::from_bytes_until_nul(&name).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(Some(name.to_string_lossy().into_owned()))
+}
+
 /// Attaches one program and returns whether the interface still existed.
 fn attach_one(
     programs: &mut Ebpf,
@@ -253,7 +267,8 @@ fn attach_one(
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     match program(programs, name)?.attach_with_options(interface, attach_type, options) {
         Ok(_) => Ok(true),
-        Err(error) if matches!(errno(&error), Some(Errno::ENODEV | Errno::ENXIO)) => Ok(false),
+        // Gone since its name was looked up.
+        Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(false),
         Err(error) => Err(attach_error(interface, direction, &error)),
     }
 }
@@ -287,6 +302,13 @@ fn attach_error(
 
 /// Joins an error and its causes; aya's outermost text does not contain the errno.
 fn chain(error: &(dyn Error + 'static)) -> String {
+    // With the verifier's whole log this would be megabytes; its last lines hold the reason.
+    if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
+        let log = verifier_log.to_string();
+        let mut last: Vec<_> = log.lines().rev().take(VERIFIER_LINES).collect();
+        last.reverse();
+        return format!("{io_error}: {}", last.join(" | "));
+    }
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -301,6 +323,10 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
+    // aya's transparent variants hide the error they carry from `source()`.
+    if let Some(ProgramError::TcError(TcError::IoError(error))) = error.downcast_ref() {
+        return error.raw_os_error().map(Errno::from_raw);
+    }
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {

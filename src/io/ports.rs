@@ -27,7 +27,7 @@ pub struct Holder {
     pub local: SocketAddr,
     /// The other end; unspecified for a listener.
     pub peer: SocketAddr,
-    /// Its state, by the name that `ss` uses.
+    /// Its state, by the name that `ss` uses; `BOUND` if it has a port and does nothing with it.
     pub state: &'static str,
 }
 
@@ -65,7 +65,7 @@ pub enum PortsError {
     InUse {
         /// The range asked for.
         wanted: RangeInclusive<u16>,
-        /// The first few of them.
+        /// A few of them, those with the lowest ports.
         holders: Vec<Holder>,
         /// All of them.
         total: usize,
@@ -92,7 +92,7 @@ fn listing(holders: &[Holder], total: usize) -> String {
 /// (Linux 6.8). Needs no privilege.
 ///
 /// # Errors
-/// [`PortsError`], naming the first few sockets in the way and what to do.
+/// [`PortsError`], naming a few of the sockets in the way and what to do.
 pub fn check(ports: &RangeInclusive<u16>) -> Result<(), PortsError> {
     let text = std::fs::read_to_string(EPHEMERAL)
         .map_err(|source| failed("read", EPHEMERAL.to_owned(), source))?;
@@ -108,9 +108,10 @@ pub fn check(ports: &RangeInclusive<u16>) -> Result<(), PortsError> {
     for family in [AF_INET, AF_INET6] {
         dump(family, ports, &mut |holder| {
             total += 1;
-            if holders.len() < LISTED {
-                holders.push(holder);
-            }
+            // The kernel's order is that of a salted hash; the lowest ports make a stable message.
+            holders.push(holder);
+            holders.sort_by_key(|holder| (holder.local.port(), holder.local));
+            holders.truncate(LISTED);
         })
         .map_err(|source| IoError {
             operation: "list the TCP sockets",
@@ -266,7 +267,8 @@ fn state_name(state: u8) -> &'static str {
         "FIN-WAIT-1",
         "FIN-WAIT-2",
         "TIME-WAIT",
-        "UNCONN",
+        // Among sockets that have a port: bound, and neither listening nor connected.
+        "BOUND",
         "CLOSE-WAIT",
         "LAST-ACK",
         "LISTEN",
