@@ -150,7 +150,7 @@ fn malformed_targets() {
         str![[r#"
 keepsweep: command line: "10.0.0.256": not an IP address
 keepsweep: command line: "10.0.0.0/33:80": not a CIDR prefix
-keepsweep: command line: "host:0": port 0 cannot be probed
+keepsweep: command line: "host:0": port 0 cannot be used
 
 "#]],
     );
@@ -223,7 +223,7 @@ fn unreadable_lists() {
         &dir,
         "--targets fleet.txt -p 80",
         str![[r#"
-keepsweep: read fleet.txt: No such file or directory (os error 2): No such file or directory (os error 2)
+keepsweep: read fleet.txt: No such file or directory (os error 2)
 
 "#]],
     );
@@ -231,7 +231,7 @@ keepsweep: read fleet.txt: No such file or directory (os error 2): No such file 
         &dir,
         "--targets . -p 80",
         str![[r#"
-keepsweep: read .: Is a directory (os error 21): Is a directory (os error 21)
+keepsweep: read .: Is a directory (os error 21)
 
 "#]],
     );
@@ -239,7 +239,7 @@ keepsweep: read .: Is a directory (os error 21): Is a directory (os error 21)
         &dir,
         "10.0.0.1 -p 80 --exclude those.txt",
         str![[r#"
-keepsweep: read --exclude those.txt (neither an address nor a prefix): No such file or directory (os error 2): No such file or directory (os error 2)
+keepsweep: read --exclude those.txt (neither an address nor a prefix): No such file or directory (os error 2)
 
 "#]],
     );
@@ -266,7 +266,7 @@ keepsweep: command line: 10.0.0.1 has no port: give it one (10.0.0.1:PORT) or us
     refused(
         "10.0.0.1 -p 0",
         str![[r#"
-error: invalid value '0' for '--port <PORT[,PORT...]>': port 0 cannot be probed
+error: invalid value '0' for '--port <PORT[,PORT...]>': port 0 cannot be used
 
 For more information, try '--help'.
 
@@ -413,7 +413,7 @@ For more information, try '--help'.
     refused(
         "10.0.0.1:80 --source-ports 0-100",
         str![[r#"
-error: invalid value '0-100' for '--source-ports <LO-HI>': port 0 cannot be probed
+error: invalid value '0-100' for '--source-ports <LO-HI>': port 0 cannot be used
 
 For more information, try '--help'.
 

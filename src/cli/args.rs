@@ -45,7 +45,7 @@ const SHORT_FOOTER: &str = "Examples, states and exit codes: keepsweep sweep --h
 
 const LONG_FOOTER: &str = "\
 States:
-  alive         up and reachable: it answered (also with FIN, data, a zero window, or a RST to our SYN)
+  alive         it answered (also with FIN, data, a zero window, or a RST to our SYN)
   down          silent through the whole probe plan, and nothing points at the path or at us
   rebooted      it no longer knows the connection: a RST that answers our probe
   unreachable   the network says so: ICMP, unanswered ARP, no route
@@ -76,7 +76,7 @@ pub struct SweepArgs {
     ///
     /// Every address of a CIDR counts, the first and the last included. A target without a port of
     /// its own is probed on each port of -p.
-    #[arg(value_name = "TARGET", help_heading = "Targets")]
+    #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
 
     /// Read targets from FILE, or from standard input if FILE is '-'
@@ -108,17 +108,17 @@ pub struct SweepArgs {
     #[arg(long, value_name = "NAME", default_value = "fast", help_heading = "Probing")]
     pub profile: Profile,
 
-    /// How long a connection rests before its first keepalive (TCP_KEEPIDLE)
+    /// How long a connection rests before its first keepalive (TCP_KEEPIDLE) [default: the profile's]
     #[arg(long, value_name = "D", value_parser = duration, help_heading = "Probing")]
     pub idle: Option<Duration>,
 
-    /// Time between keepalives on one connection (TCP_KEEPINTVL)
+    /// Time between keepalives on one connection (TCP_KEEPINTVL) [default: the profile's]
     ///
     /// At least 500ms unless --probe-bytes 1: Linux answers one empty probe per 500 ms.
     #[arg(long, value_name = "D", value_parser = duration, help_heading = "Probing")]
     pub interval: Option<Duration>,
 
-    /// Unanswered keepalives before silence is believed (TCP_KEEPCNT)
+    /// Unanswered keepalives before silence is believed (TCP_KEEPCNT) [default: the profile's]
     #[arg(long, value_name = "N", value_parser = count, help_heading = "Probing")]
     pub count: Option<u16>,
 
@@ -212,7 +212,7 @@ pub struct SweepArgs {
     #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
     pub verbose: u8,
 
-    /// Print what would be sent and send nothing; needs no privilege
+    /// Print what would be sent, as text, and send nothing; needs no privilege
     #[arg(long, help_heading = "Output")]
     pub dry_run: bool,
 }
@@ -330,7 +330,7 @@ fn digits<T: std::str::FromStr>(text: &str) -> Option<T> {
 /// What is wrong with it.
 pub fn port(text: &str) -> Result<u16, String> {
     match digits(text) {
-        Some(0) => Err("port 0 cannot be probed".into()),
+        Some(0) => Err("port 0 cannot be used".into()),
         Some(port) => Ok(port),
         None => Err(format!("{text:?} is not a port (1 to 65535)")),
     }

@@ -4,6 +4,7 @@
 use super::sweep::Request;
 use crate::probe::TargetId;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
+use crate::report::table::shown;
 use humantime::format_duration;
 use indicatif::HumanCount;
 use std::io::{self, Write};
@@ -76,7 +77,7 @@ pub fn write(request: &Request, out: &mut impl Write) -> io::Result<()> {
         let (name, label) = request.names.of(TargetId(index));
         write!(out, "{peer}")?;
         for text in [name, label].into_iter().flatten() {
-            write!(out, "  {}", text.escape_debug())?;
+            write!(out, "  {}", shown(text))?;
         }
         writeln!(out)?;
     }

@@ -8,7 +8,8 @@ use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal};
 use std::sync::atomic::Ordering;
 
-const TEMPLATE: &str = "{percent:>3}% of {human_len} peers, {eta} left | {msg}";
+const TEMPLATE: &str =
+    "{percent:>3}% of {human_len} peers, about {eta} left, {prefix}\n     {wide_msg}";
 
 /// Shows how far a sweep has come.
 #[derive(Debug)]
@@ -51,7 +52,9 @@ impl Progress {
         (self.last, self.last_sent) = (now, sent);
         let states: Vec<u64> =
             control.states.iter().map(|count| count.load(Ordering::Relaxed)).collect();
-        self.bar.set_message(message(sent, rate as u64, control, &states));
+        let replies = control.replies.load(Ordering::Relaxed);
+        self.bar.set_prefix(traffic(sent, rate as u64, replies));
+        self.bar.set_message(by_state(&states));
         self.bar.set_position(states.iter().sum());
     }
 
@@ -61,19 +64,16 @@ impl Progress {
     }
 }
 
-fn message(sent: u64, rate: u64, control: &Control, states: &[u64]) -> String {
-    let replies = HumanCount(control.replies.load(Ordering::Relaxed));
-    let states: Vec<String> = State::ALL
-        .iter()
-        .zip(states)
-        .map(|(state, peers)| format!("{} {}", state.name(), HumanCount(*peers)))
-        .collect();
-    format!(
-        "sent {} ({}/s), replies {replies} | {}",
-        HumanCount(sent),
-        HumanCount(rate),
-        states.join(", ")
-    )
+fn traffic(sent: u64, rate: u64, replies: u64) -> String {
+    let [sent, rate, replies] = [sent, rate, replies].map(HumanCount);
+    format!("sent {sent} ({rate}/s), replies {replies}")
+}
+
+fn by_state(states: &[u64]) -> String {
+    let counts = State::ALL.iter().zip(states);
+    let counts: Vec<String> =
+        counts.map(|(state, peers)| format!("{} {}", state.name(), HumanCount(*peers))).collect();
+    counts.join(", ")
 }
 
 #[cfg(test)]
@@ -81,13 +81,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn message_holds_every_count() {
-        let control = Control::default();
-        control.replies.store(2048, Ordering::Relaxed);
+    fn every_count_is_named() {
+        assert_eq!(traffic(65_536, 9_998, 2048), "sent 65,536 (9,998/s), replies 2,048");
         assert_eq!(
-            message(65_536, 9_998, &control, &[1024, 3, 2, 1, 0]),
-            "sent 65,536 (9,998/s), replies 2,048 | alive 1,024, down 3, rebooted 2, \
-             unreachable 1, undetermined 0"
+            by_state(&[1024, 3, 2, 1, 0]),
+            "alive 1,024, down 3, rebooted 2, unreachable 1, undetermined 0"
         );
     }
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, anyhow};
 use indicatif::HumanCount;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -36,12 +36,18 @@ pub struct Request {
     pub names: Names,
     /// The profile that the plan started from.
     pub profile: &'static str,
+    dry_run: bool,
+    verbose: bool,
+    reporting: Reporting,
+}
+
+/// What is written of a sweep, and where to.
+#[derive(Debug)]
+struct Reporting {
     format: Format,
     output: Option<PathBuf>,
     only: Vec<State>,
     quiet: bool,
-    verbose: u8,
-    dry_run: bool,
 }
 
 impl Request {
@@ -81,18 +87,20 @@ impl Request {
             },
             names: targets.names,
             profile: args.profile.name(),
-            format: args.format,
-            output: args.output,
-            only: args.only,
-            quiet: args.quiet,
-            verbose: args.verbose,
             dry_run: args.dry_run,
+            verbose: args.verbose > 0,
+            reporting: Reporting {
+                format: args.format,
+                output: args.output,
+                only: args.only,
+                quiet: args.quiet,
+            },
         };
         Ok((request, notes))
     }
 
     fn layout(&self) -> Box<dyn Layout> {
-        match self.format {
+        match self.reporting.format {
             Format::Ndjson => Box::new(Ndjson),
             Format::Csv => Box::new(Csv),
             Format::Table => {
@@ -101,7 +109,9 @@ impl Request {
             }
         }
     }
+}
 
+impl Reporting {
     /// The summary goes with the records; also to standard error where they have no place for it,
     /// or are out of sight.
     fn says_summary(&self) -> bool {
@@ -154,22 +164,21 @@ fn plan(args: &SweepArgs) -> Result<Plan, Failure> {
 pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
     trace_to_stderr(args.verbose);
     let (request, notes) = Request::resolve(args)?;
-    if !request.quiet {
+    let reporting = &request.reporting;
+    if !reporting.quiet {
         notes.iter().for_each(say);
     }
     let interrupted = Arc::new(AtomicBool::new(false));
-    let destination = Destination::open(request.output.as_deref(), Arc::clone(&interrupted))
-        .with_context(|| format!("open {} for writing", request.output_name()))
+    let destination = Destination::open(reporting.output.as_deref(), Arc::clone(&interrupted))
+        .with_context(|| format!("open {} for writing", reporting.output_name()))
         .map_err(Failure::System)?;
     if request.dry_run {
         return print_dry_run(&request, destination);
     }
-    tracing::info!(
-        peers = request.setup.targets.len(),
-        seed = request.setup.plan.seed,
-        plan = ?request.setup.plan.keepalive,
-        "sweep"
-    );
+    let layout = request.layout();
+    let Request { setup, names, reporting, verbose, .. } = request;
+    let peers = setup.targets.len() as u64;
+    tracing::info!(peers, seed = setup.plan.seed, keepalive = ?setup.plan.keepalive, "sweep");
 
     // From here on a signal asks for an orderly end instead of killing the process with flows open.
     let signals = Signals::new([SIGINT, SIGTERM])
@@ -177,23 +186,18 @@ pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
         .map_err(Failure::System)?;
     // Capabilities are per thread (capabilities(7)): the helper threads of `drive` start only after
     // the engine has dropped them, and so never have any.
-    let sweep = Sweep::open(request.setup.clone())?;
+    let sweep = Sweep::open(setup)?;
     destination
         .clear()
-        .with_context(|| format!("empty {}", request.output_name()))
+        .with_context(|| format!("empty {}", reporting.output_name()))
         .map_err(Failure::System)?;
 
-    let wanted = !request.quiet && request.verbose == 0;
-    let progress = Progress::new(request.setup.targets.len() as u64, wanted);
-    let output = Output::new(
-        Box::new(destination),
-        request.layout(),
-        progress.screen(),
-        request.only.clone(),
-    );
-    let session = Session { names: &request.names, output, progress, signals, interrupted };
+    let progress = Progress::new(peers, !reporting.quiet && !verbose);
+    let only = reporting.only.clone();
+    let output = Output::new(Box::new(destination), layout, progress.screen(), only);
+    let session = Session { names: &names, output, progress, signals, interrupted };
     let ended = session.drive(|control, report| sweep.run(control, report));
-    conclude(&request, ended)
+    conclude(&reporting, ended)
 }
 
 fn trace_to_stderr(verbose: u8) {
@@ -202,7 +206,8 @@ fn trace_to_stderr(verbose: u8) {
         1 => tracing::Level::INFO,
         _ => tracing::Level::DEBUG,
     };
-    tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).init();
+    let ansi = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(ansi).with_max_level(level).init();
 }
 
 fn print_dry_run(request: &Request, destination: Destination) -> Result<Exit, Failure> {
@@ -213,7 +218,7 @@ fn print_dry_run(request: &Request, destination: Destination) -> Result<Exit, Fa
     });
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::System(anyhow!("write to {}: {error}", request.output_name())))
+            Err(Failure::System(anyhow!("write to {}: {error}", request.reporting.output_name())))
         }
         Ok(()) | Err(_) => Ok(Exit::AllAlive),
     }
@@ -292,10 +297,10 @@ impl Session<'_> {
     }
 }
 
-fn conclude(request: &Request, ended: Ended) -> Result<Exit, Failure> {
+fn conclude(reporting: &Reporting, ended: Ended) -> Result<Exit, Failure> {
     let closed = matches!(ended.written, Written::Closed);
     if let Ok(summary) = &ended.summary
-        && request.says_summary()
+        && reporting.says_summary()
         && !closed
     {
         // Standard error is the last resort: there is nowhere to say that it failed.
@@ -308,7 +313,7 @@ fn conclude(request: &Request, ended: Ended) -> Result<Exit, Failure> {
     if let Written::InPart { records, of, error } = &ended.written {
         failures.push(format!(
             "write to {}: {error}; {} of {} records were written",
-            request.output_name(),
+            reporting.output_name(),
             HumanCount(*records),
             HumanCount(*of)
         ));

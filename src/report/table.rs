@@ -60,9 +60,9 @@ impl Table {
     }
 }
 
-/// Labels come from a file that anybody may have written: what could steer the terminal is shown,
-/// not sent.
-fn shown(text: &str) -> String {
+/// Returns `text` with control characters escaped. Labels come from a file that anybody may have
+/// written: what could steer the terminal is shown, not sent.
+pub(crate) fn shown(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             let control = c.is_control();

@@ -53,7 +53,7 @@ fn exit_code_follows_from_the_states() {
         written: Written::InFull,
         interrupted: false,
     };
-    let exit = |ended| conclude(&request("--format ndjson"), ended).expect("no failure");
+    let exit = |ended| conclude(&request("--format ndjson").reporting, ended).expect("no failure");
     assert_eq!(exit(ended([9, 0, 0, 0, 0])), Exit::AllAlive);
     for state in 1..5 {
         let mut states = [9, 0, 0, 0, 0];
@@ -68,13 +68,13 @@ fn exit_code_follows_from_the_states() {
 fn full_disk_and_engine_failure_are_both_said() {
     let full = || Written::InPart { records: 7, of: 1234, error: io::Error::other("disk full") };
     let ended = Ended { summary: Ok(summary([9; 5])), written: full(), interrupted: true };
-    let failure = conclude(&request("-o r.csv"), ended).expect_err("not written in full");
+    let failure = conclude(&request("-o r.csv").reporting, ended).expect_err("not written in full");
     assert_eq!(failure.exit(), Exit::System);
     assert_eq!(failure.to_string(), "write to r.csv: disk full; 7 of 1,234 records were written");
 
     let broken = EngineError::System("send on eth1: ENETDOWN".into());
     let ended = Ended { summary: Err(broken), written: full(), interrupted: false };
-    let failure = conclude(&request(""), ended).expect_err("the engine failed");
+    let failure = conclude(&request("").reporting, ended).expect_err("the engine failed");
     assert!(failure.to_string().starts_with("send on eth1: ENETDOWN\nwrite to standard output"));
 }
 
@@ -95,7 +95,7 @@ fn signal_stops_the_engine_and_what_is_known_is_written() {
     });
     assert!(ended.interrupted);
     assert!(matches!(ended.written, Written::InFull));
-    assert_eq!(conclude(&request(""), ended).expect("no failure"), Exit::Interrupted);
+    assert_eq!(conclude(&request("").reporting, ended).expect("no failure"), Exit::Interrupted);
     let text = std::fs::read_to_string(&path).expect("written");
     assert_eq!(text.lines().count(), 3);
 }
@@ -131,7 +131,7 @@ fn closed_pipe_stops_the_engine() {
         Ok(summary([0, 1, 0, 0, 0]))
     });
     assert!(!ended.interrupted);
-    assert_eq!(conclude(&request(""), ended).expect("no failure"), Exit::AllAlive);
+    assert_eq!(conclude(&request("").reporting, ended).expect("no failure"), Exit::AllAlive);
 }
 
 #[test]

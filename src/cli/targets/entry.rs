@@ -286,7 +286,10 @@ mod tests {
         }
     }
 
-    fn lines(text: &[u8]) -> (Vec<(u64, String, Option<String>)>, Vec<BadEntry>) {
+    /// Line number, first word, the rest.
+    type Line = (u64, String, Option<String>);
+
+    fn lines(text: &[u8]) -> (Vec<Line>, Vec<BadEntry>) {
         let mut seen = Vec::new();
         let bad = read_lines(&"f".into(), text, |origin, word, rest| {
             let Origin::Line(_, number) = origin else { panic!("a line") };

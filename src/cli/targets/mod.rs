@@ -96,12 +96,12 @@ impl Names {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// A list cannot be read.
-    #[error("read {file}: {source}")]
+    #[error("read {file}: {error}")]
     Unreadable {
         /// The list.
         file: String,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// Entries that cannot be understood.
     #[error("{}", shown(.0))]
@@ -224,7 +224,7 @@ fn lines(
     } else {
         File::open(path).and_then(|file| entry::read_lines(&name, BufReader::new(file), sink))
     };
-    read.map_err(|source| TargetError::Unreadable { file: name.to_string(), source })
+    read.map_err(|error| TargetError::Unreadable { file: name.to_string(), error })
 }
 
 fn exclusions(exclude: &[String]) -> Result<RangeInclusiveSet<u32>, TargetError> {
@@ -244,14 +244,10 @@ fn exclusions(exclude: &[String]) -> Result<RangeInclusiveSet<u32>, TargetError>
             add(&entry::parse_net(word)?);
             Ok(())
         });
-        let bad = bad.map_err(|error| match error {
-            TargetError::Unreadable { file, source }
-                if source.kind() == io::ErrorKind::NotFound =>
-            {
-                TargetError::Unreadable {
-                    file: format!("--exclude {file} (neither an address nor a prefix)"),
-                    source,
-                }
+        let bad = bad.map_err(|fault| match fault {
+            TargetError::Unreadable { file, error } if error.kind() == io::ErrorKind::NotFound => {
+                let file = format!("--exclude {file} (neither an address nor a prefix)");
+                TargetError::Unreadable { file, error }
             }
             other => other,
         })?;
