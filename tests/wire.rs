@@ -2,7 +2,7 @@
 //!
 //! `tests/golden/linux-*.pcap` were captured with tcpdump on a veth pair of Linux 6.18: once with
 //! checksums left to the device (as keepsweep meets them on one machine), once filled in.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use keepsweep::wire::icmp::emit_error;
 use keepsweep::wire::{
