@@ -117,3 +117,93 @@ fn arp(packet: &Arp, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 fn family(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "IP" } else { "IP6" }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Flags, IpHeader, MacAddr, Quoted, SeqNumber, Timestamps};
+    use std::net::Ipv6Addr;
+
+    fn syn() -> Segment<'static> {
+        Segment {
+            ip: IpHeader { src: [10, 98, 0, 1].into(), dst: [10, 99, 0, 7].into(), ttl: 64, id: 0 },
+            src_port: 61_007,
+            dst_port: 8080,
+            seq: SeqNumber(1),
+            ack: SeqNumber(0),
+            flags: Flags::SYN,
+            wnd: 64_240,
+            options: Options { mss: Some(1460), ..Options::default() },
+            payload: &[],
+        }
+    }
+
+    #[test]
+    fn segments() {
+        assert_eq!(
+            describe(&Packet::Tcp(syn())).to_string(),
+            "IP 10.98.0.1.61007 > 10.99.0.7.8080: Flags [S], seq 1, win 64240, options [mss 1460], \
+             length 0"
+        );
+        let block = Some((SeqNumber(5), SeqNumber(9)));
+        let data = Segment {
+            ip: IpHeader {
+                src: Ipv6Addr::LOCALHOST.into(),
+                dst: "fd00::7".parse().unwrap(),
+                ttl: 1,
+                id: 0,
+            },
+            seq: SeqNumber(u32::MAX),
+            ack: SeqNumber(9),
+            flags: Flags::ACK,
+            options: Options {
+                mss: None,
+                window_scale: Some(7),
+                sack_permitted: true,
+                timestamps: Some(Timestamps { tsval: 3, tsecr: 4 }),
+                sack: [block, block, None, None],
+            },
+            payload: b"x",
+            ..syn()
+        };
+        assert_eq!(
+            describe(&Packet::Tcp(data)).to_string(),
+            "IP6 ::1.61007 > fd00::7.8080: Flags [.], seq 4294967295:0, ack 9, win 64240, \
+             options [sackOK,TS val 3 ecr 4,wscale 7,sack 2 {5:9}{5:9}], length 1"
+        );
+    }
+
+    #[test]
+    fn others() {
+        let quoted = Quoted {
+            src: ([10, 98, 0, 1], 61_007).into(),
+            dst: ([10, 99, 0, 7], 8080).into(),
+            seq: SeqNumber(5),
+            ack: Some(SeqNumber(6)),
+            ip_id: 0,
+        };
+        let ip = IpHeader { src: [10, 98, 0, 254].into(), dst: syn().ip.src, ttl: 64, id: 0 };
+        let error = IcmpError { ip, icmp_type: 3, code: 1, quoted };
+        assert_eq!(
+            describe(&Packet::Icmp(error)).to_string(),
+            "IP 10.98.0.254 > 10.98.0.1: ICMP host unreachable (type 3, code 1), quoting \
+             10.98.0.1.61007 > 10.99.0.7.8080: seq 5, ack 6"
+        );
+        let request = Arp {
+            op: ArpOp::Request,
+            sender_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            sender_ip: [10, 98, 0, 1].into(),
+            target_mac: MacAddr::default(),
+            target_ip: [10, 98, 0, 2].into(),
+        };
+        assert_eq!(
+            describe(&Packet::Arp(request)).to_string(),
+            "ARP, Request who-has 10.98.0.2 tell 10.98.0.1"
+        );
+        assert_eq!(
+            describe(&Packet::Arp(Arp { op: ArpOp::Reply, ..request })).to_string(),
+            "ARP, Reply 10.98.0.1 is-at 02:00:00:00:00:01"
+        );
+        assert_eq!(describe(&Packet::Other).to_string(), "other");
+    }
+}

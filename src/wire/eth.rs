@@ -208,7 +208,7 @@ mod tests {
     const A: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x0a]);
     const B: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x0b]);
 
-    /// `arping`'s request as captured on a veth pair, and the kernel's answer.
+    /// What Linux sends for this pair of addresses (tests/golden/linux-unfilled.pcap holds another).
     const REQUEST: [u8; 42] = [
         0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02, 0, 0, 0, 0, 0x0a, 0x08, 0x06, // Ethernet
         0, 1, 0x08, 0, 6, 4, 0, 1, // who-has

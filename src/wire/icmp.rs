@@ -187,3 +187,204 @@ pub fn emit_error(
     MutableIcmpPacket::new(upper).ok_or(too_short)?.set_checksum(!sum);
     Ok(total)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Flags, LinkType, Packet, Segment, parse};
+    use std::net::Ipv6Addr;
+
+    fn probe(v4: bool) -> (Segment<'static>, Vec<u8>) {
+        let (src, dst): (IpAddr, IpAddr) = if v4 {
+            ([10, 98, 0, 1].into(), [10, 99, 0, 7].into())
+        } else {
+            (Ipv6Addr::LOCALHOST.into(), "fd00::7".parse().unwrap())
+        };
+        let segment = Segment {
+            ip: IpHeader { src, dst, ttl: 1, id: if v4 { 0xabcd } else { 0 } },
+            src_port: 61_007,
+            dst_port: 8080,
+            seq: SeqNumber(0x0102_0304),
+            ack: SeqNumber(0x0506_0708),
+            flags: Flags::ACK,
+            wnd: 9,
+            options: Default::default(),
+            payload: &[],
+        };
+        let mut buf = vec![0; 128];
+        let len = segment.emit(&LinkHeader::Ip, &mut buf).unwrap();
+        buf.truncate(len);
+        (segment, buf)
+    }
+
+    /// An error of this type and code about `quote`, parsed.
+    fn parsed(
+        icmp_type: u8,
+        code: u8,
+        quote: &[u8],
+        v4: bool,
+    ) -> Result<Packet<'static>, ParseError> {
+        let (segment, _) = probe(v4);
+        let router: IpAddr = if v4 { [10, 98, 0, 254].into() } else { "fe80::1".parse().unwrap() };
+        let ip = IpHeader { src: router, dst: segment.ip.src, ttl: 255, id: 0 };
+        let mut buf = [0; 512];
+        let len = emit_error(&ip, icmp_type, code, quote, &LinkHeader::Ip, &mut buf).unwrap();
+        match parse(&buf[..len], LinkType::Ip, Checksums::Verify)? {
+            Packet::Icmp(error) => {
+                assert_eq!((error.ip, error.icmp_type, error.code), (ip, icmp_type, code));
+                Ok(Packet::Icmp(error))
+            }
+            Packet::Other => Ok(Packet::Other),
+            packet => panic!("{packet:?}"),
+        }
+    }
+
+    fn quoted(quote: &[u8], v4: bool) -> Result<Option<Quoted>, ParseError> {
+        parsed(if v4 { 3 } else { 1 }, 0, quote, v4).map(|packet| match packet {
+            Packet::Icmp(error) => Some(error.quoted),
+            _ => None,
+        })
+    }
+
+    fn expected(v4: bool, ack: bool) -> Quoted {
+        let (segment, _) = probe(v4);
+        Quoted {
+            src: (segment.ip.src, segment.src_port).into(),
+            dst: (segment.ip.dst, segment.dst_port).into(),
+            seq: segment.seq,
+            ack: ack.then_some(segment.ack),
+            ip_id: segment.ip.id,
+        }
+    }
+
+    #[test]
+    fn quotes_of_any_length() {
+        for v4 in [true, false] {
+            let (_, packet) = probe(v4);
+            let ip_len = if v4 { 20 } else { 40 };
+            for len in 0..=packet.len() {
+                let wanted = if len < ip_len + 8 {
+                    Err(ParseError::Truncated(Layer::Quote))
+                } else {
+                    Ok(Some(expected(v4, len >= ip_len + 12)))
+                };
+                assert_eq!(quoted(&packet[..len], v4), wanted, "{len} octets, v4: {v4}");
+            }
+        }
+    }
+
+    #[test]
+    fn quotes_with_options_and_extension_headers() {
+        let (_, mut packet) = probe(true);
+        packet.splice(20..20, [1, 1, 1, 0]);
+        packet[0] = 0x46;
+        assert_eq!(quoted(&packet[..32], true), Ok(Some(expected(true, false))));
+        assert_eq!(quoted(&packet[..24], true), Err(ParseError::Truncated(Layer::Quote)));
+        assert_eq!(quoted(&packet[..23], true), Err(ParseError::Truncated(Layer::Quote)));
+
+        let (_, mut packet) = probe(false);
+        packet[6] = 60;
+        packet.splice(40..40, [6, 0, 1, 4, 0, 0, 0, 0]);
+        assert_eq!(quoted(&packet[..56], false), Ok(Some(expected(false, false))));
+        assert_eq!(quoted(&packet[..47], false), Err(ParseError::Truncated(Layer::Quote)));
+    }
+
+    #[test]
+    fn what_a_router_changed_in_the_quote_does_not_matter() {
+        let (_, mut packet) = probe(true);
+        packet[8] = 0; // TTL
+        packet[2..4].copy_from_slice(&[40, 0]); // total length in the wrong byte order: old BSDs
+        packet[10..12].fill(0); // checksum
+        assert_eq!(quoted(&packet, true), Ok(Some(expected(true, true))));
+    }
+
+    #[test]
+    fn quotes_of_no_interest() {
+        for v4 in [true, false] {
+            let (_, mut packet) = probe(v4);
+            packet[if v4 { 9 } else { 6 }] = 17;
+            assert_eq!(quoted(&packet, v4), Ok(None), "UDP");
+        }
+        let (_, mut packet) = probe(true);
+        packet[7] = 1;
+        assert_eq!(quoted(&packet, true), Ok(None), "not the first fragment");
+        packet[6..8].copy_from_slice(&[0x20, 0]);
+        assert_eq!(quoted(&packet, true), Ok(Some(expected(true, true))), "the first fragment");
+    }
+
+    #[test]
+    fn quotes_that_are_refused() {
+        for v4 in [true, false] {
+            let (_, mut packet) = probe(v4);
+            packet[0] ^= 0x20; // 4 becomes 6, 6 becomes 4
+            assert_eq!(quoted(&packet, v4), Err(ParseError::Malformed(Layer::Quote)));
+        }
+        let (_, mut packet) = probe(true);
+        packet[0] = 0x44;
+        assert_eq!(quoted(&packet, true), Err(ParseError::Malformed(Layer::Quote)));
+    }
+
+    #[test]
+    fn what_types_and_codes_mean() {
+        use IcmpKind::*;
+        let meanings = |v4: bool, icmp_type: u8, wanted: &[IcmpKind]| {
+            let (_, packet) = probe(v4);
+            for (code, kind) in wanted.iter().enumerate() {
+                let packet = parsed(icmp_type, code as u8, &packet, v4);
+                let Ok(Packet::Icmp(error)) = packet else { panic!("{packet:?}") };
+                assert_eq!(error.kind(), *kind, "v4: {v4}, type {icmp_type}, code {code}");
+            }
+        };
+        #[rustfmt::skip]
+        let v4_unreachable = [
+            Net, Host, Port, Port, TooBig, Other, Net, Host, Other, Admin, Admin, Net, Host, Admin,
+            Other, Other, Other,
+        ];
+        meanings(true, 3, &v4_unreachable);
+        meanings(true, 11, &[TimeExceeded, Other]);
+        meanings(true, 12, &[Other, Other]);
+        meanings(false, 1, &[Net, Admin, Other, Host, Port, Admin, Admin, Other]);
+        meanings(false, 2, &[TooBig]);
+        meanings(false, 3, &[TimeExceeded, Other]);
+        meanings(false, 4, &[Other, Other]);
+    }
+
+    #[test]
+    fn messages_that_are_no_errors_are_other() {
+        let (_, packet) = probe(true);
+        for icmp_type in [0, 4, 5, 8, 13] {
+            assert_eq!(parsed(icmp_type, 0, &packet, true), Ok(Packet::Other), "{icmp_type}");
+        }
+        let (_, packet) = probe(false);
+        for icmp_type in [0, 5, 127, 128, 135, 136] {
+            assert_eq!(parsed(icmp_type, 0, &packet, false), Ok(Packet::Other), "{icmp_type}");
+        }
+    }
+
+    #[test]
+    fn wrong_checksums_and_short_messages() {
+        for v4 in [true, false] {
+            let (segment, packet) = probe(v4);
+            let mut buf = [0; 512];
+            let icmp_type = if v4 { 3 } else { 1 };
+            let ip = IpHeader { dst: segment.ip.src, ..segment.ip };
+            let len = emit_error(&ip, icmp_type, 0, &packet, &LinkHeader::Ip, &mut buf).unwrap();
+            buf[len - 1] ^= 1;
+            let with = |checksums| parse(&buf[..len], LinkType::Ip, checksums);
+            assert_eq!(with(Checksums::Verify), Err(ParseError::Checksum(Layer::Icmp)));
+            assert!(matches!(with(Checksums::Trust), Ok(Packet::Icmp(_))));
+
+            let header_len = if v4 { 20 } else { 40 };
+            let mut short = buf[..header_len + 7].to_vec();
+            if v4 {
+                short[2..4].copy_from_slice(&27u16.to_be_bytes());
+            } else {
+                short[4..6].copy_from_slice(&7u16.to_be_bytes());
+            }
+            assert_eq!(
+                parse(&short, LinkType::Ip, Checksums::Trust),
+                Err(ParseError::Truncated(Layer::Icmp))
+            );
+        }
+    }
+}

@@ -210,3 +210,179 @@ pub(super) fn emit<'b>(
     }
     Ok((upper, need))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Flags, LinkType, Packet, Segment, SeqNumber, parse};
+    use std::net::Ipv6Addr;
+
+    fn segment(src: IpAddr, dst: IpAddr) -> Segment<'static> {
+        Segment {
+            ip: IpHeader { src, dst, ttl: 64, id: 0 },
+            src_port: 61_007,
+            dst_port: 8080,
+            seq: SeqNumber(1),
+            ack: SeqNumber(2),
+            flags: Flags::ACK,
+            wnd: 3,
+            options: Default::default(),
+            payload: b"x",
+        }
+    }
+
+    fn v4() -> Segment<'static> {
+        segment([10, 98, 0, 1].into(), [10, 98, 0, 7].into())
+    }
+
+    fn v6() -> Segment<'static> {
+        segment(Ipv6Addr::LOCALHOST.into(), "fd00::7".parse().unwrap())
+    }
+
+    fn frame(segment: Segment<'_>) -> Vec<u8> {
+        let mut buf = vec![0; 128];
+        let len = segment.emit(&LinkHeader::Ip, &mut buf).unwrap();
+        buf.truncate(len);
+        buf
+    }
+
+    fn verify(frame: &[u8]) -> Result<Packet<'_>, ParseError> {
+        parse(frame, LinkType::Ip, Checksums::Verify)
+    }
+
+    /// Changes an IPv4 header and makes its checksum right again.
+    fn v4_with(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut frame = frame(v4());
+        change(&mut frame);
+        frame[10..12].fill(0);
+        let header_len = usize::from(frame[0] & 15) * 4;
+        let sum = checksum::internet(&frame[..header_len.min(frame.len())]);
+        frame[10..12].copy_from_slice(&sum.to_be_bytes());
+        frame
+    }
+
+    /// Puts extension headers before TCP: (kind, octets behind the next-header field).
+    fn v6_with(extensions: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut frame = frame(v6());
+        let tcp = frame.split_off(V6_LEN);
+        let mut next = 6;
+        let mut upper = tcp;
+        for (kind, octets) in extensions.iter().rev() {
+            let mut longer = vec![next];
+            longer.extend(*octets);
+            longer.extend(upper);
+            (next, upper) = (*kind, longer);
+        }
+        frame[6] = next;
+        frame[4..6].copy_from_slice(&(upper.len() as u16).to_be_bytes());
+        frame.extend(upper);
+        frame
+    }
+
+    const PAD: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
+    const PAD_16: &[u8] = &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const ROUTED: &[u8] = &[0, 4, 0, 0, 0, 0, 0];
+    const ATOMIC: &[u8] = &[0, 0, 0, 0, 0, 0, 9];
+
+    #[test]
+    fn v4_options_are_skipped() {
+        let frame = v4_with(|frame| {
+            // Router alert (RFC 2113), which firewalls and IGMP use.
+            frame.splice(20..20, [148, 4, 0, 0]);
+            frame[0] = 0x46;
+            frame[3] += 4;
+        });
+        assert_eq!(verify(&frame), Ok(Packet::Tcp(v4())));
+    }
+
+    #[test]
+    fn v4_lengths_that_lie() {
+        for (at, octet, error) in [
+            (0, 0x44, ParseError::Malformed(Layer::Ipv4)), // header of 16
+            (0, 0x4f, ParseError::Truncated(Layer::Ipv4)), // header of 60, frame of 41
+            (0, 0x55, ParseError::Malformed(Layer::Ipv4)), // version 5
+            (3, 19, ParseError::Malformed(Layer::Ipv4)),   // shorter than its header
+            (3, 0, ParseError::Malformed(Layer::Ipv4)),
+            (3, 42, ParseError::Truncated(Layer::Ipv4)), // longer than the frame
+            (3, 39, ParseError::Truncated(Layer::Tcp)),
+        ] {
+            let frame = v4_with(|frame| frame[at] = octet);
+            assert_eq!(verify(&frame), Err(error), "octet {at} = {octet:#x}");
+        }
+    }
+
+    #[test]
+    fn v4_checksum() {
+        let mut frame = frame(v4());
+        frame[8] -= 1; // a router that forgot to update it
+        assert_eq!(verify(&frame), Err(ParseError::Checksum(Layer::Ipv4)));
+        let hop_nearer = Segment { ip: IpHeader { ttl: 63, ..v4().ip }, ..v4() };
+        assert_eq!(parse(&frame, LinkType::Ip, Checksums::Trust), Ok(Packet::Tcp(hop_nearer)));
+    }
+
+    #[test]
+    fn v4_fragments_are_other() {
+        for flags_and_offset in [0x2000, 0x2001, 0x0001, 0x1fff, 0x3fff] {
+            let frame = v4_with(|frame| {
+                frame[6..8].copy_from_slice(&u16::to_be_bytes(flags_and_offset));
+            });
+            assert_eq!(verify(&frame), Ok(Packet::Other), "{flags_and_offset:#06x}");
+        }
+        for whole in [0x0000, 0x4000, 0x8000] {
+            let frame = v4_with(|frame| frame[6..8].copy_from_slice(&u16::to_be_bytes(whole)));
+            assert_eq!(verify(&frame), Ok(Packet::Tcp(v4())), "{whole:#06x}");
+        }
+    }
+
+    #[test]
+    fn v6_extension_headers_are_walked() {
+        let all = [(0, PAD_16), (60, PAD), (43, ROUTED), (44, ATOMIC), (60, PAD_16)];
+        for extensions in [&all[..], &all[..1], &all[1..2], &all[2..3], &all[3..4], &[(60, PAD); 8]]
+        {
+            let frame = v6_with(extensions);
+            assert_eq!(verify(&frame), Ok(Packet::Tcp(v6())), "{extensions:?}");
+            for len in 0..frame.len() {
+                assert!(verify(&frame[..len]).is_err(), "{extensions:?} cut to {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn v6_packets_that_are_not_whole_or_not_there_yet_are_other() {
+        let first: &[u8] = &[0, 0, 1, 0, 0, 0, 9];
+        let middle: &[u8] = &[0, 0, 9, 0, 0, 0, 9];
+        let last: &[u8] = &[0, 0, 8, 0, 0, 0, 9];
+        for fragment in [first, middle, last] {
+            assert_eq!(verify(&v6_with(&[(44, fragment)])), Ok(Packet::Other));
+        }
+        // RFC 8200 §4.5: the two bits between offset and M are ignored.
+        assert_eq!(verify(&v6_with(&[(44, &[0, 0, 6, 0, 0, 0, 9])])), Ok(Packet::Tcp(v6())));
+        let one_hop_left: &[u8] = &[0, 4, 1, 0, 0, 0, 0];
+        assert_eq!(verify(&v6_with(&[(43, one_hop_left)])), Ok(Packet::Other));
+        // No next header; ESP; mobility.
+        for protocol in [59, 50, 135] {
+            assert_eq!(verify(&v6_with(&[(protocol, PAD)])), Ok(Packet::Other), "{protocol}");
+        }
+    }
+
+    #[test]
+    fn v6_chains_that_are_refused() {
+        let malformed = Err(ParseError::Malformed(Layer::Ipv6));
+        assert_eq!(verify(&v6_with(&[(60, PAD), (0, PAD)])), malformed, "hop-by-hop in the middle");
+        assert_eq!(verify(&v6_with(&[(60, PAD); 9])), malformed, "too many");
+        let past_the_end: &[u8] = &[255, 1, 4, 0, 0, 0, 0];
+        assert_eq!(
+            verify(&v6_with(&[(60, past_the_end)])),
+            Err(ParseError::Truncated(Layer::Ipv6))
+        );
+    }
+
+    #[test]
+    fn v6_payload_length() {
+        let mut frame = frame(v6());
+        frame[5] += 1;
+        assert_eq!(verify(&frame), Err(ParseError::Truncated(Layer::Ipv6)));
+        frame[5] = 0;
+        assert_eq!(verify(&frame), Err(ParseError::Truncated(Layer::Tcp)));
+    }
+}

@@ -141,3 +141,6 @@ pub fn parse(frame: &[u8], link: LinkType, checksums: Checksums) -> Result<Packe
         _ => Ok(Packet::Other),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,3 +177,116 @@ fn get(header: &[u8], at: usize, big_endian: bool) -> u32 {
 fn invalid(message: String) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn write(link: LinkType, frames: &[(u64, Vec<u8>)]) -> Vec<u8> {
+        let mut writer = PcapWriter::new(Vec::new(), link).unwrap();
+        for (at, frame) in frames {
+            writer.frame(*at, frame).unwrap();
+        }
+        writer.into_inner()
+    }
+
+    fn read(file: &[u8]) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        PcapReader::new(file)?.collect()
+    }
+
+    fn error(file: &[u8]) -> ErrorKind {
+        read(file).expect_err("must not be read").kind()
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(
+            frames in prop::collection::vec(
+                (0..u64::from(u32::MAX) * NS_PER_S, prop::collection::vec(any::<u8>(), 0..200)),
+                0..8,
+            ),
+            link in prop::sample::select(&[LinkType::Ethernet, LinkType::Ip]),
+        ) {
+            let file = write(link, &frames);
+            prop_assert_eq!(PcapReader::new(&file[..]).unwrap().link(), link);
+            prop_assert_eq!(read(&file).unwrap(), frames);
+        }
+
+        #[test]
+        fn arbitrary_octets_end(
+            tail in prop::collection::vec(any::<u8>(), 0..300), link in 0u8..3,
+        ) {
+            let mut file = write(LinkType::Ethernet, &[]);
+            file[20] = link;
+            file.extend(&tail);
+            if let Ok(reader) = PcapReader::new(&file[..]) {
+                // No record is shorter than its header: the iterator must come to an end.
+                prop_assert!(reader.count() <= tail.len() / RECORD_HEADER_LEN + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn octets() {
+        let file = write(LinkType::Ip, &[(1_700_000_000_123_456_789, vec![0x45, 0xff])]);
+        #[rustfmt::skip]
+        let expected = [
+            0x4d, 0x3c, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 101, 0, 0, 0,
+            0x00, 0xf1, 0x53, 0x65, 0x15, 0xcd, 0x5b, 0x07, 2, 0, 0, 0, 2, 0, 0, 0, 0x45, 0xff,
+        ];
+        assert_eq!(file, expected);
+    }
+
+    #[test]
+    fn other_byte_order_and_microseconds() {
+        #[rustfmt::skip]
+        let file = [
+            0xa1, 0xb2, 0xc3, 0xd4, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 1,
+            0, 0, 0, 5, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 9, 0xaa,
+        ];
+        assert_eq!(PcapReader::new(&file[..]).unwrap().link(), LinkType::Ethernet);
+        assert_eq!(read(&file).unwrap(), [(5_000_007_000, vec![0xaa])]);
+    }
+
+    #[test]
+    fn snap_length() {
+        let mut file = write(LinkType::Ethernet, &[(0, vec![7; 65_536])]);
+        assert_eq!(file[32..40], [0xff, 0xff, 0, 0, 0, 0, 1, 0], "captured 65535 of 65536");
+        file = write(LinkType::Ethernet, &[(0, vec![7; 65_536]), (1, vec![8])]);
+        assert_eq!(read(&file).unwrap(), [(0, vec![7; 65_535]), (1, vec![8])]);
+    }
+
+    #[test]
+    fn truncated_files() {
+        let file = write(LinkType::Ethernet, &[(0, vec![1; 5])]);
+        for len in (0..24).chain(25..file.len()) {
+            assert_eq!(error(&file[..len]), ErrorKind::UnexpectedEof, "cut to {len}");
+        }
+        let mut reader = PcapReader::new(&file[..30]).unwrap();
+        assert!(reader.next().is_some_and(|record| record.is_err()));
+        assert!(reader.next().is_none(), "an error ends the iteration");
+    }
+
+    #[test]
+    fn files_that_are_refused() {
+        let file = write(LinkType::Ethernet, &[(0, vec![1; 5])]);
+        let with = |at: usize, octet: u8| {
+            let mut file = file.clone();
+            file[at] = octet;
+            error(&file)
+        };
+        assert_eq!(with(0, 0), ErrorKind::InvalidData, "magic");
+        assert_eq!(with(4, 3), ErrorKind::InvalidData, "version");
+        assert_eq!(with(20, 113), ErrorKind::InvalidData, "Linux cooked capture");
+        assert_eq!(with(35, 0xff), ErrorKind::InvalidData, "a frame of 4 GB");
+    }
+
+    #[test]
+    fn a_time_that_does_not_fit() {
+        let mut writer = PcapWriter::new(Vec::new(), LinkType::Ip).unwrap();
+        let error = writer.frame((1 << 32) * NS_PER_S, &[]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert_eq!(writer.into_inner().len(), FILE_HEADER_LEN, "nothing half written");
+    }
+}

@@ -34,3 +34,37 @@ impl std::ops::Sub<u32> for SeqNumber {
         SeqNumber(self.0.wrapping_sub(octets))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arithmetic_wraps() {
+        let last = SeqNumber(u32::MAX);
+        assert_eq!(last + 1, SeqNumber(0));
+        assert_eq!(SeqNumber(0) - 1, last);
+        assert_eq!(SeqNumber(4).distance(last), 5);
+        assert_eq!(last.distance(SeqNumber(4)), -5);
+    }
+
+    #[test]
+    fn order_is_that_of_the_nearer_way_round() {
+        let start = SeqNumber(0xffff_fff0);
+        assert!(start.is_before(start + 1));
+        assert!(start.is_before(start + 0x7fff_ffff));
+        assert!(!start.is_before(start));
+        assert!(!start.is_before(start - 1));
+        assert!(!(start + 0x7fff_ffff).is_before(start));
+    }
+
+    #[test]
+    fn windows_are_half_open_and_wrap() {
+        let start = SeqNumber(u32::MAX - 1);
+        assert!(start.is_in_window(start, 4));
+        assert!(SeqNumber(1).is_in_window(start, 4));
+        assert!(!SeqNumber(2).is_in_window(start, 4));
+        assert!(!(start - 1).is_in_window(start, 4));
+        assert!(!start.is_in_window(start, 0));
+    }
+}

@@ -276,3 +276,152 @@ impl<'a> Segment<'a> {
         Ok(total)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{LinkType, Packet, parse};
+
+    fn options(bytes: &[u8]) -> Result<Options, ParseError> {
+        Options::parse(bytes)
+    }
+
+    #[test]
+    fn options_as_linux_sends_them() {
+        let syn = [2, 4, 0x05, 0xb4, 4, 2, 8, 10, 0, 0, 0, 9, 0, 0, 0, 7, 1, 3, 3, 7];
+        let expected = Options {
+            mss: Some(1460),
+            window_scale: Some(7),
+            sack_permitted: true,
+            timestamps: Some(Timestamps { tsval: 9, tsecr: 7 }),
+            sack: [None; 4],
+        };
+        assert_eq!(options(&syn), Ok(expected));
+        let (octets, len) = expected.emit().unwrap();
+        assert_eq!(octets[..len], syn);
+    }
+
+    #[test]
+    fn options_of_others() {
+        let none = Options::default();
+        assert_eq!(options(&[]), Ok(none));
+        assert_eq!(options(&[1, 1, 1, 0]), Ok(none));
+        // What follows the end of the list is padding, whatever it holds.
+        assert_eq!(options(&[0, 2, 9, 9]), Ok(none));
+        // MD5 signature (RFC 2385), and one from the experimental range.
+        let mut unknown = vec![19, 18];
+        unknown.extend([0xaa; 16]);
+        unknown.extend([253, 4, 0, 0, 2, 4, 0x02, 0x18]);
+        assert_eq!(options(&unknown), Ok(Options { mss: Some(536), ..none }));
+        // RFC 7323 §2.3: a larger shift is used as 14.
+        assert_eq!(options(&[3, 3, 15]), Ok(Options { window_scale: Some(14), ..none }));
+        let sack = [5, 10, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff];
+        let block = Some((SeqNumber(1), SeqNumber(u32::MAX)));
+        assert_eq!(options(&sack), Ok(Options { sack: [block, None, None, None], ..none }));
+    }
+
+    #[test]
+    fn options_that_lie_about_their_length() {
+        for lie in [
+            &[2][..],            // ends before its length
+            &[2, 0, 5, 0xb4],    // zero: an endless loop for a careless parser
+            &[2, 1, 5, 0xb4],    // not even itself
+            &[2, 5, 5, 0xb4],    // past the end
+            &[2, 3, 5, 1],       // too short for an MSS
+            &[3, 2],             // too short for a shift
+            &[4, 3, 0],          // too long for a flag
+            &[8, 6, 0, 0, 0, 0], // half a timestamp
+            &[5, 2],             // no block
+            &[5, 6, 0, 0, 0, 0], // half a block
+            &[99, 0],            // unknown ones must move on as well
+            &[99, 255, 0],
+        ] {
+            assert_eq!(options(lie), Err(MALFORMED), "{lie:?}");
+        }
+        let mut five_blocks = [0; 42];
+        five_blocks[..2].copy_from_slice(&[5, 42]);
+        assert_eq!(options(&five_blocks), Err(MALFORMED));
+    }
+
+    fn ack() -> Segment<'static> {
+        let address = |last| std::net::IpAddr::from([10, 98, 0, last]);
+        Segment {
+            ip: IpHeader { src: address(1), dst: address(7), ttl: 64, id: 0x1234 },
+            src_port: 61_007,
+            dst_port: 8080,
+            seq: SeqNumber(0x0102_0304),
+            ack: SeqNumber(0x0506_0708),
+            flags: Flags::ACK,
+            wnd: 0xfaf0,
+            options: Options::default(),
+            payload: &[],
+        }
+    }
+
+    #[test]
+    fn octets_of_a_keepalive() {
+        let mut buf = [0xee; 64];
+        assert_eq!(ack().emit(&LinkHeader::Ip, &mut buf), Ok(40));
+        #[rustfmt::skip]
+        let expected = [
+            0x45, 0, 0, 40, 0x12, 0x34, 0x40, 0, 64, 6, 0x13, 0xd1, 10, 98, 0, 1, 10, 98, 0, 7,
+            0xee, 0x4f, 0x1f, 0x90, 1, 2, 3, 4, 5, 6, 7, 8, 0x50, 0x10, 0xfa, 0xf0, 0x82, 0x24, 0, 0,
+        ];
+        assert_eq!(buf[..40], expected);
+        assert_eq!(buf[40..], [0xee; 24]);
+    }
+
+    fn verify(frame: &[u8]) -> Result<Packet<'_>, ParseError> {
+        parse(frame, LinkType::Ip, Checksums::Verify)
+    }
+
+    #[test]
+    fn an_unfilled_checksum_is_accepted() {
+        let mut buf = [0; 64];
+        let len = ack().emit(&LinkHeader::Ip, &mut buf).unwrap();
+        let frame = &mut buf[..len];
+        let right = [frame[36], frame[37]];
+        let pseudo = checksum::pseudo_header(ack().ip.src, ack().ip.dst, 6, 20);
+        frame[36..38].copy_from_slice(&pseudo.to_be_bytes());
+        assert_eq!(verify(frame), Ok(Packet::Tcp(ack())));
+        frame[36..38].copy_from_slice(&(!pseudo).to_be_bytes());
+        assert_ne!(frame[36..38], right);
+        assert_eq!(verify(frame), Err(ParseError::Checksum(Layer::Tcp)));
+        assert_eq!(parse(frame, LinkType::Ip, Checksums::Trust), Ok(Packet::Tcp(ack())));
+    }
+
+    #[test]
+    fn a_data_offset_that_lies() {
+        for (offset, error) in [(0, MALFORMED), (4, MALFORMED), (6, MALFORMED), (15, MALFORMED)] {
+            let mut buf = [0; 64];
+            let len = ack().emit(&LinkHeader::Ip, &mut buf).unwrap();
+            buf[32] = offset << 4;
+            assert_eq!(
+                parse(&buf[..len], LinkType::Ip, Checksums::Trust),
+                Err(error),
+                "data offset {offset}"
+            );
+        }
+    }
+
+    #[test]
+    fn seg_len_counts_syn_and_fin() {
+        let len = |flags, payload| Segment { flags, payload, ..ack() }.seg_len();
+        assert_eq!(len(Flags::ACK, &[]), 0);
+        assert_eq!(len(Flags::SYN, &[]), 1);
+        assert_eq!(len(Flags::FIN.union(Flags::ACK), &[0; 3]), 4);
+        assert_eq!(len(Flags::FIN.union(Flags::SYN), &[]), 2);
+        assert_eq!(len(Flags::RST, &[]), 0);
+    }
+
+    #[test]
+    fn flags_as_tcpdump_prints_them() {
+        assert_eq!(Flags::SYN.to_string(), "[S]");
+        assert_eq!(Flags::SYN.union(Flags::ACK).to_string(), "[S.]");
+        assert_eq!(Flags::RST.union(Flags::ACK).to_string(), "[R.]");
+        assert_eq!(Flags::ACK.to_string(), "[.]");
+        assert_eq!(Flags::FIN.union(Flags::PSH).union(Flags::ACK).to_string(), "[FP.]");
+        assert_eq!(Flags(0).to_string(), "[none]");
+        assert_eq!(Flags(0xff).to_string(), "[FSRP.UEW]");
+    }
+}
