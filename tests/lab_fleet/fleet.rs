@@ -145,7 +145,9 @@ impl Fleet {
             sources: HashMap::new(),
             silent: open_silent()?,
             connections: 0,
-            max_connections: usize::try_from(hard).unwrap_or(usize::MAX).saturating_sub(RESERVED_FDS),
+            max_connections: usize::try_from(hard)
+                .unwrap_or(usize::MAX)
+                .saturating_sub(RESERVED_FDS),
             full: false,
             closed: 0,
             stop: false,
@@ -349,8 +351,7 @@ impl Fleet {
 
 impl Connection {
     fn interest(&self, fd: RawFd) -> EpollEvent {
-        let flags =
-            if self.unsent.is_empty() { EpollFlags::EPOLLIN } else { EpollFlags::EPOLLOUT };
+        let flags = if self.unsent.is_empty() { EpollFlags::EPOLLIN } else { EpollFlags::EPOLLOUT };
         EpollEvent::new(flags, fd as u64)
     }
 
