@@ -13,6 +13,8 @@
 
 mod agenda;
 mod config;
+mod counters;
+mod faults;
 mod link;
 mod network;
 mod peer;
@@ -24,5 +26,6 @@ pub use config::{
     Behaviour, Burst, ConfigError, Event, Fault, Forgery, Impairment, NetworkConfig, PeerGroup,
     Phase,
 };
-pub use network::{Connections, Counters, Network, mac_of};
+pub use counters::{Connections, Counters};
+pub use network::{Network, mac_of};
 pub use peer::{Established, TcpState};

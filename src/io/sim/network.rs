@@ -1,9 +1,9 @@
 //! The network itself: moves segments between the prober and the peers as time goes by.
 
 use super::agenda::Agenda;
-use super::config::{
-    Behaviour, ConfigError, Event, Fault, Forgery, Impairment, NetworkConfig, PeerGroup, Phase,
-};
+use super::config::{Behaviour, ConfigError, Event, Fault, Impairment, NetworkConfig, Phase};
+use super::counters::{Connections, Counters};
+use super::faults::{Path, Weather};
 use super::link::Direction;
 use super::peer::{Connection, Established, Next, TcpState, Turn, cookie, reset, syn_ack};
 use super::segment::{Seg, Tuple};
@@ -27,64 +27,6 @@ const QUOTE: usize = 548;
 const FRAME: usize = 2048;
 const ICMP_TTL: u8 = 64;
 
-/// What has happened to frames, cumulative.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    /// Frames that the prober sent.
-    pub sent: u64,
-    /// Frames handed to the prober.
-    pub received: u64,
-    /// Frames lost on the way to the peers, by the link or by a broken path.
-    pub lost_out: u64,
-    /// Frames lost on the way to the prober.
-    pub lost_back: u64,
-    /// Frames that the link duplicated, both ways.
-    pub duplicated: u64,
-    /// Frames of the prober that do not parse: always a bug in what crafted them.
-    pub malformed: u64,
-    /// Frames addressed to a MAC that is neither the gateway's nor the on-link peer's.
-    pub misaddressed: u64,
-    /// Frames of the prober that no host takes an interest in: no such address, host down, not TCP.
-    pub ignored: u64,
-    /// Answers that peers withheld for the 500 ms limit (TCPACKSkipped*).
-    pub acks_limited: u64,
-    /// Octets that peers handed to their applications: 0 unless a probe was taken for data.
-    pub delivered_octets: u64,
-    /// ICMP errors that routers sent.
-    pub icmp: u64,
-    /// ICMP errors that routers withheld for their rate limit.
-    pub icmp_limited: u64,
-    /// Frames that an attacker forged.
-    pub forged: u64,
-}
-
-/// Connections that the peers hold, by state.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[allow(missing_docs)]
-pub struct Connections {
-    pub syn_recv: usize,
-    pub established: usize,
-    pub close_wait: usize,
-    pub last_ack: usize,
-    pub fin_wait1: usize,
-    pub fin_wait2: usize,
-    pub closing: usize,
-    pub time_wait: usize,
-}
-
-impl Connections {
-    /// Returns how many connections a prober has left behind: all but those in TIME_WAIT.
-    pub fn left_open(&self) -> usize {
-        self.syn_recv
-            + self.established
-            + self.close_wait
-            + self.last_ack
-            + self.fin_wait1
-            + self.fin_wait2
-            + self.closing
-    }
-}
-
 /// Returns the MAC address of a simulated host or router.
 pub fn mac_of(host: IpAddr) -> MacAddr {
     match host {
@@ -100,7 +42,7 @@ pub fn mac_of(host: IpAddr) -> MacAddr {
 }
 
 /// A frame on its way.
-enum Flight {
+pub(super) enum Flight {
     ToPeer(Seg),
     ToProber(Seg),
     // Boxed, being rare: every queued frame is as large as the largest kind.
@@ -111,74 +53,24 @@ enum Flight {
 
 /// An ICMP error.
 #[derive(Clone)]
-struct Report {
-    quoted: Seg,
-    from: IpAddr,
-    icmp_type: u8,
-    code: u8,
-    short_quote: bool,
-}
-
-/// What the lasting faults make of a host and of the path to it.
-#[derive(Clone, Copy)]
-struct Weather {
-    path: Path,
-    down: bool,
-    listening: bool,
-    arp: bool,
-    forge: Option<(Forgery, u8)>,
-}
-
-#[derive(Clone, Copy)]
-enum Path {
-    Whole,
-    Drops { out: bool, back: bool },
-    Reports { icmp_type: u8, code: u8, from: Option<IpAddr>, short_quote: bool },
-    Loops { from: Option<IpAddr> },
-    Resets { ttl: u8 },
-}
-
-impl Weather {
-    const FAIR: Weather =
-        Weather { path: Path::Whole, down: false, listening: true, arp: true, forge: None };
-
-    fn drops_back(&self) -> bool {
-        matches!(self.path, Path::Drops { back: true, .. })
-    }
-
-    /// Adds a lasting fault.
-    fn add(&mut self, fault: &Fault) {
-        match *fault {
-            Fault::Up => *self = Weather::FAIR,
-            Fault::Down => self.down = true,
-            Fault::Reboot { listening } => (self.down, self.listening) = (false, listening),
-            Fault::PathDrop { out, back } => self.path = Path::Drops { out, back },
-            Fault::Icmp { icmp_type, code, from, short_quote } => {
-                self.path = Path::Reports { icmp_type, code, from, short_quote };
-            }
-            Fault::TtlExceeded { from } => self.path = Path::Loops { from },
-            Fault::FirewallReset { ttl } => self.path = Path::Resets { ttl },
-            Fault::ArpSilent => self.arp = false,
-            Fault::Forge { how, copies } => self.forge = Some((how, copies)),
-            Fault::ZeroWindow
-            | Fault::OpenWindow
-            | Fault::CloseFin
-            | Fault::CloseRst
-            | Fault::SendData { .. } => {}
-        }
-    }
+pub(super) struct Report {
+    pub(super) quoted: Seg,
+    pub(super) from: IpAddr,
+    pub(super) icmp_type: u8,
+    pub(super) code: u8,
+    pub(super) short_quote: bool,
 }
 
 type ConnectionMap = HashMap<Tuple, Connection, BuildHasherDefault<DefaultHasher>>;
 
 /// A simulated network with the prober's end of it in hand.
 pub struct Network {
-    config: NetworkConfig,
+    pub(super) config: NetworkConfig,
     out: Direction,
     back: Direction,
     /// Draws initial sequence numbers and forgeries.
-    rng: fastrand::Rng,
-    connections: ConnectionMap,
+    pub(super) rng: fastrand::Rng,
+    pub(super) connections: ConnectionMap,
     flights: Agenda<Flight>,
     timers: Agenda<Tuple>,
     /// Counts what was put on an agenda, so that ties have an order.
@@ -186,10 +78,10 @@ pub struct Network {
     /// Index of the first event that has not happened yet.
     next_event: usize,
     /// The lasting faults, oldest first.
-    faults: Vec<(IpNet, Fault)>,
+    pub(super) faults: Vec<(IpNet, Fault)>,
     /// When the routers' ICMP budget will be whole again.
-    icmp_busy_until: Instant,
-    counters: Counters,
+    pub(super) icmp_busy_until: Instant,
+    pub(super) counters: Counters,
     replies: Vec<Seg>,
     frame: Box<[u8; FRAME]>,
     quote: Box<[u8; FRAME]>,
@@ -345,14 +237,6 @@ impl Network {
         u16::try_from(index).ok()
     }
 
-    fn weather(&self, host: IpAddr) -> Weather {
-        let mut weather = Weather::FAIR;
-        for (_, fault) in self.faults.iter().filter(|(prefix, _)| prefix.contains(&host)) {
-            weather.add(fault);
-        }
-        weather
-    }
-
     fn schedule(&mut self, now: Instant, arrivals: [Option<Duration>; 2], flight: Flight) {
         if let [Some(first), second] = arrivals {
             if let Some(second) = second {
@@ -368,7 +252,7 @@ impl Network {
         self.flights.add(at, self.order, flight);
     }
 
-    fn send_back(&mut self, at: Instant, flight: Flight) {
+    pub(super) fn send_back(&mut self, at: Instant, flight: Flight) {
         let arrivals = self.back.send(&phase(&self.config.link, at).back);
         self.counters.lost_back += u64::from(arrivals[0].is_none());
         self.schedule(at, arrivals, flight);
@@ -508,7 +392,7 @@ impl Network {
     }
 
     /// Lets a connection act, if the peer has it.
-    fn turn(
+    pub(super) fn turn(
         &mut self,
         now: Instant,
         tuple: Tuple,
@@ -620,7 +504,7 @@ impl Network {
     }
 
     /// Sends what peers have just answered.
-    fn flush(&mut self, at: Instant, weather: &Weather) {
+    pub(super) fn flush(&mut self, at: Instant, weather: &Weather) {
         let mut replies = std::mem::take(&mut self.replies);
         for seg in replies.drain(..) {
             let repeats = self
@@ -637,128 +521,9 @@ impl Network {
         }
         self.replies = replies;
     }
-
-    fn report(
-        &mut self,
-        at: Instant,
-        seg: &Seg,
-        (icmp_type, code): (u8, u8),
-        from: Option<IpAddr>,
-        short_quote: bool,
-    ) {
-        if let Some(rate) = self.config.icmp_per_second {
-            let busy_until = self.icmp_busy_until.max(at);
-            let interval = Duration::from_secs(1).checked_div(rate).unwrap_or(Duration::MAX);
-            if busy_until.since(at) + interval.min(Duration::from_secs(2)) > Duration::from_secs(1)
-            {
-                self.counters.icmp_limited += 1;
-                return;
-            }
-            self.icmp_busy_until = busy_until + interval;
-        }
-        self.counters.icmp += 1;
-        let gateway = IpAddr::V4(self.config.gateway);
-        let nearest = if seg.tuple.peer.is_ipv4() { gateway } else { seg.tuple.peer };
-        let from = from.unwrap_or(nearest);
-        let report = Report { quoted: *seg, from, icmp_type, code, short_quote };
-        self.send_back(at, Flight::Report(Box::new(report)));
-    }
-
-    fn random_seq(&mut self) -> SeqNumber {
-        SeqNumber(self.rng.u32(..))
-    }
-
-    /// Forges one reply to `seg`: in turn RST, acknowledgment, RST with ACK, ICMP error.
-    fn forge(&mut self, at: Instant, seg: &Seg, how: Forgery, copy: u8) {
-        let (beside_seq, beside_ack, quoted_seq) = match how {
-            Forgery::Random => (self.random_seq(), self.random_seq(), self.random_seq()),
-            // SEG.SEQ and SEG.SEQ + 1 are what the prober may rightly see acknowledged or quoted.
-            Forgery::OffByOne if self.rng.bool() => (seg.ack - 1, seg.seq - 1, seg.seq + 2),
-            Forgery::OffByOne => (seg.ack + 1, seg.seq + 2, seg.seq + 2),
-        };
-        self.counters.forged += 1;
-        let is_syn = seg.has(Flags::SYN);
-        let mut forged = match copy % 4 {
-            0 => Seg::from_peer(seg.tuple, Flags::RST, beside_seq, SeqNumber(0)),
-            1 if is_syn => {
-                let flags = Flags::SYN.union(Flags::ACK);
-                Seg::from_peer(seg.tuple, flags, self.random_seq(), beside_ack)
-            }
-            1 => Seg::from_peer(seg.tuple, Flags::ACK, seg.ack, beside_ack),
-            2 if is_syn => {
-                let flags = Flags::RST.union(Flags::ACK);
-                Seg::from_peer(seg.tuple, flags, SeqNumber(0), beside_ack)
-            }
-            2 => {
-                let flags = Flags::RST.union(Flags::ACK);
-                Seg::from_peer(seg.tuple, flags, beside_seq, seg.seq + 1)
-            }
-            _ => {
-                let quoted = Seg { seq: quoted_seq, ..*seg };
-                let (icmp_type, code) = if seg.tuple.peer.is_ipv4() { (3, 1) } else { (1, 3) };
-                let from = seg.tuple.peer;
-                let report = Report { quoted, from, icmp_type, code, short_quote: false };
-                self.send_back(at, Flight::Report(Box::new(report)));
-                return;
-            }
-        };
-        forged.ttl = ICMP_TTL;
-        forged.wnd = seg.wnd;
-        self.send_back(at, Flight::ToProber(forged));
-    }
-
-    fn befall(&mut self, event: &Event) {
-        let Event { prefix, what, .. } = event;
-        match what {
-            Fault::Down | Fault::Reboot { .. } => {
-                self.connections.retain(|tuple, _| !prefix.contains(&tuple.peer));
-            }
-            Fault::Up => {
-                self.faults.retain(|(faulty, _)| !prefix.contains(faulty));
-            }
-            _ => {}
-        }
-        if what.is_lasting() {
-            self.faults.push((*prefix, *what));
-            return;
-        }
-        let mut tuples: Vec<Tuple> =
-            self.connections.keys().filter(|tuple| prefix.contains(&tuple.peer)).copied().collect();
-        // The map's order is no order to rely on.
-        tuples.sort_unstable();
-        for tuple in tuples {
-            self.turn(due(event), tuple, |connection, turn| apply(what, connection, turn));
-            let weather = self.weather(tuple.peer);
-            self.flush(due(event), &weather);
-        }
-    }
 }
 
-/// Lets an application do what a momentary fault says.
-fn apply(what: &Fault, connection: &mut Connection, turn: &mut Turn<'_>) -> Next {
-    if !matches!(connection.state, TcpState::Established | TcpState::CloseWait) {
-        return Next::Keep;
-    }
-    match what {
-        Fault::ZeroWindow => connection.set_window(0, turn),
-        Fault::OpenWindow => connection.set_window(open_window(turn.group), turn),
-        Fault::CloseFin => connection.close(turn),
-        Fault::SendData { octets } => connection.send_data(*octets, turn),
-        Fault::CloseRst => {
-            connection.abort(turn);
-            return Next::Forget;
-        }
-        _ => {}
-    }
-    Next::Keep
-}
-
-/// A group that starts with a closed window opens it like any other host.
-fn open_window(group: &PeerGroup) -> u16 {
-    if group.window > 0 { group.window } else { 64_240 }
-}
-
-fn due(event: &Event) -> Instant {
+pub(super) fn due(event: &Event) -> Instant {
     Instant::ZERO + Duration::from_millis(event.at_ms)
 }
 

@@ -2,7 +2,7 @@
 //! answers in each state, and what it sends and repeats of itself.
 
 use super::config::{Behaviour, MSS, PeerGroup};
-use super::network::Counters;
+use super::counters::Counters;
 use super::segment::{Seg, Tuple};
 use crate::time::Instant;
 use crate::wire::{Flags, SeqNumber, Timestamps};
