@@ -58,6 +58,7 @@ impl Sweep {
         let capture_ref = capture.as_ref();
 
         let mut transmits = Vec::with_capacity(paths.len());
+        let mut tally = Summary::default();
         let (ended, counts) = thread::scope(|scope| {
             let mut listeners = Vec::with_capacity(paths.len());
             for (path, hearing) in paths.into_iter().zip(&hearings) {
@@ -89,7 +90,10 @@ impl Sweep {
             };
             let driver = scope.spawn(move || driver.run());
             for verdict in &reported {
-                control.states[verdict.state as usize].fetch_add(1, Ordering::Relaxed);
+                tally.count(&verdict);
+                for (shown, count) in control.states.iter().zip(tally.states) {
+                    shown.store(count, Ordering::Relaxed);
+                }
                 report(verdict);
             }
             let ended = driver.join();
@@ -99,7 +103,7 @@ impl Sweep {
         });
         let elapsed = Clock.now().since(begun);
         let ended = ended.map_err(|_| EngineError::System("the sending thread panicked".into()))?;
-        let mut summary = summarise(&ended.sender, counts.into_iter().flatten());
+        let mut summary = summarise(tally, &ended.sender, counts.into_iter().flatten());
         let kernel = guard.counts().map_err(EngineError::system)?;
         summary.io = "packet".into();
         summary.peers = peers as u64;
@@ -116,12 +120,17 @@ impl Sweep {
     }
 }
 
-fn summarise(sender: &Sender, receivers: impl Iterator<Item = RxCounts>) -> Summary {
+/// Completes the tally of verdicts by what the two halves have counted.
+fn summarise(
+    tally: Summary,
+    sender: &Sender,
+    receivers: impl Iterator<Item = RxCounts>,
+) -> Summary {
     let mut summary = Summary {
         frames_sent: sender.sent().total(),
         sent_by_kind: sender.sent().by_kind(),
         loss_estimate: sender.loss_estimate(),
-        ..Summary::default()
+        ..tally
     };
     let disbelieved: u64 = sender.rejected().iter().sum();
     let mut rejected = *sender.rejected();

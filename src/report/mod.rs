@@ -12,7 +12,6 @@ pub(crate) mod table;
 pub use self::{csv::Csv, ndjson::Ndjson, table::Table};
 
 use crate::probe::classify::{Reason, State};
-#[cfg(feature = "cli")]
 use crate::probe::evidence::Verdict;
 use std::collections::BTreeMap;
 #[cfg(feature = "cli")]
@@ -57,6 +56,16 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Counts one verdict; corrections are counted apart, beside the verdicts they overturn.
+    pub fn count(&mut self, verdict: &Verdict) {
+        if verdict.correction {
+            self.corrections += 1;
+            return;
+        }
+        self.states[verdict.state as usize] += 1;
+        *self.reasons.entry((verdict.state, verdict.reason)).or_default() += 1;
+    }
+
     /// Returns the number of frames that were not believed, for whatever reason.
     pub fn rejected(&self) -> u64 {
         self.replies_rejected.values().sum()
