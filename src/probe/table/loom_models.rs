@@ -94,6 +94,27 @@ fn loom_reply_races_reuse_by_the_same_tuple() {
     });
 }
 
+/// A reader that came to a slot by mistake (a collision of tags) while it changes hands takes
+/// neither the old generation for the new tuple nor a mix.
+#[test]
+fn loom_reply_races_reuse_of_a_slot() {
+    check(|| {
+        let slot = Arc::new(FlowSlot::<2>::vacant());
+        slot.open(&[1, 1], &expect(1));
+        let owner = {
+            let slot = slot.clone();
+            thread::spawn(move || {
+                slot.vacate();
+                slot.open(&[1, 2], &expect(2))
+            })
+        };
+        let seen = slot.read(&[1, 2]);
+        let new = owner.join().unwrap();
+        assert!(seen.is_none_or(|seen| seen == (new, expect(2))));
+        assert_eq!(slot.read(&[1, 2]), Some((new, expect(2))));
+    });
+}
+
 /// A publication is seen whole or not at all, and a flow that stays is never missed.
 #[test]
 fn loom_reply_races_publish() {
