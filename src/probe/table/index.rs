@@ -94,7 +94,7 @@ impl Index {
     /// Visits buckets from the hash's home on, round to it again.
     fn buckets_from(&self, hash: u64) -> impl Iterator<Item = &Bucket> {
         // Maps 32 random bits evenly to any number of buckets, without a division.
-        let home = ((hash >> 32) * self.buckets.len() as u64 >> 32) as usize;
+        let home = (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize;
         let (before, from) = self.buckets.split_at(home);
         from.iter().chain(before)
     }

@@ -34,7 +34,7 @@ fn crowded(table: &Table, count: usize) -> Vec<FlowKey> {
     let Flows::V4(store) = &table.flows else { panic!("an IPv4 table") };
     let home = |n: u16| {
         let hash = pack_v4(&key(n)).map_or(0, |packed| store.index.hash(&packed));
-        (hash >> 32) * (table.capacity() as u64 * 2) >> 32
+        ((hash >> 32) * (table.capacity() as u64 * 2)) >> 32
     };
     (1..).filter(|n| home(*n) == home(1)).take(count).map(key).collect()
 }
