@@ -94,7 +94,7 @@ impl Index {
     /// Visits buckets from the hash's home on, round to it again.
     fn buckets_from(&self, hash: u64) -> impl Iterator<Item = &Bucket> {
         // Maps 32 random bits evenly to any number of buckets, without a division.
-        let home = ((hash >> 32) * self.buckets.len() as u64 >> 32) as usize;
+        let home = (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize;
         let (before, from) = self.buckets.split_at(home);
         from.iter().chain(before)
     }
@@ -104,8 +104,8 @@ impl Index {
         let tag = hash as u32;
         for bucket in self.buckets_from(hash) {
             for cell in &bucket.cells {
-                // Acquire: pairs with the Release in `place`: the slot already holds the flow.
-                // loom: insert_races_lookup.
+                // Acquire: pairs with the Release in `place`: the slot already holds the flow. (A slot
+                // that did not would only be a miss: it answers for itself.)
                 let entry = cell.load(Ordering::Acquire);
                 if entry != 0
                     && (entry >> 32) as u32 == tag
@@ -139,8 +139,8 @@ impl Index {
         let entry = entry_of(hash, slot);
         for (distance, bucket) in self.buckets_from(hash).enumerate() {
             for cell in &bucket.cells {
-                // Release: publishes the slot's words and the counters on the way; pairs with the
-                // Acquire in `find`. loom: insert_races_lookup, two_inserters.
+                // Release: who finds the entry finds the slot's words and the counters on the way;
+                // pairs with the Acquire in `find`.
                 if cell.load(Ordering::Relaxed) == 0
                     && cell.compare_exchange(0, entry, Ordering::Release, Ordering::Relaxed).is_ok()
                 {

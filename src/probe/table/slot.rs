@@ -140,7 +140,7 @@ impl<const W: usize> FlowSlot<W> {
             // Acquire on every word: pairs with the Release stores in `open` and `publish`. A word
             // newer than `control` brings with it the later value that `control` had before that
             // word was written, so the second read below cannot agree with the first.
-            // loom: reply_races_reuse, reply_races_publish.
+            // loom: reply_races_reuse_of_a_slot, reply_races_publish.
             let same_flow =
                 self.key.iter().zip(key).all(|(at, k)| at.load(Ordering::Acquire) == *k);
             let numbers = &self.numbers[control.copy()];
@@ -171,7 +171,7 @@ impl<const W: usize> FlowSlot<W> {
         let control = vacant.next_generation().next_version(status_of(expect));
         for (at, word) in self.key.iter().zip(key) {
             // Release: after the store of `control` in `vacate`; pairs with the Acquire in `read`.
-            // loom: reply_races_reuse.
+            // loom: reply_races_reuse_of_a_slot.
             at.store(*word, Ordering::Release);
         }
         self.write(control, expect);

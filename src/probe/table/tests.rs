@@ -1,6 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -40,7 +41,7 @@ fn table(flows: usize) -> Table {
 
 fn index(table: &Table) -> (&Index, impl Fn(u32) -> u64) {
     let Flows::V4(store) = &table.flows else { panic!("an IPv4 table") };
-    (&store.index, |n| store.index.hash(&pack_v4(&key(n)).unwrap()))
+    (&store.index, |n| store.index.hash(&pack_v4(&key(n)).expect("an IPv4 tuple")))
 }
 
 #[test]
@@ -178,7 +179,7 @@ fn miss_lengths(table: &Table) -> (f64, usize) {
     let lengths: Vec<usize> =
         (1 << 30..(1 << 30) + 50_000).map(|n| index.miss_length(hash(n))).collect();
     let sum: usize = lengths.iter().sum();
-    (sum as f64 / lengths.len() as f64, lengths.into_iter().max().unwrap())
+    (sum as f64 / lengths.len() as f64, lengths.into_iter().max().unwrap_or(0))
 }
 
 #[test]
@@ -255,13 +256,16 @@ proptest! {
                         owner.remove(&former);
                     }
                     let inserted = table.insert(Slot(slot), &key(k), &expect(k, n));
-                    if owner.contains_key(&k) {
-                        prop_assert_eq!(inserted, Err(InsertError::Duplicate));
-                    } else {
-                        let generation = inserted.unwrap();
-                        prop_assert_ne!(generation, before);
-                        slots.insert(slot, (k, generation, expect(k, n)));
-                        owner.insert(k, slot);
+                    match owner.entry(k) {
+                        Entry::Occupied(_) => {
+                            prop_assert_eq!(inserted, Err(InsertError::Duplicate));
+                        }
+                        Entry::Vacant(vacant) => {
+                            let generation = inserted.unwrap();
+                            prop_assert_ne!(generation, before);
+                            slots.insert(slot, (k, generation, expect(k, n)));
+                            vacant.insert(slot);
+                        }
                     }
                 }
                 Step::Publish { slot, n } => {
