@@ -5,14 +5,12 @@ use super::{Control, EngineError, Path, Sweep};
 use crate::io::{IoError, Receive, Transmit};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::probe::matcher::Rejection;
-use crate::probe::receiver::{Heard, Receiver, RxCounts};
+use crate::probe::receiver::{Post, Receiver, RxCounts};
 use crate::probe::sender::{Poll, Sender};
 use crate::report::Summary;
 use crate::time::{Clock, Instant};
 use crossbeam::channel;
-use crossbeam::queue::ArrayQueue;
 use crossbeam::sync::{Parker, Unparker};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -48,47 +46,65 @@ impl Sweep {
         control: &Control,
         report: &mut dyn FnMut(Verdict),
     ) -> Result<Summary, EngineError> {
-        let Sweep { sender, paths, table, heard, guard, capture, peers } = self;
+        let Sweep { senders, paths, table, post, guard, capture, peers } = self;
         let kernel_before = guard.counts().map_err(EngineError::system)?;
         let hearings: Vec<Hearing> = paths.iter().map(|_| Hearing::default()).collect();
         let finished = AtomicBool::new(false);
-        let parker = Parker::new();
+        let parkers: Vec<_> = senders.iter().map(|_| Parker::new()).collect();
+        let unparkers: Vec<_> = parkers.iter().map(|parker| parker.unparker().clone()).collect();
         let (verdicts, reported) = channel::unbounded();
         let begun = Clock.now();
         let capture_ref = capture.as_ref();
 
-        let mut transmits = Vec::with_capacity(paths.len());
         let mut tally = Summary::default();
-        let (ended, counts) = thread::scope(|scope| {
+        let mut transmits: Vec<Vec<_>> = senders.iter().map(|_| Vec::new()).collect();
+        let (ended, counts, kernel) = thread::scope(|scope| {
             let mut listeners = Vec::with_capacity(paths.len());
             for (path, hearing) in paths.into_iter().zip(&hearings) {
-                let Path { info, transmit, receive } = path;
-                transmits.push(transmit);
+                let Path { info, next_hops, transmits: ends, receive } = path;
+                for (transmits, end) in transmits.iter_mut().zip(ends) {
+                    transmits.push(end);
+                }
                 let listener = Listener {
-                    receiver: Receiver::new(info.id, info.link, table.clone(), heard.clone()),
+                    receiver: Receiver::new(
+                        info.id,
+                        info.link,
+                        table.clone(),
+                        next_hops,
+                        post.clone(),
+                    ),
                     receive,
                     hearing,
                     finished: &finished,
-                    sender: parker.unparker().clone(),
+                    senders: &unparkers,
+                    post: &post,
                     control,
                     capture: capture_ref,
                 };
                 listeners.push(scope.spawn(move || listener.run()));
             }
-            let driver = Driver {
-                sender,
-                transmits,
-                heard,
-                hearings: &hearings,
-                parker,
-                control,
-                capture: capture_ref,
-                verdicts,
-                tx_failing_since: None,
-                tx_error: None,
-                dropped: 0,
-            };
-            let driver = scope.spawn(move || driver.run());
+            let mut drivers = Vec::with_capacity(senders.len());
+            for (((index, sender), transmits), parker) in
+                senders.into_iter().enumerate().zip(transmits).zip(parkers)
+            {
+                let driver = Driver {
+                    index,
+                    sender,
+                    transmits,
+                    post: &post,
+                    hearings: &hearings,
+                    parker,
+                    control,
+                    capture: capture_ref,
+                    verdicts: verdicts.clone(),
+                    tx_failing_since: None,
+                    tx_error: None,
+                    dropped: 0,
+                    sent: 0,
+                };
+                drivers.push(scope.spawn(move || driver.run()));
+            }
+            drop(verdicts);
             for verdict in &reported {
                 tally.count(&verdict);
                 for (shown, count) in control.states.iter().zip(tally.states) {
@@ -96,18 +112,21 @@ impl Sweep {
                 }
                 report(verdict);
             }
-            let ended = driver.join();
+            let ended: Vec<_> = drivers.into_iter().map(|driver| driver.join()).collect();
             finished.store(true, Ordering::Release);
+            // While the listeners close their rings: letting go of the guard waits for the kernel too.
+            let kernel = guard.counts();
+            drop(guard);
             let counts: Vec<_> = listeners.into_iter().map(|listener| listener.join()).collect();
-            (ended, counts)
+            (ended, counts, kernel)
         });
-        let elapsed = Clock.now().since(begun);
-        let ended = ended.map_err(|_| EngineError::System("the sending thread panicked".into()))?;
-        let mut summary = summarise(tally, &ended.sender, counts.into_iter().flatten());
-        let kernel = guard.counts().map_err(EngineError::system)?;
+        tally.elapsed = Clock.now().since(begun);
+        let ended: Result<Vec<Ended>, _> = ended.into_iter().collect();
+        let ended = ended.map_err(|_| EngineError::System("a sending thread panicked".into()))?;
+        let mut summary = summarise(tally, &ended, counts.into_iter().flatten());
+        let kernel = kernel.map_err(EngineError::system)?;
         summary.io = "packet".into();
         summary.peers = peers as u64;
-        summary.elapsed = elapsed;
         summary.guard_dropped = kernel.dropped - kernel_before.dropped;
         summary.kernel_rsts = kernel.kernel_rsts - kernel_before.kernel_rsts;
         summary.rx_dropped =
@@ -115,7 +134,9 @@ impl Sweep {
         if let Some(capture) = capture {
             summary.faults.extend(capture.finish().err());
         }
-        summary.faults.extend(ended.tx_error.map(|error| error.to_string()));
+        let tx_errors = ended.into_iter().filter_map(|ended| ended.tx_error);
+        summary.faults.extend(tx_errors.map(|error| error.to_string()));
+        summary.faults.dedup();
         Ok(summary)
     }
 }
@@ -123,17 +144,28 @@ impl Sweep {
 /// Completes the tally of verdicts by what the two halves have counted.
 fn summarise(
     tally: Summary,
-    sender: &Sender,
+    senders: &[Ended],
     receivers: impl Iterator<Item = RxCounts>,
 ) -> Summary {
-    let mut summary = Summary {
-        frames_sent: sender.sent().total(),
-        sent_by_kind: sender.sent().by_kind(),
-        loss_estimate: sender.loss_estimate(),
-        ..tally
-    };
-    let disbelieved: u64 = sender.rejected().iter().sum();
-    let mut rejected = *sender.rejected();
+    let mut summary = tally;
+    let mut rejected = [0; Rejection::ALL.len()];
+    let (mut repeats, mut asked) = (0, 0);
+    for Ended { sender, .. } in senders {
+        summary.frames_sent += sender.sent().total();
+        for (kind, count) in sender.sent().by_kind() {
+            *summary.sent_by_kind.entry(kind).or_default() += count;
+        }
+        for (total, count) in rejected.iter_mut().zip(sender.rejected()) {
+            *total += count;
+        }
+        repeats += sender.repeats().0;
+        asked += sender.repeats().1;
+    }
+    if asked > 0 {
+        summary.loss_estimate = repeats as f64 / asked as f64;
+    }
+    // Matched by a receiver, and then refused by the sender.
+    let disbelieved: u64 = rejected.iter().sum();
     for counts in receivers {
         summary.frames_received += counts.frames;
         summary.replies_matched += counts.matched;
@@ -141,7 +173,6 @@ fn summarise(
             *total += count;
         }
     }
-    // Matched by a receiver, and then refused by the sender.
     summary.replies_matched = summary.replies_matched.saturating_sub(disbelieved);
     summary.replies_rejected = Rejection::ALL
         .iter()
@@ -152,11 +183,12 @@ fn summarise(
     summary
 }
 
-/// Drives the sending half.
+/// Drives one sending half.
 struct Driver<'a> {
+    index: usize,
     sender: Sender,
     transmits: Vec<Box<dyn Transmit>>,
-    heard: Arc<ArrayQueue<Heard>>,
+    post: &'a Post,
     hearings: &'a [Hearing],
     parker: Parker,
     control: &'a Control,
@@ -165,6 +197,7 @@ struct Driver<'a> {
     tx_failing_since: Option<Instant>,
     tx_error: Option<IoError>,
     dropped: u64,
+    sent: u64,
 }
 
 struct Ended {
@@ -214,8 +247,8 @@ impl Driver<'_> {
             self.sender.note_trouble(Seen::ObserverFault, now);
         }
         // All that is there now; what comes meanwhile has its turn after the next frames.
-        for _ in 0..self.heard.len() {
-            let Some(heard) = self.heard.pop() else { break };
+        for _ in 0..self.post.waiting(self.index) {
+            let Some(heard) = self.post.pop(self.index) else { break };
             self.sender.handle_heard(heard, now);
         }
         heard_until
@@ -254,7 +287,9 @@ impl Driver<'_> {
         for index in 0..self.transmits.len() {
             self.flush(index, now);
         }
-        self.control.sent.store(self.sender.sent().total(), Ordering::Relaxed);
+        let sent = self.sender.sent().total();
+        self.control.sent.fetch_add(sent - self.sent, Ordering::Relaxed);
+        self.sent = sent;
         until
     }
 
@@ -285,7 +320,7 @@ impl Driver<'_> {
 
     fn rest(&self, until: Instant, heard_until: Instant) {
         let now = Clock.now();
-        if !self.heard.is_empty() {
+        if self.post.waiting(self.index) > 0 {
             return;
         }
         let nap = match until > now {
@@ -303,7 +338,8 @@ struct Listener<'a> {
     receive: Box<dyn Receive>,
     hearing: &'a Hearing,
     finished: &'a AtomicBool,
-    sender: Unparker,
+    senders: &'a [Unparker],
+    post: &'a Post,
     control: &'a Control,
     capture: Option<&'a Capture>,
 }
@@ -322,20 +358,20 @@ impl Listener<'_> {
     }
 
     fn listen(&mut self) -> Result<(), IoError> {
-        let Listener { receiver, receive, finished, sender, capture, .. } = self;
+        let Listener { receiver, receive, finished, senders, capture, .. } = self;
         let before = receiver.counts().matched;
         let received = receive.receive(LISTEN, &mut |frame| {
             if let Some(capture) = capture {
                 capture.frame(frame.bytes);
             }
             let mut pending = receiver.handle_frame(frame);
-            // The sender is behind: wait for it rather than lose what was heard. The ring holds
+            // A sender is behind: wait for it rather than lose what was heard. The ring holds
             // what comes meanwhile, and says so if it cannot.
             while let Err(heard) = pending {
                 if finished.load(Ordering::Acquire) {
                     break;
                 }
-                sender.unpark();
+                senders.iter().for_each(Unparker::unpark);
                 thread::yield_now();
                 pending = receiver.hand_on(heard);
             }
@@ -347,7 +383,11 @@ impl Listener<'_> {
         let matched = receiver.counts().matched - before;
         if matched > 0 {
             self.control.replies.fetch_add(matched, Ordering::Relaxed);
-            sender.unpark();
+            for (index, sender) in senders.iter().enumerate() {
+                if self.post.waiting(index) > 0 {
+                    sender.unpark();
+                }
+            }
         }
         Ok(())
     }

@@ -93,8 +93,10 @@ impl TxCounts {
 pub struct Start {
     /// What is sent when.
     pub plan: Plan,
-    /// The peers; a peer's slot and [`TargetId`] are its index here.
+    /// The peers; a peer's slot and [`TargetId`] are its index here, counted from `first_slot`.
     pub targets: Vec<Target>,
+    /// The first of the table's slots that this sender owns: one for every target.
+    pub first_slot: u32,
     /// The next hops that the targets name.
     pub hops: Vec<Hop>,
     /// The paths that the hops name, by [`PathId`].
@@ -103,7 +105,7 @@ pub struct Start {
     pub resolve: bool,
     /// Source ports.
     pub source_ports: RangeInclusive<u16>,
-    /// The flow table, shared with the receivers: a slot per target.
+    /// The flow table, shared with the receivers and with other senders.
     pub table: Arc<Table>,
     /// When the run begins.
     pub now: Instant,
@@ -114,6 +116,7 @@ pub struct Start {
 pub struct Sender {
     plan: Plan,
     targets: Vec<Target>,
+    first_slot: u32,
     flows: Vec<Flow>,
     /// Targets in the seeded random order in which they are started, so that no subnet is hit in
     /// a burst.
@@ -145,7 +148,7 @@ impl Sender {
     /// # Errors
     /// [`EmitError`] if a source address cannot be crafted for.
     pub fn new(start: Start) -> Result<Self, EmitError> {
-        let Start { plan, targets, hops, paths, resolve, source_ports, table, now } = start;
+        let Start { plan, targets, first_slot, hops, paths, resolve, source_ports, table, now } = start;
         let mut crafters = Vec::new();
         let mut known = HashMap::new();
         let mut crafter_of_hop = Vec::with_capacity(hops.len());
@@ -163,7 +166,8 @@ impl Sender {
             crafter_of_hop.push(index);
         }
         let mut order: Vec<u32> = (0..targets.len() as u32).collect();
-        fastrand::Rng::with_seed(plan.seed).shuffle(&mut order);
+        let seed = plan.seed.wrapping_add(u64::from(first_slot));
+        fastrand::Rng::with_seed(seed).shuffle(&mut order);
         let needs_mac =
             |path: PathId| resolve && paths[usize::from(path.0)].link == LinkType::Ethernet;
         Ok(Sender {
@@ -182,6 +186,7 @@ impl Sender {
             rejected: [0; Rejection::ALL.len()],
             plan,
             targets,
+            first_slot,
             order,
             paths,
             crafters,
@@ -201,12 +206,15 @@ impl Sender {
         match heard {
             Heard::Reply(reply) => self.handle_reply(&reply, now),
             Heard::Neighbour { path, ip, mac } => {
-                match self.neighbours.handle_answer(path, ip, mac) {
-                    Some(waited) => waited.into_iter().for_each(|slot| self.open(slot, now)),
-                    None => self.reject(Rejection::ArpUnasked),
-                }
+                // Not asked by this sender: by another one, or answered twice.
+                let waited = self.neighbours.handle_answer(path, ip, mac).unwrap_or_default();
+                waited.into_iter().for_each(|slot| self.open(slot, now));
             }
         }
+    }
+
+    fn index(&self, slot: Slot) -> usize {
+        (slot.0 - self.first_slot) as usize
     }
 
     fn reject(&mut self, rejection: Rejection) {
@@ -214,7 +222,8 @@ impl Sender {
     }
 
     fn handle_reply(&mut self, reply: &Reply, now: Instant) {
-        let flow = &mut self.flows[reply.slot.0 as usize];
+        let index = self.index(reply.slot);
+        let flow = &mut self.flows[index];
         if flow.generation != reply.generation {
             // A hint that was not believed is counted where it was not believed.
             if reply.kind != ReplyKind::OldConnection {
@@ -250,7 +259,8 @@ impl Sender {
     pub fn advance(&mut self, now: Instant, heard_until: Instant) {
         let until = now.min(heard_until);
         while let Some(entry) = self.wheel.poll(until) {
-            let flow = &mut self.flows[entry.slot.0 as usize];
+            let index = self.index(entry.slot);
+            let flow = &mut self.flows[index];
             // The wheel never cancels: an entry counts only if it is still the flow's deadline.
             if flow.deadline == entry.deadline {
                 let step = flow.expire(now, &self.plan);
@@ -263,7 +273,8 @@ impl Sender {
     }
 
     fn neighbour_failed(&mut self, slot: Slot, now: Instant) {
-        let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let flow = &mut self.flows[index];
         flow.facts.neighbour_failed = true;
         flow.note_local(Seen::NeighbourFailed, now);
         self.judge(slot, now);
@@ -308,15 +319,16 @@ impl Sender {
                 self.sent.arp += 1;
                 return Some(Due { path, content: Content::ArpRequest { source, next_hop } });
             }
-            let slot = Slot(*self.order.get(self.started)?);
+            let slot = Slot(self.first_slot + *self.order.get(self.started)?);
             self.started += 1;
             self.begin(slot, now);
         }
     }
 
     fn begin(&mut self, slot: Slot, now: Instant) {
-        let Some(hop) = self.targets[slot.0 as usize].hop else {
-            let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let Some(hop) = self.targets[index].hop else {
+            let flow = &mut self.flows[index];
             flow.facts.no_route = true;
             flow.note_local(Seen::NoRoute, now);
             return self.judge(slot, now);
@@ -324,7 +336,7 @@ impl Sender {
         match self.neighbours.resolve(hop, slot) {
             Answer::Resolved(_) => self.open(slot, now),
             Answer::Pending => {
-                let flow = &mut self.flows[slot.0 as usize];
+                let flow = &mut self.flows[index];
                 flow.stage = Stage::Resolving;
                 flow.first_asked_at = now;
             }
@@ -334,7 +346,7 @@ impl Sender {
 
     /// Begins a handshake on a 4-tuple that this run has not used before.
     fn open(&mut self, slot: Slot, now: Instant) {
-        let index = slot.0 as usize;
+        let index = self.index(slot);
         let Target { peer, hop: Some(hop) } = self.targets[index] else { return };
         let source = self.neighbours.hop(hop).source;
         let flow = &mut self.flows[index];
@@ -364,7 +376,7 @@ impl Sender {
     fn next_owed(&mut self, now: Instant) -> Option<Due> {
         loop {
             let slot = *self.owing.front()?;
-            let index = slot.0 as usize;
+            let index = self.index(slot);
             let flow = &mut self.flows[index];
             let Target { peer, hop: Some(hop) } = self.targets[index] else {
                 self.owing.pop_front();
@@ -420,7 +432,8 @@ impl Sender {
 
     /// Gives the verdict on a flow and begins to close it.
     fn judge(&mut self, slot: Slot, now: Instant) {
-        let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let flow = &mut self.flows[index];
         let silence = flow.facts.exhausted || flow.facts.neighbour_failed;
         if let Some((at, kind)) = self.trouble
             && silence
@@ -430,7 +443,7 @@ impl Sender {
             flow.note_local(kind, now);
         }
         let verdict = self.verdict(slot, false);
-        let flow = &mut self.flows[slot.0 as usize];
+        let flow = &mut self.flows[index];
         if verdict.state == State::Alive {
             self.repeats += u64::from(flow.repeats);
             self.asked += u64::from(flow.sent_in_all);
@@ -442,8 +455,9 @@ impl Sender {
     }
 
     fn verdict(&mut self, slot: Slot, correction: bool) -> Verdict {
-        let Target { peer, hop } = self.targets[slot.0 as usize];
-        let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let Target { peer, hop } = self.targets[index];
+        let flow = &mut self.flows[index];
         let (state, reason) = classify(&flow.facts);
         let local = hop
             .filter(|_| flow.opens > 0)
@@ -465,7 +479,8 @@ impl Sender {
 
     /// Makes the flow's new condition known: to the receivers, the wheel and the transmit queue.
     fn touch(&mut self, slot: Slot) {
-        let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let flow = &mut self.flows[index];
         if flow.opens > 0 {
             self.table.publish(slot, &flow.expect());
         }
@@ -497,7 +512,7 @@ impl Sender {
             let flow = &mut self.flows[index];
             if !flow.is_judged() {
                 flow.note_local(Seen::Interrupted, now);
-                self.judge(Slot(index as u32), now);
+                self.judge(Slot(self.first_slot + index as u32), now);
             }
         }
     }
@@ -517,9 +532,9 @@ impl Sender {
         &self.rejected
     }
 
-    /// Returns the share of SYNs and probes to live peers that had to be repeated, 0 to 1.
-    pub fn loss_estimate(&self) -> f64 {
-        if self.asked == 0 { 0.0 } else { self.repeats as f64 / self.asked as f64 }
+    /// Returns how many SYNs and probes to live peers were repeats, and how many there were in all.
+    pub fn repeats(&self) -> (u64, u64) {
+        (self.repeats, self.asked)
     }
 }
 
