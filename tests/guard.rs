@@ -259,8 +259,8 @@ fn attaches_at_the_head_and_detaches_on_drop() {
     drop(second);
     assert_eq!(attached_programs("a0"), [ingress, egress]);
     drop(first);
-    assert_eq!(attached_programs("a0"), []);
-    assert_eq!(attached_programs("c0"), []);
+    assert_eq!(attached_programs("a0"), [0; 0]);
+    assert_eq!(attached_programs("c0"), [0; 0]);
 }
 
 #[test]
