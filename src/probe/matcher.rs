@@ -70,6 +70,13 @@ pub enum ReplyKind {
     },
 }
 
+impl ReplyKind {
+    /// Says whether the peer itself sent this, in answer to something on this flow.
+    pub(crate) const fn is_from_peer(self) -> bool {
+        !matches!(self, ReplyKind::OldConnection | ReplyKind::Icmp { .. })
+    }
+}
+
 /// Why a frame was not believed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(usize)]

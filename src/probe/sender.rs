@@ -136,6 +136,8 @@ pub struct Sender {
     unfinished: usize,
     /// When our own side was last known to be sick.
     trouble: Option<(Instant, Seen)>,
+    /// Whether a peer has answered that had to be asked again.
+    path_loses: bool,
     repeats: u64,
     asked: u64,
     sent: TxCounts,
@@ -180,6 +182,7 @@ impl Sender {
             verdicts: VecDeque::new(),
             started: 0,
             trouble: None,
+            path_loses: false,
             repeats: 0,
             asked: 0,
             sent: TxCounts::default(),
@@ -232,6 +235,9 @@ impl Sender {
             return;
         }
         let step = flow.handle(reply, &self.plan);
+        // Known at once, not at the verdict: flows that lost nothing are judged first, and their
+        // RSTs are lost like any other segment.
+        self.path_loses |= flow.repeats > 0 && reply.kind.is_from_peer();
         self.take_step(reply.slot, step, now);
     }
 
@@ -449,7 +455,7 @@ impl Sender {
             self.asked += u64::from(flow.sent_in_all);
         }
         let accused = matches!(verdict.state, State::Down | State::Unreachable);
-        flow.close(&self.plan, accused, self.repeats > 0);
+        flow.close(&self.plan, accused, self.path_loses);
         self.verdicts.push_back(verdict);
         self.touch(slot);
     }
