@@ -372,6 +372,15 @@ impl Flow {
         if self.is_judged() {
             return self.handle_late(reply);
         }
+        let mut reply = *reply;
+        if reply.kind == ReplyKind::RstToSyn && self.stage != Stage::SynSent {
+            // The receiver judged it before it could know of the SYN-ACK just ahead of it.
+            if reply.seg_seq != self.rcv_nxt {
+                return Step::Continue;
+            }
+            reply.kind = ReplyKind::Rst;
+        }
+        let reply = &reply;
         let seen = self.seen(reply);
         if !matches!(reply.kind, ReplyKind::OldConnection) {
             self.replies = self.replies.saturating_add(1);
