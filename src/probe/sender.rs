@@ -235,10 +235,23 @@ impl Sender {
             return;
         }
         let step = flow.handle(reply, &self.plan);
-        // Known at once, not at the verdict: flows that lost nothing are judged first, and their
-        // RSTs are lost like any other segment.
-        self.path_loses |= flow.repeats > 0 && reply.kind.is_from_peer();
+        if flow.repeats > 0 && reply.kind.is_from_peer() {
+            self.note_loss(now);
+        }
         self.take_step(reply.slot, step, now);
+    }
+
+    /// Flows that lost nothing are judged first, and their RSTs are lost like any other segment:
+    /// so they are reset again.
+    fn note_loss(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.path_loses, true) {
+            return;
+        }
+        for index in 0..self.flows.len() {
+            if self.flows[index].reset_again(now) {
+                self.touch(Slot(self.first_slot + index as u32));
+            }
+        }
     }
 
     fn take_step(&mut self, slot: Slot, step: Step, now: Instant) {
