@@ -432,7 +432,11 @@ impl Flow {
             }
             // The peer holds an older connection on this 4-tuple (left by a prober that was
             // killed): it answers SYNs with challenge ACKs, so only another tuple can connect.
-            ReplyKind::OldConnection if self.opens < MAX_OPENS => Step::Reopen,
+            ReplyKind::OldConnection
+                if self.stage == Stage::SynSent && self.opens < MAX_OPENS =>
+            {
+                Step::Reopen
+            }
             ReplyKind::OldConnection => Step::Continue,
             ReplyKind::Icmp { kind, .. } => {
                 self.facts.icmp = Some(kind);
