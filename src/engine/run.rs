@@ -112,6 +112,8 @@ impl Sweep {
                 }
                 report(verdict);
             }
+            // The drivers have let go of their ends: the last verdict is known.
+            tally.elapsed = Clock.now().since(begun);
             let ended: Vec<_> = drivers.into_iter().map(|driver| driver.join()).collect();
             finished.store(true, Ordering::Release);
             // While the listeners close their rings: letting go of the guard waits for the kernel too.
@@ -120,7 +122,6 @@ impl Sweep {
             let counts: Vec<_> = listeners.into_iter().map(|listener| listener.join()).collect();
             (ended, counts, kernel)
         });
-        tally.elapsed = Clock.now().since(begun);
         let ended: Result<Vec<Ended>, _> = ended.into_iter().collect();
         let ended = ended.map_err(|_| EngineError::System("a sending thread panicked".into()))?;
         let mut summary = summarise(tally, &ended, counts.into_iter().flatten());

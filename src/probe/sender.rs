@@ -26,6 +26,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+/// A path loses segments if more than one probe in this many to live peers had to be repeated: then
+/// RSTs are repeated too, also to peers that were not affected themselves.
+const LOSSY_REPEATS: u64 = 1000;
 /// Windows differ by less than this between repeats of one segment.
 const WINDOW_VARIANTS: u16 = 8;
 
@@ -449,7 +452,8 @@ impl Sender {
             self.asked += u64::from(flow.sent_in_all);
         }
         let accused = matches!(verdict.state, State::Down | State::Unreachable);
-        flow.close(&self.plan, accused, self.repeats > 0);
+        let path_loses = self.repeats * LOSSY_REPEATS > self.asked;
+        flow.close(&self.plan, accused, path_loses);
         self.verdicts.push_back(verdict);
         self.touch(slot);
     }
