@@ -11,6 +11,7 @@ use crate::report::Summary;
 use crate::time::{Clock, Instant};
 use crossbeam::channel;
 use crossbeam::sync::{Parker, Unparker};
+use std::iter;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -105,11 +106,10 @@ impl Sweep {
                 drivers.push(scope.spawn(move || driver.run()));
             }
             drop(verdicts);
-            for verdict in &reported {
+            for verdict in reported.iter().flatten() {
                 tally.count(&verdict);
-                for (shown, count) in control.states.iter().zip(tally.states) {
-                    shown.store(count, Ordering::Relaxed);
-                }
+                control.states[verdict.state as usize]
+                    .store(tally.states[verdict.state as usize], Ordering::Relaxed);
                 report(verdict);
             }
             // The drivers have let go of their ends: the last verdict is known.
@@ -194,7 +194,7 @@ struct Driver<'a> {
     parker: Parker,
     control: &'a Control,
     capture: Option<&'a Capture>,
-    verdicts: channel::Sender<Verdict>,
+    verdicts: channel::Sender<Vec<Verdict>>,
     tx_failing_since: Option<Instant>,
     tx_error: Option<IoError>,
     dropped: u64,
@@ -313,9 +313,11 @@ impl Driver<'_> {
     }
 
     fn report(&mut self) {
-        while let Some(verdict) = self.sender.poll_verdict() {
-            // Fails only if the caller's thread is gone, and then nobody wants it.
-            let _ = self.verdicts.send(verdict);
+        // Together, since each message may have to wake the caller's thread.
+        let verdicts: Vec<_> = iter::from_fn(|| self.sender.poll_verdict()).collect();
+        if !verdicts.is_empty() {
+            // Fails only if the caller's thread is gone, and then nobody wants them.
+            let _ = self.verdicts.send(verdicts);
         }
     }
 
