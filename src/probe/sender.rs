@@ -135,6 +135,9 @@ pub struct Sender {
     pacer: Pacer,
     /// Slots of flows that owe a segment.
     owing: VecDeque<Slot>,
+    /// Slots of flows whose next hop has answered, to be opened in their turn: all at once they
+    /// would put their SYNs before what the flows under way owe.
+    ready: VecDeque<Slot>,
     verdicts: VecDeque<Verdict>,
     unfinished: usize,
     /// When our own side was last known to be sick.
@@ -180,6 +183,7 @@ impl Sender {
             wheel: Wheel::new(now),
             pacer: Pacer::new(plan.rate_pps, now),
             owing: VecDeque::new(),
+            ready: VecDeque::new(),
             verdicts: VecDeque::new(),
             started: 0,
             trouble: None,
@@ -210,8 +214,7 @@ impl Sender {
             Heard::Reply(reply) => self.handle_reply(&reply, now),
             Heard::Neighbour { path, ip, mac } => {
                 // Not asked by this sender: by another one, or answered twice.
-                let waited = self.neighbours.handle_answer(path, ip, mac).unwrap_or_default();
-                waited.into_iter().for_each(|slot| self.open(slot, now));
+                self.ready.extend(self.neighbours.handle_answer(path, ip, mac).unwrap_or_default());
             }
         }
     }
@@ -302,6 +305,7 @@ impl Sender {
 
     fn has_work(&self) -> bool {
         !self.owing.is_empty()
+            || !self.ready.is_empty()
             || self.started < self.order.len()
             || self.neighbours.wants_request()
     }
@@ -321,6 +325,10 @@ impl Sender {
                 let Hop { path, next_hop, source } = *hop;
                 self.sent.arp += 1;
                 return Some(Due { path, content: Content::ArpRequest { source, next_hop } });
+            }
+            if let Some(slot) = self.ready.pop_front() {
+                self.open(slot, now);
+                continue;
             }
             let slot = Slot(self.first_slot + *self.order.get(self.started)?);
             self.started += 1;
@@ -511,6 +519,7 @@ impl Sender {
     /// Ends the run early: unresolved peers become `undetermined`, open flows are closed.
     pub fn interrupt(&mut self, now: Instant) {
         self.started = self.order.len();
+        self.ready.clear();
         self.neighbours.abandon();
         for index in 0..self.flows.len() {
             let flow = &mut self.flows[index];
