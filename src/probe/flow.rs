@@ -18,8 +18,10 @@ use crate::time::Instant;
 use crate::wire::SeqNumber;
 use std::time::Duration;
 
-/// How often a connection is opened again when its unconfirmed handshake is answered with RST.
-pub const MAX_OPENS: u8 = 3;
+/// How often a connection is opened when its unconfirmed handshake is answered with RST: under SYN
+/// cookies that happens whenever the ACK is lost but not the keepalive behind it (16 % of the time
+/// at 20 % loss), and the peer is to be asked, not taken for one that closes.
+pub const MAX_OPENS: u8 = 5;
 /// First retransmission time-out of a SYN or FIN (RFC 6298 §2.1); doubles for SYNs.
 const FIRST_RTO: Duration = Duration::from_secs(1);
 /// FINs sent before a peer that does not acknowledge them gets a RST.
@@ -372,6 +374,15 @@ impl Flow {
         if self.is_judged() {
             return self.handle_late(reply);
         }
+        let mut reply = *reply;
+        if reply.kind == ReplyKind::RstToSyn && self.stage != Stage::SynSent {
+            // The receiver judged it before it could know of the SYN-ACK just ahead of it.
+            if reply.seg_seq != self.rcv_nxt {
+                return Step::Continue;
+            }
+            reply.kind = ReplyKind::Rst;
+        }
+        let reply = &reply;
         let seen = self.seen(reply);
         if !matches!(reply.kind, ReplyKind::OldConnection) {
             self.replies = self.replies.saturating_add(1);
@@ -421,7 +432,11 @@ impl Flow {
             }
             // The peer holds an older connection on this 4-tuple (left by a prober that was
             // killed): it answers SYNs with challenge ACKs, so only another tuple can connect.
-            ReplyKind::OldConnection if self.opens < MAX_OPENS => Step::Reopen,
+            ReplyKind::OldConnection
+                if self.stage == Stage::SynSent && self.opens < MAX_OPENS =>
+            {
+                Step::Reopen
+            }
             ReplyKind::OldConnection => Step::Continue,
             ReplyKind::Icmp { kind, .. } => {
                 self.facts.icmp = Some(kind);
@@ -564,6 +579,21 @@ impl Flow {
             let repeat = established && (self.repeats > 0 || path_loses);
             self.stage = if repeat { Stage::Resetting } else { Stage::Closed };
         }
+    }
+
+    /// Resets once more a connection that was closed with a single RST, before it was known that
+    /// the path loses segments. Says whether there is something to do.
+    pub fn reset_again(&mut self, now: Instant) -> bool {
+        let owes_rst = self.owed.0 & Owed::RST != 0;
+        let by_one_rst = owes_rst || self.closing_tries == 1 && !self.fin_sent;
+        if self.stage != Stage::Closed || !by_one_rst || !self.knows_peer() {
+            return false;
+        }
+        self.stage = Stage::Resetting;
+        if !owes_rst {
+            self.deadline = now + RST_SPACING;
+        }
+        true
     }
 
     /// Adds a sighting that no frame brought.

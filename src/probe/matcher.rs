@@ -54,8 +54,8 @@ pub enum ReplyKind {
     RstToProbe,
     /// RST with SEG.SEQ = RCV.NXT while no probe is outstanding.
     Rst,
-    /// ACK to our SYN that does not acknowledge it. Not believed, but it tells that the 4-tuple may
-    /// be in use at the peer.
+    /// ACK without SYN to our SYN. Not believed, but it tells that the 4-tuple may be in use at the
+    /// peer.
     OldConnection,
     /// ICMP error that quotes an outstanding probe (RFC 5927 §4.1).
     Icmp {
@@ -68,6 +68,13 @@ pub enum ReplyKind {
         /// Who reports.
         from: IpAddr,
     },
+}
+
+impl ReplyKind {
+    /// Says whether the peer itself sent this, in answer to something on this flow.
+    pub(crate) const fn is_from_peer(self) -> bool {
+        !matches!(self, ReplyKind::OldConnection | ReplyKind::Icmp { .. })
+    }
 }
 
 /// Why a frame was not believed.
@@ -142,7 +149,7 @@ const OUR_WINDOW: u32 = 65_535;
 /// Finds the flow that `segment` belongs to and says what it is.
 ///
 /// # Errors
-/// The [`Rejection`] under which to count it. An unacceptable ACK to a SYN is not an error but
+/// The [`Rejection`] under which to count it. An ACK without SYN to our SYN is not an error but
 /// [`ReplyKind::OldConnection`]: it must not be believed, but it must be acted on.
 pub fn match_segment(table: &Table, segment: &Segment<'_>, at: Instant) -> Result<Reply, Rejection> {
     let key = FlowKey {
@@ -178,11 +185,9 @@ fn judge_syn_sent(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, R
         (true, true) => Ok(ReplyKind::SynAck),
         (true, false) if segment.flags.contains(Flags::ACK) => Err(Rejection::AckUnacceptable),
         (true, false) => Err(Rejection::Syn),
-        (false, _) if segment.flags.contains(Flags::ACK) && !acks_syn => {
-            Ok(ReplyKind::OldConnection)
-        }
-        (false, true) => Err(Rejection::SeqOutOfWindow),
-        (false, false) => Err(Rejection::NoAck),
+        // Whatever it acknowledges: a run with the same seed draws the same initial number.
+        (false, _) if segment.flags.contains(Flags::ACK) => Ok(ReplyKind::OldConnection),
+        (false, _) => Err(Rejection::NoAck),
     }
 }
 

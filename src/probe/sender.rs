@@ -26,8 +26,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-/// A path loses segments if more than one probe in this many to live peers had to be repeated: then
-/// RSTs are repeated too, also to peers that were not affected themselves.
+/// A path loses segments if more than one frame in this many had to be repeated to a peer that then
+/// answered; less is the odd segment that was late. RSTs are then repeated too, also to peers that
+/// were not affected themselves.
 const LOSSY_REPEATS: u64 = 1000;
 /// Windows differ by less than this between repeats of one segment.
 const WINDOW_VARIANTS: u16 = 8;
@@ -142,6 +143,9 @@ pub struct Sender {
     unfinished: usize,
     /// When our own side was last known to be sick.
     trouble: Option<(Instant, Seen)>,
+    /// Replies from peers that had to be asked again.
+    late_replies: u64,
+    path_loses: bool,
     repeats: u64,
     asked: u64,
     sent: TxCounts,
@@ -187,6 +191,8 @@ impl Sender {
             verdicts: VecDeque::new(),
             started: 0,
             trouble: None,
+            late_replies: 0,
+            path_loses: false,
             repeats: 0,
             asked: 0,
             sent: TxCounts::default(),
@@ -238,7 +244,25 @@ impl Sender {
             return;
         }
         let step = flow.handle(reply, &self.plan);
+        if flow.repeats > 0 && reply.kind.is_from_peer() {
+            self.note_loss(now);
+        }
         self.take_step(reply.slot, step, now);
+    }
+
+    /// Flows that lost nothing are judged first, and their RSTs are lost like any other segment:
+    /// so they are reset again.
+    fn note_loss(&mut self, now: Instant) {
+        self.late_replies += 1;
+        if self.path_loses || self.late_replies * LOSSY_REPEATS <= self.sent.total() {
+            return;
+        }
+        self.path_loses = true;
+        for index in 0..self.flows.len() {
+            if self.flows[index].reset_again(now) {
+                self.touch(Slot(self.first_slot + index as u32));
+            }
+        }
     }
 
     fn take_step(&mut self, slot: Slot, step: Step, now: Instant) {
@@ -460,8 +484,7 @@ impl Sender {
             self.asked += u64::from(flow.sent_in_all);
         }
         let accused = matches!(verdict.state, State::Down | State::Unreachable);
-        let path_loses = self.repeats * LOSSY_REPEATS > self.asked;
-        flow.close(&self.plan, accused, path_loses);
+        flow.close(&self.plan, accused, self.path_loses);
         self.verdicts.push_back(verdict);
         self.touch(slot);
     }
