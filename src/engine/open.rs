@@ -2,7 +2,7 @@
 
 use super::capture::Capture;
 use super::{EngineError, IoKind, Path, Setup, Sweep};
-use crate::io::guard::{Guard, GuardSpec};
+use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{FilterSpec, PacketRx, PacketTx, RxOptions};
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::ports::PortsError;
@@ -221,7 +221,11 @@ impl Layout {
             .interfaces
             .iter()
             .filter(|interface| interface.up && !interface.loopback)
-            .map(|interface| (interface.index, interface.name.clone()))
+            .map(|interface| Guarded {
+                index: interface.index,
+                name: interface.name.clone(),
+                is_egress: egress.contains(&interface.index),
+            })
             .collect();
         let mut sources: Vec<IpAddr> = self.hops.iter().map(|hop| hop.source).collect();
         sources.sort_unstable();

@@ -11,6 +11,7 @@ use crate::report::Summary;
 use crate::time::{Clock, Instant};
 use crossbeam::channel;
 use crossbeam::sync::{Parker, Unparker};
+use std::iter;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -105,13 +106,14 @@ impl Sweep {
                 drivers.push(scope.spawn(move || driver.run()));
             }
             drop(verdicts);
-            for verdict in &reported {
+            for verdict in reported.iter().flatten() {
                 tally.count(&verdict);
-                for (shown, count) in control.states.iter().zip(tally.states) {
-                    shown.store(count, Ordering::Relaxed);
-                }
+                control.states[verdict.state as usize]
+                    .store(tally.states[verdict.state as usize], Ordering::Relaxed);
                 report(verdict);
             }
+            // The drivers have let go of their ends: the last verdict is known.
+            tally.elapsed = Clock.now().since(begun);
             let ended: Vec<_> = drivers.into_iter().map(|driver| driver.join()).collect();
             finished.store(true, Ordering::Release);
             // While the listeners close their rings: letting go of the guard waits for the kernel too.
@@ -120,7 +122,6 @@ impl Sweep {
             let counts: Vec<_> = listeners.into_iter().map(|listener| listener.join()).collect();
             (ended, counts, kernel)
         });
-        tally.elapsed = Clock.now().since(begun);
         let ended: Result<Vec<Ended>, _> = ended.into_iter().collect();
         let ended = ended.map_err(|_| EngineError::System("a sending thread panicked".into()))?;
         let mut summary = summarise(tally, &ended, counts.into_iter().flatten());
@@ -193,7 +194,7 @@ struct Driver<'a> {
     parker: Parker,
     control: &'a Control,
     capture: Option<&'a Capture>,
-    verdicts: channel::Sender<Verdict>,
+    verdicts: channel::Sender<Vec<Verdict>>,
     tx_failing_since: Option<Instant>,
     tx_error: Option<IoError>,
     dropped: u64,
@@ -312,9 +313,11 @@ impl Driver<'_> {
     }
 
     fn report(&mut self) {
-        while let Some(verdict) = self.sender.poll_verdict() {
-            // Fails only if the caller's thread is gone, and then nobody wants it.
-            let _ = self.verdicts.send(verdict);
+        // Together, since each message may have to wake the caller's thread.
+        let verdicts: Vec<_> = iter::from_fn(|| self.sender.poll_verdict()).collect();
+        if !verdicts.is_empty() {
+            // Fails only if the caller's thread is gone, and then nobody wants them.
+            let _ = self.verdicts.send(verdicts);
         }
     }
 

@@ -10,29 +10,22 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod close;
+mod handshake;
+
+pub use self::handshake::MAX_OPENS;
+
+use self::close::{MAX_FINS, RST_SPACING, RSTS_UNDER_LOSS};
 use crate::probe::evidence::{Facts, Seen, Sighting};
-use crate::probe::plan::{Close, EMPTY_PROBE_SPACING, Plan};
+use crate::probe::plan::{EMPTY_PROBE_SPACING, Plan};
 use crate::probe::table::{Expect, Phase};
 use crate::probe::{Generation, matcher::Reply, matcher::ReplyKind};
 use crate::time::Instant;
 use crate::wire::SeqNumber;
 use std::time::Duration;
 
-/// How often a connection is opened when its unconfirmed handshake is answered with RST: under SYN
-/// cookies that happens whenever the ACK is lost but not the keepalive behind it (16 % of the time
-/// at 20 % loss), and the peer is to be asked, not taken for one that closes.
-pub const MAX_OPENS: u8 = 5;
 /// First retransmission time-out of a SYN or FIN (RFC 6298 §2.1); doubles for SYNs.
 const FIRST_RTO: Duration = Duration::from_secs(1);
-/// FINs sent before a peer that does not acknowledge them gets a RST.
-const MAX_FINS: u8 = 3;
-/// RSTs sent to close a flow whose path has lost segments.
-const RSTS_UNDER_LOSS: u8 = 3;
-const RST_SPACING: Duration = Duration::from_millis(200);
-/// How long segments that crossed our RST on the way may still arrive without proving it lost.
-const CROSSING: Duration = Duration::from_millis(100);
-/// RSTs sent to a peer that goes on talking on a flow that we have closed.
-const MAX_LATE_RSTS: u8 = 5;
 /// Sightings kept for one verdict: a flood must not cost memory.
 const MAX_SIGHTINGS: usize = 8;
 
@@ -204,19 +197,6 @@ impl Flow {
         }
     }
 
-    /// Begins a handshake from `local_port` with the initial sequence number `iss`.
-    pub fn open(&mut self, local_port: u16, iss: SeqNumber) {
-        self.stage = Stage::SynSent;
-        self.owed = Owed(Owed::SYN);
-        self.opens += 1;
-        self.syns = 0;
-        self.confirmed = false;
-        self.peer_ttl = None;
-        self.local_port = local_port;
-        self.iss = iss;
-        self.ask_anew();
-    }
-
     /// SND.UNA: octets and SYN that the peer has acknowledged, as far as we sent any.
     pub fn snd_una(&self) -> SeqNumber {
         self.iss + 1
@@ -229,10 +209,7 @@ impl Flow {
 
     /// Says whether the verdict is given.
     pub fn is_judged(&self) -> bool {
-        matches!(
-            self.stage,
-            Stage::FinWait | Stage::LastAck | Stage::Resetting | Stage::Closed
-        )
+        matches!(self.stage, Stage::FinWait | Stage::LastAck | Stage::Resetting | Stage::Closed)
     }
 
     /// Says whether a segment is owed.
@@ -276,9 +253,8 @@ impl Flow {
             }
             Owed::ACK => Some(SegmentKind::Ack),
             Owed::PROBE => {
-                let one = self.confirmed
-                    && !self.peer_window_zero
-                    && plan.probe_carries_data(self.asked);
+                let one =
+                    self.confirmed && !self.peer_window_zero && plan.probe_carries_data(self.asked);
                 self.count_probe(now);
                 self.probe_ack = self.rcv_nxt;
                 let spacing = plan.keepalive.interval;
@@ -453,29 +429,6 @@ impl Flow {
         }
     }
 
-    fn handle_syn_ack(&mut self, reply: &Reply) -> Step {
-        if self.stage != Stage::SynSent {
-            // Repeated: our ACK was lost, so the peer does not hold the connection yet.
-            self.confirmed = false;
-            if self.stage == Stage::Resting {
-                self.stage = Stage::Confirming;
-                self.deadline = self.asked_at + EMPTY_PROBE_SPACING;
-            }
-            return self.owe_again(Owed::ACK);
-        }
-        if self.syns == 1 {
-            self.rtt = Some(reply.at.since(self.asked_at));
-        }
-        self.irs = reply.seg_seq;
-        self.rcv_nxt = reply.seg_seq + 1;
-        self.peer_window_zero = reply.wnd == 0;
-        self.peer_ttl = Some(reply.ttl);
-        self.stage = Stage::Confirming;
-        self.ask_anew();
-        self.owed = Owed::default();
-        self.owe(Owed::ACK | Owed::PROBE)
-    }
-
     fn handle_segment(&mut self, reply: &Reply) {
         self.peer_window_zero = reply.wnd == 0;
         self.peer_ttl = Some(reply.ttl);
@@ -513,89 +466,6 @@ impl Flow {
         }
     }
 
-    fn handle_late(&mut self, reply: &Reply) -> Step {
-        match (self.stage, reply.kind) {
-            (_, ReplyKind::Icmp { .. } | ReplyKind::OldConnection | ReplyKind::RstToSyn) => {
-                return Step::Continue;
-            }
-            (_, ReplyKind::Rst | ReplyKind::RstToProbe) => {
-                self.owed = Owed::default();
-                self.stage = Stage::Closed;
-                return Step::Continue;
-            }
-            (Stage::LastAck, _) if reply.seg_ack == self.snd_nxt() => self.stage = Stage::Closed,
-            (Stage::FinWait, ReplyKind::Fin { next }) => {
-                self.advance_rcv_nxt(next);
-                self.stage = Stage::Closed;
-                return self.owe(Owed::ACK);
-            }
-            (Stage::FinWait, ReplyKind::Data { next }) => {
-                self.advance_rcv_nxt(next);
-                return self.owe(Owed::ACK);
-            }
-            (Stage::LastAck, ReplyKind::Fin { .. }) => {
-                return self.owe(Owed::FIN);
-            }
-            // Our RST was lost, or the peer opened only now: say again that it is over.
-            (Stage::Closed, _)
-                if reply.at > self.asked_at + CROSSING && self.closing_tries < MAX_LATE_RSTS =>
-            {
-                self.owe(Owed::RST);
-            }
-            _ => {}
-        }
-        if self.accused {
-            self.accused = false;
-            let seen = self.seen(reply);
-            self.replies = self.replies.saturating_add(1);
-            self.note(seen, reply);
-            self.facts.ack = true;
-            return Step::Correction;
-        }
-        Step::Continue
-    }
-
-    /// Begins the close after a verdict, as `plan` wants it and the facts allow.
-    pub fn close(&mut self, plan: &Plan, accused: bool, path_loses: bool) {
-        self.accused = accused;
-        self.closing_tries = 0;
-        self.deadline = Instant::FAR_FUTURE;
-        let established = !matches!(self.stage, Stage::SynSent | Stage::Unstarted | Stage::Resolving);
-        let answered = !self.facts.exhausted && established;
-        self.owed.0 &= Owed::ACK;
-        if self.syns == 0 || self.facts.refused || self.facts.reset {
-            self.owed = Owed::default();
-            self.stage = Stage::Closed;
-        } else if self.facts.closed {
-            // A FIN wants ours; after a RST there is nobody left to tell.
-            let by_fin = self.evidence.last().is_some_and(|s| s.kind == Seen::Fin);
-            self.owed = Owed(if by_fin { Owed::FIN } else { 0 });
-            self.stage = if by_fin { Stage::LastAck } else { Stage::Closed };
-        } else if plan.close == Close::Fin && answered {
-            self.stage = Stage::FinWait;
-            self.owe(Owed::FIN);
-        } else {
-            self.owed = Owed(Owed::RST);
-            let repeat = established && (self.repeats > 0 || path_loses);
-            self.stage = if repeat { Stage::Resetting } else { Stage::Closed };
-        }
-    }
-
-    /// Resets once more a connection that was closed with a single RST, before it was known that
-    /// the path loses segments. Says whether there is something to do.
-    pub fn reset_again(&mut self, now: Instant) -> bool {
-        let owes_rst = self.owed.0 & Owed::RST != 0;
-        let by_one_rst = owes_rst || self.closing_tries == 1 && !self.fin_sent;
-        if self.stage != Stage::Closed || !by_one_rst || !self.knows_peer() {
-            return false;
-        }
-        self.stage = Stage::Resetting;
-        if !owes_rst {
-            self.deadline = now + RST_SPACING;
-        }
-        true
-    }
-
     /// Adds a sighting that no frame brought.
     pub fn note_local(&mut self, kind: Seen, now: Instant) {
         let at = if self.asked == 0 { Duration::ZERO } else { now.since(self.first_asked_at) };
@@ -626,7 +496,8 @@ impl Flow {
             ReplyKind::Icmp { from, .. } => Some(from),
             _ => None,
         };
-        let relative = |number: SeqNumber, base: SeqNumber| SeqNumber(number.0.wrapping_sub(base.0));
+        let relative =
+            |number: SeqNumber, base: SeqNumber| SeqNumber(number.0.wrapping_sub(base.0));
         self.evidence.push(Sighting {
             kind,
             at: reply.at.since(self.first_asked_at),

@@ -26,6 +26,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+/// A path loses segments if more than one frame in this many had to be repeated to a peer that then
+/// answered; less is the odd segment that was late. RSTs are then repeated too, also to peers that
+/// were not affected themselves.
+const LOSSY_REPEATS: u64 = 1000;
 /// Windows differ by less than this between repeats of one segment.
 const WINDOW_VARIANTS: u16 = 8;
 
@@ -132,11 +136,15 @@ pub struct Sender {
     pacer: Pacer,
     /// Slots of flows that owe a segment.
     owing: VecDeque<Slot>,
+    /// Slots of flows whose next hop has answered, to be opened in their turn: all at once they
+    /// would put their SYNs before what the flows under way owe.
+    ready: VecDeque<Slot>,
     verdicts: VecDeque<Verdict>,
     unfinished: usize,
     /// When our own side was last known to be sick.
     trouble: Option<(Instant, Seen)>,
-    /// Whether a peer has answered that had to be asked again.
+    /// Replies from peers that had to be asked again.
+    late_replies: u64,
     path_loses: bool,
     repeats: u64,
     asked: u64,
@@ -179,9 +187,11 @@ impl Sender {
             wheel: Wheel::new(now),
             pacer: Pacer::new(plan.rate_pps, now),
             owing: VecDeque::new(),
+            ready: VecDeque::new(),
             verdicts: VecDeque::new(),
             started: 0,
             trouble: None,
+            late_replies: 0,
             path_loses: false,
             repeats: 0,
             asked: 0,
@@ -210,8 +220,7 @@ impl Sender {
             Heard::Reply(reply) => self.handle_reply(&reply, now),
             Heard::Neighbour { path, ip, mac } => {
                 // Not asked by this sender: by another one, or answered twice.
-                let waited = self.neighbours.handle_answer(path, ip, mac).unwrap_or_default();
-                waited.into_iter().for_each(|slot| self.open(slot, now));
+                self.ready.extend(self.neighbours.handle_answer(path, ip, mac).unwrap_or_default());
             }
         }
     }
@@ -244,9 +253,11 @@ impl Sender {
     /// Flows that lost nothing are judged first, and their RSTs are lost like any other segment:
     /// so they are reset again.
     fn note_loss(&mut self, now: Instant) {
-        if std::mem::replace(&mut self.path_loses, true) {
+        self.late_replies += 1;
+        if self.path_loses || self.late_replies * LOSSY_REPEATS <= self.sent.total() {
             return;
         }
+        self.path_loses = true;
         for index in 0..self.flows.len() {
             if self.flows[index].reset_again(now) {
                 self.touch(Slot(self.first_slot + index as u32));
@@ -318,6 +329,7 @@ impl Sender {
 
     fn has_work(&self) -> bool {
         !self.owing.is_empty()
+            || !self.ready.is_empty()
             || self.started < self.order.len()
             || self.neighbours.wants_request()
     }
@@ -337,6 +349,10 @@ impl Sender {
                 let Hop { path, next_hop, source } = *hop;
                 self.sent.arp += 1;
                 return Some(Due { path, content: Content::ArpRequest { source, next_hop } });
+            }
+            if let Some(slot) = self.ready.pop_front() {
+                self.open(slot, now);
+                continue;
             }
             let slot = Slot(self.first_slot + *self.order.get(self.started)?);
             self.started += 1;
@@ -526,6 +542,7 @@ impl Sender {
     /// Ends the run early: unresolved peers become `undetermined`, open flows are closed.
     pub fn interrupt(&mut self, now: Instant) {
         self.started = self.order.len();
+        self.ready.clear();
         self.neighbours.abandon();
         for index in 0..self.flows.len() {
             let flow = &mut self.flows[index];
