@@ -84,11 +84,11 @@ impl Flow {
             (Stage::LastAck, ReplyKind::Fin { .. }) => {
                 return self.owe(Owed::FIN);
             }
-            (Stage::Closed, _) => {
-                // Our RST was lost, or the peer opened only now: say again that it is over.
-                if reply.at > self.asked_at + CROSSING && self.closing_tries < MAX_LATE_RSTS {
-                    self.owe(Owed::RST);
-                }
+            // Our RST was lost, or the peer opened only now: say again that it is over.
+            (Stage::Closed, _)
+                if reply.at > self.asked_at + CROSSING && self.closing_tries < MAX_LATE_RSTS =>
+            {
+                self.owe(Owed::RST);
             }
             _ => {}
         }
