@@ -6,7 +6,7 @@ use crate::io::{IoError, Receive, Transmit};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::probe::matcher::Rejection;
 use crate::probe::receiver::{Post, Receiver, RxCounts};
-use crate::probe::sender::{Poll, Sender};
+use crate::probe::sender::{Due, Poll, Sender};
 use crate::report::Summary;
 use crate::time::{Clock, Instant};
 use crossbeam::channel;
@@ -217,13 +217,14 @@ impl Driver<'_> {
                 self.sender.interrupt(now);
             }
             self.sender.advance(now, heard_until);
-            let wait = self.transmit(now);
+            let stopped = self.transmit(now);
             self.report();
-            match wait {
+            match stopped {
+                Some(Poll::Done) => break,
                 // An interrupted sweep whose frames no longer leave has nothing to wait for.
-                None => break,
                 Some(_) if stopping && self.tx_failing_since.is_some() => break,
-                Some(until) => self.rest(until, heard_until),
+                Some(until) => self.rest(until),
+                None => {}
             }
         }
         Ended { sender: self.sender, tx_error: self.tx_error }
@@ -255,34 +256,16 @@ impl Driver<'_> {
         heard_until
     }
 
-    /// Sends what is due, up to a turn's worth; returns when more will be, `None` after the last.
-    fn transmit(&mut self, now: Instant) -> Option<Instant> {
-        let mut until = Some(now);
+    /// Sends what is due, up to a turn's worth; returns why it stopped before, if it did.
+    fn transmit(&mut self, now: Instant) -> Option<Poll> {
+        let mut stopped = None;
         for _ in 0..TURN {
-            let due = match self.sender.poll_transmit(now) {
-                Poll::Transmit(due) => due,
-                Poll::Wait(at) => {
-                    until = Some(at);
+            match self.sender.poll_transmit(now) {
+                Poll::Transmit(due) => self.put(&due, now),
+                other => {
+                    stopped = Some(other);
                     break;
                 }
-                Poll::Done => {
-                    until = None;
-                    break;
-                }
-            };
-            let index = usize::from(due.path.0);
-            if self.transmits[index].reserve().is_none() {
-                self.flush(index, now);
-            }
-            let Some(buf) = self.transmits[index].reserve() else { continue };
-            match self.sender.emit(&due, buf) {
-                Ok(len) => {
-                    if let Some(capture) = self.capture {
-                        capture.frame(&buf[..len]);
-                    }
-                    self.transmits[index].submit(len);
-                }
-                Err(error) => tracing::error!(%error, "frame not sent"),
             }
         }
         for index in 0..self.transmits.len() {
@@ -291,7 +274,26 @@ impl Driver<'_> {
         let sent = self.sender.sent().total();
         self.control.sent.fetch_add(sent - self.sent, Ordering::Relaxed);
         self.sent = sent;
-        until
+        stopped
+    }
+
+    /// Adds one frame to its path's batch.
+    fn put(&mut self, due: &Due, now: Instant) {
+        let index = usize::from(due.path.0);
+        if self.transmits[index].reserve().is_none() {
+            self.flush(index, now);
+        }
+        // There is room after a flush, whether it succeeded or not.
+        let Some(buf) = self.transmits[index].reserve() else { return };
+        match self.sender.emit(due, buf) {
+            Ok(len) => {
+                if let Some(capture) = self.capture {
+                    capture.frame(&buf[..len]);
+                }
+                self.transmits[index].submit(len);
+            }
+            Err(error) => tracing::error!(%error, "frame not sent"),
+        }
     }
 
     fn flush(&mut self, index: usize, now: Instant) {
@@ -321,17 +323,21 @@ impl Driver<'_> {
         }
     }
 
-    fn rest(&self, until: Instant, heard_until: Instant) {
-        let now = Clock.now();
+    fn rest(&self, until: Poll) {
         if self.post.waiting(self.index) > 0 {
             return;
         }
-        let nap = match until > now {
-            true => until.since(now).min(LONGEST_NAP),
-            false if heard_until < until => HEARING_NAP,
-            false => return,
+        let now = Clock.now();
+        let nap = match until {
+            Poll::Pace(at) => at.since(now),
+            // Already past: the receivers have not heard up to it yet.
+            Poll::Wait(at) if at <= now => HEARING_NAP,
+            Poll::Wait(at) => at.since(now),
+            Poll::Transmit(_) | Poll::Done => Duration::ZERO,
         };
-        self.parker.park_timeout(nap);
+        if !nap.is_zero() {
+            self.parker.park_timeout(nap.min(LONGEST_NAP));
+        }
     }
 }
 

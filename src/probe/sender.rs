@@ -61,7 +61,9 @@ enum Content {
 pub enum Poll {
     /// Craft this with [`Sender::emit`] and send it.
     Transmit(Due),
-    /// Nothing to send before this instant, unless something is heard.
+    /// Something is due, but the rate does not allow it before this instant.
+    Pace(Instant),
+    /// Nothing is due before this instant, unless something is heard.
     Wait(Instant),
     /// Every verdict is given and every flow closed.
     Done,
@@ -314,7 +316,7 @@ impl Sender {
     pub fn poll_transmit(&mut self, now: Instant) -> Poll {
         let ready_at = self.pacer.ready_at(now);
         if ready_at > now && self.has_work() {
-            return Poll::Wait(ready_at);
+            return Poll::Pace(ready_at);
         }
         match self.next_due(now) {
             Some(due) => {

@@ -130,7 +130,7 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
                     fingerprint.write(&frame[..len]);
                     network.transmit(now, &frame[..len]);
                 }
-                Poll::Wait(until) => break Some(until),
+                Poll::Pace(until) | Poll::Wait(until) => break Some(until),
                 Poll::Done => break None,
             }
         };
