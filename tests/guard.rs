@@ -276,7 +276,9 @@ fn leaves_out_interfaces_that_are_gone() {
 
     // Found by index, whatever it is called by now.
     let (index, _) = lab.interface("a0");
-    let _guard = Guard::attach(&[Guarded { index, name: "c0".to_owned(), is_egress: true }], &spec()).unwrap();
+    let _guard =
+        Guard::attach(&[Guarded { index, name: "c0".to_owned(), is_egress: true }], &spec())
+            .unwrap();
     assert_eq!((attached_programs("a0").len(), attached_programs("c0").len()), (2, 0));
 }
 
@@ -305,7 +307,9 @@ fn kill_leaves_nothing_behind() {
 #[ignore = "the child process of kill_leaves_nothing_behind"]
 fn holds_a_guard_until_killed() {
     let index = nix::net::if_::if_nametoindex("a0").unwrap();
-    let _guard = Guard::attach(&[Guarded { index, name: "a0".to_owned(), is_egress: true }], &spec()).unwrap();
+    let _guard =
+        Guard::attach(&[Guarded { index, name: "a0".to_owned(), is_egress: true }], &spec())
+            .unwrap();
     println!("guard attached");
     let _ = std::io::stdin().read(&mut [0]);
 }

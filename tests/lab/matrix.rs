@@ -57,7 +57,7 @@ fn matrix(name: &str, loss: &str) {
     std::fs::write(list.path(), targets).expect("write targets");
 
     // What decides a handshake may be lost five times over at 5 % each way: once in 90 runs, for one
-    // of 1,280 peers. 63 s give it six SYNs.
+    // Five lost handshakes of five fail one of 1,280 peers once in 90 runs; 63 s give six SYNs.
     let connect_timeout = if loss == "5" { "63s" } else { "31s" };
     // The idle time is long enough for what is broken meanwhile.
     let sweep = lab.start(&[
