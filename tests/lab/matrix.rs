@@ -56,8 +56,8 @@ fn matrix(name: &str, loss: &str) {
     let list = tempfile::NamedTempFile::new().expect("temporary file");
     std::fs::write(list.path(), targets).expect("write targets");
 
-    // What decides a handshake may be lost five times over at 5 % each way: once in 90 runs, for one
-    // Five lost handshakes of five fail one of 1,280 peers once in 90 runs; 63 s give six SYNs.
+    // At 5 % each way, five SYNs in a row draw nothing from one of the 1,280 peers that do not
+    // repeat themselves (ICMP, refused) once in 90 runs; 63 s give six.
     let connect_timeout = if loss == "5" { "63s" } else { "31s" };
     // The idle time is long enough for what is broken meanwhile.
     let sweep = lab.start(&[
