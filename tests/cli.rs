@@ -588,3 +588,22 @@ fn a_closed_pipe_is_no_error() {
     child.stderr.take().expect("piped").read_to_string(&mut err).expect("read");
     assert_eq!((child.wait().expect("ended").code(), err.as_str()), (Some(0), ""));
 }
+
+/// `keepsweep … >>log` must not empty the log, and `{ echo; keepsweep …; } >file` not the file.
+#[test]
+fn what_stands_in_standard_output_already_is_left_alone() {
+    let dir = dir_with("log", "earlier\n");
+    let log = dir.path().join("log");
+    let out = fs::OpenOptions::new().append(true).open(&log).expect("open");
+    let way = *WITHOUT_NETWORK;
+    let status = std::process::Command::new(way[0])
+        .args(&way[1..])
+        .arg(cargo_bin!("keepsweep"))
+        .args(["sweep", "--dry-run", "10.0.0.1:80"])
+        .stdout(out)
+        .status()
+        .expect("runs");
+    assert!(status.success());
+    let text = fs::read_to_string(&log).expect("text");
+    assert!(text.starts_with("earlier\ndry run"), "{text}");
+}

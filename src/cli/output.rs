@@ -29,6 +29,8 @@ const TURN_MS: u8 = 100;
 pub struct Destination {
     file: File,
     is_regular: bool,
+    /// Named with -o: ours to empty.
+    is_named: bool,
     interrupted: Arc<AtomicBool>,
 }
 
@@ -43,7 +45,7 @@ impl Destination {
             None => File::from(io::stdout().as_fd().try_clone_to_owned()?),
         };
         let is_regular = file.metadata()?.is_file();
-        Ok(Destination { file, is_regular, interrupted })
+        Ok(Destination { file, is_regular, is_named: path.is_some(), interrupted })
     }
 
     /// Empties a file that was named with -o, now that there is something to put into it.
@@ -51,7 +53,8 @@ impl Destination {
     /// # Errors
     /// The file system refuses.
     pub fn clear(&self) -> io::Result<()> {
-        if self.is_regular { self.file.set_len(0) } else { Ok(()) }
+        // Standard output may be a file that already holds something of somebody else's.
+        if self.is_regular && self.is_named { self.file.set_len(0) } else { Ok(()) }
     }
 
     fn wait(&self) -> io::Result<()> {
@@ -307,7 +310,7 @@ mod tests {
         let (reader, writer) = io::pipe().expect("a pipe");
         let interrupted = Arc::new(AtomicBool::new(true));
         let file = File::from(std::os::fd::OwnedFd::from(writer));
-        let mut destination = Destination { file, is_regular: false, interrupted };
+        let mut destination = Destination { file, is_regular: false, is_named: false, interrupted };
         let error = destination.write_all(&vec![b'x'; 1 << 20]).expect_err("the pipe is full");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(reader);

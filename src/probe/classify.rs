@@ -241,7 +241,8 @@ mod tests {
                 observer: bit(11),
             };
             let (state, _) = classify(&facts);
-            let life = facts.ack || facts.zero_window || facts.data || facts.closed || facts.refused;
+            let life =
+                facts.ack || facts.zero_window || facts.data || facts.closed || facts.refused;
             assert_eq!(state == State::Alive, life, "{facts:?}");
             if state == State::Down {
                 assert!(facts.exhausted && !facts.observer && facts.icmp.is_none(), "{facts:?}");

@@ -408,9 +408,7 @@ impl Flow {
             }
             // The peer holds an older connection on this 4-tuple (left by a prober that was
             // killed): it answers SYNs with challenge ACKs, so only another tuple can connect.
-            ReplyKind::OldConnection
-                if self.stage == Stage::SynSent && self.opens < MAX_OPENS =>
-            {
+            ReplyKind::OldConnection if self.stage == Stage::SynSent && self.opens < MAX_OPENS => {
                 Step::Reopen
             }
             ReplyKind::OldConnection => Step::Continue,
