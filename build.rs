@@ -1,4 +1,7 @@
 //! Compiles the BPF programs of `xdp/` with clang, for `src/io/` to embed.
+//!
+//! With `KEEPSWEEP_LOOM` set it turns on `cfg(loom)`, for this crate alone: by RUSTFLAGS it would hold
+//! for every dependency, and all of them would be built a second time.
 
 use std::env;
 use std::fmt::Display;
@@ -8,6 +11,10 @@ use std::process::{Command, exit};
 fn main() {
     println!("cargo::rerun-if-changed=xdp");
     println!("cargo::rerun-if-env-changed=CLANG");
+    println!("cargo::rerun-if-env-changed=KEEPSWEEP_LOOM");
+    if env::var_os("KEEPSWEEP_LOOM").is_some() {
+        println!("cargo::rustc-cfg=loom");
+    }
 
     // The pure core has no BPF programs, and needs no clang.
     if env::var_os("CARGO_FEATURE_OS").is_none() {

@@ -6,8 +6,7 @@
 //! with the generation it saw; the owner drops it if the generation is no longer current.
 //!
 //! All state is atomics, so there is no unsafe code. The loom models named beside the orderings are
-//! in `loom_models`; `RUSTFLAGS="--cfg loom" cargo test --no-default-features --release --lib loom`
-//! runs them.
+//! in `loom_models`; `KEEPSWEEP_LOOM=1 cargo test --lib loom` runs them.
 #![forbid(unsafe_code)]
 
 mod index;
