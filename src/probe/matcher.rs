@@ -52,10 +52,10 @@ pub enum ReplyKind {
     RstToSyn,
     /// RST with SEG.SEQ = the SEG.ACK of our outstanding probe (RFC 9293 §3.5.2).
     RstToProbe,
-    /// RST with SEG.SEQ = RCV.NXT while no probe is outstanding.
+    /// RST with SEG.SEQ = RCV.NXT that no probe drew: none is outstanding, or the peer knows SND.NXT.
     Rst,
-    /// ACK to our SYN that does not acknowledge it. Not believed, but it tells that the 4-tuple may
-    /// be in use at the peer.
+    /// Bare ACK where a SYN-ACK should be. Not believed, but it tells that the 4-tuple may be in use
+    /// at the peer.
     OldConnection,
     /// ICMP error that quotes an outstanding probe (RFC 5927 §4.1).
     Icmp {
@@ -67,6 +67,8 @@ pub enum ReplyKind {
         code: u8,
         /// Who reports.
         from: IpAddr,
+        /// IPv4 identification of the quoted packet.
+        quoted_id: Option<u16>,
     },
 }
 
@@ -153,7 +155,12 @@ pub fn match_segment(table: &Table, segment: &Segment<'_>, at: Instant) -> Resul
     let kind = match view.expect.phase {
         Phase::SynSent => judge_syn_sent(segment, &view.expect)?,
         Phase::Open => judge_open(segment, &view.expect)?,
-        Phase::Closed if segment.flags.contains(Flags::RST) => return Err(Rejection::ClosedFlow),
+        Phase::Closed if segment.flags.contains(Flags::RST) => {
+            match judge_open(segment, &view.expect) {
+                Ok(ReplyKind::RstToProbe) => ReplyKind::RstToProbe,
+                _ => return Err(Rejection::ClosedFlow),
+            }
+        }
         Phase::Closed => judge_open(segment, &view.expect)?,
     };
     Ok(Reply {
@@ -178,20 +185,23 @@ fn judge_syn_sent(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, R
         (true, true) => Ok(ReplyKind::SynAck),
         (true, false) if segment.flags.contains(Flags::ACK) => Err(Rejection::AckUnacceptable),
         (true, false) => Err(Rejection::Syn),
-        (false, _) if segment.flags.contains(Flags::ACK) && !acks_syn => {
-            Ok(ReplyKind::OldConnection)
-        }
-        (false, true) => Err(Rejection::SeqOutOfWindow),
-        (false, false) => Err(Rejection::NoAck),
+        // Even if it acknowledges our SYN: a prober that was killed had the same numbers if it had
+        // the same seed.
+        (false, _) if segment.flags.contains(Flags::ACK) => Ok(ReplyKind::OldConnection),
+        (false, _) => Err(Rejection::NoAck),
     }
 }
 
 /// RFC 9293 §3.10.7.4, with RST by RFC 5961 §3.2.
 fn judge_open(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejection> {
     if segment.flags.contains(Flags::RST) {
-        return if expect.probe_outstanding && segment.seq == expect.probe_ack {
+        // Whoever has no connection takes SEG.SEQ from our SEG.ACK and sends no ACK, or one of the
+        // keepalive (SND.UNA − 1): only whoever has the connection can acknowledge SND.NXT.
+        let aborts = segment.flags.contains(Flags::ACK) && segment.ack == expect.snd_nxt;
+        let drawn = expect.probe_outstanding && !aborts;
+        return if drawn && segment.seq == expect.probe_ack {
             Ok(ReplyKind::RstToProbe)
-        } else if !expect.probe_outstanding && segment.seq == expect.rcv_nxt {
+        } else if !drawn && segment.seq == expect.rcv_nxt {
             Ok(ReplyKind::Rst)
         } else {
             Err(Rejection::RstSeq)
@@ -248,6 +258,7 @@ pub fn match_icmp(table: &Table, error: &IcmpError, at: Instant) -> Result<Reply
         return Err(Rejection::IcmpQuote);
     }
     let (icmp_type, code, from) = (error.icmp_type, error.code, error.ip.src);
+    let quoted_id = error.quoted.src.is_ipv4().then_some(error.quoted.ip_id);
     Ok(Reply {
         slot: view.slot,
         generation: view.generation,
@@ -256,7 +267,7 @@ pub fn match_icmp(table: &Table, error: &IcmpError, at: Instant) -> Result<Reply
         seg_seq: error.quoted.seq,
         seg_ack: SeqNumber(0),
         wnd: 0,
-        kind: ReplyKind::Icmp { kind, icmp_type, code, from },
+        kind: ReplyKind::Icmp { kind, icmp_type, code, from, quoted_id },
     })
 }
 
