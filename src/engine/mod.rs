@@ -1,7 +1,9 @@
 //! Threads, batches, queues: moves frames between `io` and `probe`, decides nothing.
 //!
-//! One thread drives the sending half, one per path a receiving half; the caller's thread gets the
-//! verdicts. They meet in the flow table, a queue of replies, and the receivers' [`Hearing`].
+//! One thread drives each sending half, one per path a receiving half; the caller's thread gets the
+//! verdicts. They meet in the flow table, the senders' queues of replies, and in what the receivers
+//! say of how far they have heard. Peers are shared out between senders, so that at full rate every
+//! core sends; a paced sweep has one sender, which alone keeps the rate.
 
 mod capture;
 mod open;
@@ -11,11 +13,11 @@ pub use open::preview;
 
 use crate::io::{PathInfo, Receive, Transmit, guard::Guard};
 use crate::probe::plan::Plan;
-use crate::probe::receiver::Heard;
+use crate::probe::receiver::Post;
 use crate::probe::sender::Sender;
-use crate::probe::table::Table;
+use crate::probe::table::{Family, Table};
 use capture::Capture;
-use crossbeam::queue::ArrayQueue;
+use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -82,19 +84,20 @@ impl EngineError {
     }
 }
 
-/// One egress interface: both ends of its path.
+/// One egress interface: a sending end for every sender, and a receiving end.
 struct Path {
     info: PathInfo,
-    transmit: Box<dyn Transmit>,
+    next_hops: HashSet<IpAddr>,
+    transmits: Vec<Box<dyn Transmit>>,
     receive: Box<dyn Receive>,
 }
 
 /// A sweep whose sockets, guard and routes are open; privileges are dropped by then.
 pub struct Sweep {
-    sender: Sender,
+    senders: Vec<Sender>,
     paths: Vec<Path>,
     table: Arc<Table>,
-    heard: Arc<ArrayQueue<Heard>>,
+    post: Arc<Post>,
     guard: Guard,
     capture: Option<Capture>,
     peers: usize,
@@ -109,5 +112,5 @@ impl fmt::Debug for Sweep {
 
 /// Returns the octets of memory that a sweep takes per target.
 pub const fn memory_per_target() -> usize {
-    Sender::memory_per_target() + Table::memory_for(1 << 16, crate::probe::table::Family::V4) / (1 << 16)
+    Sender::memory_per_target() + Table::memory_for(1 << 16, Family::V4) / (1 << 16)
 }

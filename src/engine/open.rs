@@ -2,24 +2,29 @@
 
 use super::capture::Capture;
 use super::{EngineError, IoKind, Path, Setup, Sweep};
-use crate::io::guard::{Guard, GuardSpec};
+use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{FilterSpec, PacketRx, PacketTx, RxOptions};
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::ports::PortsError;
-use crate::io::{PathId, PathInfo, ports, privilege};
+use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::Plan;
+use crate::probe::receiver::Post;
 use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
 use crate::time::{Clock, Instant};
 use crate::wire::LinkType;
-use crossbeam::queue::ArrayQueue;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread;
 
 /// Replies between receivers and sender; beyond it receivers wait and the kernel's ring fills.
 const HEARD: usize = 1 << 16;
+/// Below this many peers a second sender costs more than it brings.
+const PEERS_WORTH_A_SENDER: usize = 4096;
+const MAX_SENDERS: usize = 16;
 
 impl Sweep {
     /// Checks privileges and ports, looks up routes, opens one path per egress interface, attaches
@@ -40,38 +45,23 @@ impl Sweep {
                 EngineError::System(format!("create {}: {error}", path.display()))
             })?),
         };
-        // Guard before paths: not one reply may reach the kernel unguarded.
-        let up: Vec<_> = layout
-            .interfaces
-            .iter()
-            .filter(|interface| interface.up)
-            .map(|interface| (interface.index, interface.name.clone()))
-            .collect();
-        let mut sources: Vec<IpAddr> = layout.hops.iter().map(|hop| hop.source).collect();
-        sources.sort_unstable();
-        sources.dedup();
-        let spec = GuardSpec { sources, ports: setup.source_ports.clone() };
-        let guard = Guard::attach(&up, &spec).map_err(EngineError::system)?;
-        let mut paths = Vec::with_capacity(layout.egress.len());
-        for (info, interface) in layout.path_infos().into_iter().zip(&layout.egress) {
-            let filter = FilterSpec {
-                addresses: layout.sources_on(info.id),
-                ports: setup.source_ports.clone(),
-                mac: info.mac,
-            };
-            let receive =
-                PacketRx::open(interface.index, &interface.name, &filter, RxOptions::default())
-                    .map_err(EngineError::system)?;
-            let transmit = PacketTx::open(interface.index, &interface.name)
-                .map_err(EngineError::system)?;
-            paths.push(Path { info, transmit: Box::new(transmit), receive: Box::new(receive) });
-        }
+        let senders = number_of_senders(&setup);
+        let (guard, paths) = layout.open_paths(&setup, senders)?;
         let peers = setup.targets.len();
-        let (sender, table) = layout.into_sender(&setup, Clock.now(), false)?;
+        let post = Arc::new(Post::new(senders, peers, HEARD));
+        let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
-        let heard = Arc::new(ArrayQueue::new(HEARD));
-        Ok(Sweep { sender, paths, table, heard, guard, capture, peers })
+        Ok(Sweep { senders, paths, table, post, guard, capture, peers })
     }
+}
+
+/// How many senders a sweep is worth: one for each core at full rate, unless there are few peers.
+fn number_of_senders(setup: &Setup) -> usize {
+    if setup.plan.rate_pps.is_some() {
+        return 1;
+    }
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    cores.min(setup.targets.len() / PEERS_WORTH_A_SENDER).clamp(1, MAX_SENDERS)
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together
@@ -93,12 +83,15 @@ pub fn preview(
     let unroutable = unroutable.map(|target| target.peer).collect();
     let mut setup = setup.clone();
     setup.plan = Plan { rate_pps: None, ..setup.plan };
-    let (mut sender, _) = layout.into_sender(&setup, Instant::ZERO, true)?;
+    let share = layout.targets.len().max(1);
+    let (senders, _) = layout.into_senders(&setup, share, Instant::ZERO, false)?;
     let mut frame = [0; 256];
-    // Time stands still, so nothing is repeated.
-    while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
-        let len = sender.emit(&due, &mut frame).map_err(EngineError::system)?;
-        show(&infos[usize::from(due.path.0)].interface, &frame[..len]);
+    for mut sender in senders {
+        // Time stands still, so nothing is repeated.
+        while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
+            let len = sender.emit(&due, &mut frame).map_err(EngineError::system)?;
+            show(&infos[usize::from(due.path.0)].interface, &frame[..len]);
+        }
     }
     Ok(unroutable)
 }
@@ -216,32 +209,121 @@ impl Layout {
         sources
     }
 
-    fn into_sender(
+    /// Attaches the guard and opens every path, side by side: most of it is waiting for the kernel.
+    fn open_paths(
+        &self,
+        setup: &Setup,
+        senders: usize,
+    ) -> Result<(Guard, Vec<Path>), EngineError> {
+        let egress: Vec<_> = self.egress.iter().map(|interface| interface.index).collect();
+        // No segment of a peer comes in by the loopback: frames do not leave through it either.
+        let up: Vec<_> = self
+            .interfaces
+            .iter()
+            .filter(|interface| interface.up && !interface.loopback)
+            .map(|interface| Guarded {
+                index: interface.index,
+                name: interface.name.clone(),
+                is_egress: egress.contains(&interface.index),
+            })
+            .collect();
+        let mut sources: Vec<IpAddr> = self.hops.iter().map(|hop| hop.source).collect();
+        sources.sort_unstable();
+        sources.dedup();
+        let spec = GuardSpec { sources, ports: setup.source_ports.clone() };
+        let infos = self.path_infos();
+        thread::scope(|scope| {
+            let guard = scope.spawn(|| Guard::attach(&up, &spec).map_err(EngineError::system));
+            let paths: Vec<_> = infos
+                .into_iter()
+                .zip(&egress)
+                .map(|(info, &ifindex)| {
+                    scope.spawn(move || self.open_path(setup, info, ifindex, senders))
+                })
+                .collect();
+            let paths: Result<Vec<Path>, _> = paths.into_iter().map(join).collect();
+            // Not a frame leaves before both are there.
+            Ok((join(guard)?, paths?))
+        })
+    }
+
+    fn open_path(
+        &self,
+        setup: &Setup,
+        info: PathInfo,
+        ifindex: u32,
+        senders: usize,
+    ) -> Result<Path, EngineError> {
+        let filter = FilterSpec {
+            addresses: self.sources_on(info.id),
+            ports: setup.source_ports.clone(),
+            mac: info.mac,
+        };
+        let name = &info.interface;
+        let receive = PacketRx::open(ifindex, name, &filter, RxOptions::default())
+            .map_err(EngineError::system)?;
+        let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
+        for _ in 0..senders {
+            let transmit = PacketTx::open(ifindex, name).map_err(EngineError::system)?;
+            transmits.push(Box::new(transmit));
+        }
+        let on_path = self.hops.iter().filter(|hop| hop.path == info.id);
+        let next_hops = on_path.map(|hop| hop.next_hop).collect();
+        Ok(Path { info, next_hops, transmits, receive: Box::new(receive) })
+    }
+
+    /// Shares the targets out between senders, `share` each.
+    fn into_senders(
         self,
         setup: &Setup,
+        share: usize,
         now: Instant,
-        dry: bool,
-    ) -> Result<(Sender, Arc<Table>), EngineError> {
-        let mut hash_key = [0; 16];
-        getrandom::fill(&mut hash_key).map_err(EngineError::system)?;
-        let (low, high) = hash_key.split_at(8);
-        let half = |octets: &[u8]| octets.iter().fold(0, |key, &octet| key << 8 | u64::from(octet));
-        let capacity = self.targets.len();
-        let table = Table::with_capacity(capacity, Family::V4, [half(low), half(high)]);
-        let table = Arc::new(table);
+        resolve: bool,
+    ) -> Result<(Vec<Sender>, Arc<Table>), EngineError> {
+        let mut hash_key = [0; 2];
+        for half in &mut hash_key {
+            *half = getrandom::u64().map_err(EngineError::system)?;
+        }
+        let table = Arc::new(Table::with_capacity(self.targets.len(), Family::V4, hash_key));
         let paths = self.path_infos();
-        let start = Start {
-            plan: setup.plan,
-            targets: self.targets,
-            hops: self.hops,
-            paths,
-            resolve: !dry,
-            source_ports: setup.source_ports.clone(),
-            table: table.clone(),
-            now,
-        };
-        Ok((Sender::new(start).map_err(EngineError::system)?, table))
+        let shares = self.targets.chunks(share).enumerate().map(|(index, targets)| {
+            let (targets, hops) = own_hops(targets, &self.hops);
+            Sender::new(Start {
+                plan: setup.plan,
+                targets,
+                first_slot: (index * share) as u32,
+                hops,
+                paths: paths.clone(),
+                resolve,
+                source_ports: setup.source_ports.clone(),
+                table: table.clone(),
+                now,
+            })
+        });
+        let senders: Result<Vec<_>, _> = shares.collect();
+        Ok((senders.map_err(EngineError::system)?, table))
     }
+}
+
+/// Keeps only the hops that `targets` name, so that no sender carries those of another.
+fn own_hops(targets: &[Target], hops: &[Hop]) -> (Vec<Target>, Vec<Hop>) {
+    let mut own = Vec::new();
+    let mut renamed = HashMap::new();
+    let mut rename = |HopId(hop): HopId| {
+        *renamed.entry(hop).or_insert_with(|| {
+            own.push(hops[hop as usize]);
+            HopId((own.len() - 1) as u32)
+        })
+    };
+    let targets = targets
+        .iter()
+        .map(|target| Target { peer: target.peer, hop: target.hop.map(&mut rename) })
+        .collect();
+    (targets, own)
+}
+
+fn join<T>(thread: thread::ScopedJoinHandle<'_, Result<T, EngineError>>) -> Result<T, EngineError> {
+    thread.join().unwrap_or_else(|_| Err(EngineError::System("a thread panicked".into())))
 }
 
 /// Checks `-i` and `--source` against the interfaces that there are.

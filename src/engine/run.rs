@@ -5,14 +5,13 @@ use super::{Control, EngineError, Path, Sweep};
 use crate::io::{IoError, Receive, Transmit};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::probe::matcher::Rejection;
-use crate::probe::receiver::{Heard, Receiver, RxCounts};
-use crate::probe::sender::{Poll, Sender};
+use crate::probe::receiver::{Post, Receiver, RxCounts};
+use crate::probe::sender::{Due, Poll, Sender};
 use crate::report::Summary;
 use crate::time::{Clock, Instant};
 use crossbeam::channel;
-use crossbeam::queue::ArrayQueue;
 use crossbeam::sync::{Parker, Unparker};
-use std::sync::Arc;
+use std::iter;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -48,66 +47,87 @@ impl Sweep {
         control: &Control,
         report: &mut dyn FnMut(Verdict),
     ) -> Result<Summary, EngineError> {
-        let Sweep { sender, paths, table, heard, guard, capture, peers } = self;
+        let Sweep { senders, paths, table, post, guard, capture, peers } = self;
         let kernel_before = guard.counts().map_err(EngineError::system)?;
         let hearings: Vec<Hearing> = paths.iter().map(|_| Hearing::default()).collect();
         let finished = AtomicBool::new(false);
-        let parker = Parker::new();
+        let parkers: Vec<_> = senders.iter().map(|_| Parker::new()).collect();
+        let unparkers: Vec<_> = parkers.iter().map(|parker| parker.unparker().clone()).collect();
         let (verdicts, reported) = channel::unbounded();
         let begun = Clock.now();
         let capture_ref = capture.as_ref();
 
-        let mut transmits = Vec::with_capacity(paths.len());
         let mut tally = Summary::default();
-        let (ended, counts) = thread::scope(|scope| {
+        let mut transmits: Vec<Vec<_>> = senders.iter().map(|_| Vec::new()).collect();
+        let (ended, counts, kernel) = thread::scope(|scope| {
             let mut listeners = Vec::with_capacity(paths.len());
             for (path, hearing) in paths.into_iter().zip(&hearings) {
-                let Path { info, transmit, receive } = path;
-                transmits.push(transmit);
+                let Path { info, next_hops, transmits: ends, receive } = path;
+                for (transmits, end) in transmits.iter_mut().zip(ends) {
+                    transmits.push(end);
+                }
                 let listener = Listener {
-                    receiver: Receiver::new(info.id, info.link, table.clone(), heard.clone()),
+                    receiver: Receiver::new(
+                        info.id,
+                        info.link,
+                        table.clone(),
+                        next_hops,
+                        post.clone(),
+                    ),
                     receive,
                     hearing,
                     finished: &finished,
-                    sender: parker.unparker().clone(),
+                    senders: &unparkers,
+                    post: &post,
                     control,
                     capture: capture_ref,
                 };
                 listeners.push(scope.spawn(move || listener.run()));
             }
-            let driver = Driver {
-                sender,
-                transmits,
-                heard,
-                hearings: &hearings,
-                parker,
-                control,
-                capture: capture_ref,
-                verdicts,
-                tx_failing_since: None,
-                tx_error: None,
-                dropped: 0,
-            };
-            let driver = scope.spawn(move || driver.run());
-            for verdict in &reported {
+            let mut drivers = Vec::with_capacity(senders.len());
+            for (((index, sender), transmits), parker) in
+                senders.into_iter().enumerate().zip(transmits).zip(parkers)
+            {
+                let driver = Driver {
+                    index,
+                    sender,
+                    transmits,
+                    post: &post,
+                    hearings: &hearings,
+                    parker,
+                    control,
+                    capture: capture_ref,
+                    verdicts: verdicts.clone(),
+                    tx_failing_since: None,
+                    tx_error: None,
+                    dropped: 0,
+                    sent: 0,
+                };
+                drivers.push(scope.spawn(move || driver.run()));
+            }
+            drop(verdicts);
+            for verdict in reported.iter().flatten() {
                 tally.count(&verdict);
-                for (shown, count) in control.states.iter().zip(tally.states) {
-                    shown.store(count, Ordering::Relaxed);
-                }
+                control.states[verdict.state as usize]
+                    .store(tally.states[verdict.state as usize], Ordering::Relaxed);
                 report(verdict);
             }
-            let ended = driver.join();
+            // The drivers have let go of their ends: the last verdict is known.
+            tally.elapsed = Clock.now().since(begun);
+            let ended: Vec<_> = drivers.into_iter().map(|driver| driver.join()).collect();
             finished.store(true, Ordering::Release);
+            // While the listeners close their rings: letting go of the guard waits for the kernel too.
+            let kernel = guard.counts();
+            drop(guard);
             let counts: Vec<_> = listeners.into_iter().map(|listener| listener.join()).collect();
-            (ended, counts)
+            (ended, counts, kernel)
         });
-        let elapsed = Clock.now().since(begun);
-        let ended = ended.map_err(|_| EngineError::System("the sending thread panicked".into()))?;
-        let mut summary = summarise(tally, &ended.sender, counts.into_iter().flatten());
-        let kernel = guard.counts().map_err(EngineError::system)?;
+        let ended: Result<Vec<Ended>, _> = ended.into_iter().collect();
+        let ended = ended.map_err(|_| EngineError::System("a sending thread panicked".into()))?;
+        let mut summary = summarise(tally, &ended, counts.into_iter().flatten());
+        let kernel = kernel.map_err(EngineError::system)?;
         summary.io = "packet".into();
         summary.peers = peers as u64;
-        summary.elapsed = elapsed;
         summary.guard_dropped = kernel.dropped - kernel_before.dropped;
         summary.kernel_rsts = kernel.kernel_rsts - kernel_before.kernel_rsts;
         summary.rx_dropped =
@@ -115,7 +135,9 @@ impl Sweep {
         if let Some(capture) = capture {
             summary.faults.extend(capture.finish().err());
         }
-        summary.faults.extend(ended.tx_error.map(|error| error.to_string()));
+        let tx_errors = ended.into_iter().filter_map(|ended| ended.tx_error);
+        summary.faults.extend(tx_errors.map(|error| error.to_string()));
+        summary.faults.dedup();
         Ok(summary)
     }
 }
@@ -123,17 +145,28 @@ impl Sweep {
 /// Completes the tally of verdicts by what the two halves have counted.
 fn summarise(
     tally: Summary,
-    sender: &Sender,
+    senders: &[Ended],
     receivers: impl Iterator<Item = RxCounts>,
 ) -> Summary {
-    let mut summary = Summary {
-        frames_sent: sender.sent().total(),
-        sent_by_kind: sender.sent().by_kind(),
-        loss_estimate: sender.loss_estimate(),
-        ..tally
-    };
-    let disbelieved: u64 = sender.rejected().iter().sum();
-    let mut rejected = *sender.rejected();
+    let mut summary = tally;
+    let mut rejected = [0; Rejection::ALL.len()];
+    let (mut repeats, mut asked) = (0, 0);
+    for Ended { sender, .. } in senders {
+        summary.frames_sent += sender.sent().total();
+        for (kind, count) in sender.sent().by_kind() {
+            *summary.sent_by_kind.entry(kind).or_default() += count;
+        }
+        for (total, count) in rejected.iter_mut().zip(sender.rejected()) {
+            *total += count;
+        }
+        repeats += sender.repeats().0;
+        asked += sender.repeats().1;
+    }
+    if asked > 0 {
+        summary.loss_estimate = repeats as f64 / asked as f64;
+    }
+    // Matched by a receiver, and then refused by the sender.
+    let disbelieved: u64 = rejected.iter().sum();
     for counts in receivers {
         summary.frames_received += counts.frames;
         summary.replies_matched += counts.matched;
@@ -141,7 +174,6 @@ fn summarise(
             *total += count;
         }
     }
-    // Matched by a receiver, and then refused by the sender.
     summary.replies_matched = summary.replies_matched.saturating_sub(disbelieved);
     summary.replies_rejected = Rejection::ALL
         .iter()
@@ -152,19 +184,21 @@ fn summarise(
     summary
 }
 
-/// Drives the sending half.
+/// Drives one sending half.
 struct Driver<'a> {
+    index: usize,
     sender: Sender,
     transmits: Vec<Box<dyn Transmit>>,
-    heard: Arc<ArrayQueue<Heard>>,
+    post: &'a Post,
     hearings: &'a [Hearing],
     parker: Parker,
     control: &'a Control,
     capture: Option<&'a Capture>,
-    verdicts: channel::Sender<Verdict>,
+    verdicts: channel::Sender<Vec<Verdict>>,
     tx_failing_since: Option<Instant>,
     tx_error: Option<IoError>,
     dropped: u64,
+    sent: u64,
 }
 
 struct Ended {
@@ -183,13 +217,14 @@ impl Driver<'_> {
                 self.sender.interrupt(now);
             }
             self.sender.advance(now, heard_until);
-            let wait = self.transmit(now);
+            let stopped = self.transmit(now);
             self.report();
-            match wait {
+            match stopped {
+                Some(Poll::Done) => break,
                 // An interrupted sweep whose frames no longer leave has nothing to wait for.
-                None => break,
                 Some(_) if stopping && self.tx_failing_since.is_some() => break,
-                Some(until) => self.rest(until, heard_until),
+                Some(until) => self.rest(until),
+                None => {}
             }
         }
         Ended { sender: self.sender, tx_error: self.tx_error }
@@ -214,48 +249,51 @@ impl Driver<'_> {
             self.sender.note_trouble(Seen::ObserverFault, now);
         }
         // All that is there now; what comes meanwhile has its turn after the next frames.
-        for _ in 0..self.heard.len() {
-            let Some(heard) = self.heard.pop() else { break };
+        for _ in 0..self.post.waiting(self.index) {
+            let Some(heard) = self.post.pop(self.index) else { break };
             self.sender.handle_heard(heard, now);
         }
         heard_until
     }
 
-    /// Sends what is due, up to a turn's worth; returns when more will be, `None` after the last.
-    fn transmit(&mut self, now: Instant) -> Option<Instant> {
-        let mut until = Some(now);
+    /// Sends what is due, up to a turn's worth; returns why it stopped before, if it did.
+    fn transmit(&mut self, now: Instant) -> Option<Poll> {
+        let mut stopped = None;
         for _ in 0..TURN {
-            let due = match self.sender.poll_transmit(now) {
-                Poll::Transmit(due) => due,
-                Poll::Wait(at) => {
-                    until = Some(at);
+            match self.sender.poll_transmit(now) {
+                Poll::Transmit(due) => self.put(&due, now),
+                other => {
+                    stopped = Some(other);
                     break;
                 }
-                Poll::Done => {
-                    until = None;
-                    break;
-                }
-            };
-            let index = usize::from(due.path.0);
-            if self.transmits[index].reserve().is_none() {
-                self.flush(index, now);
-            }
-            let Some(buf) = self.transmits[index].reserve() else { continue };
-            match self.sender.emit(&due, buf) {
-                Ok(len) => {
-                    if let Some(capture) = self.capture {
-                        capture.frame(&buf[..len]);
-                    }
-                    self.transmits[index].submit(len);
-                }
-                Err(error) => tracing::error!(%error, "frame not sent"),
             }
         }
         for index in 0..self.transmits.len() {
             self.flush(index, now);
         }
-        self.control.sent.store(self.sender.sent().total(), Ordering::Relaxed);
-        until
+        let sent = self.sender.sent().total();
+        self.control.sent.fetch_add(sent - self.sent, Ordering::Relaxed);
+        self.sent = sent;
+        stopped
+    }
+
+    /// Adds one frame to its path's batch.
+    fn put(&mut self, due: &Due, now: Instant) {
+        let index = usize::from(due.path.0);
+        if self.transmits[index].reserve().is_none() {
+            self.flush(index, now);
+        }
+        // There is room after a flush, whether it succeeded or not.
+        let Some(buf) = self.transmits[index].reserve() else { return };
+        match self.sender.emit(due, buf) {
+            Ok(len) => {
+                if let Some(capture) = self.capture {
+                    capture.frame(&buf[..len]);
+                }
+                self.transmits[index].submit(len);
+            }
+            Err(error) => tracing::error!(%error, "frame not sent"),
+        }
     }
 
     fn flush(&mut self, index: usize, now: Instant) {
@@ -277,23 +315,29 @@ impl Driver<'_> {
     }
 
     fn report(&mut self) {
-        while let Some(verdict) = self.sender.poll_verdict() {
-            // Fails only if the caller's thread is gone, and then nobody wants it.
-            let _ = self.verdicts.send(verdict);
+        // Together, since each message may have to wake the caller's thread.
+        let verdicts: Vec<_> = iter::from_fn(|| self.sender.poll_verdict()).collect();
+        if !verdicts.is_empty() {
+            // Fails only if the caller's thread is gone, and then nobody wants them.
+            let _ = self.verdicts.send(verdicts);
         }
     }
 
-    fn rest(&self, until: Instant, heard_until: Instant) {
-        let now = Clock.now();
-        if !self.heard.is_empty() {
+    fn rest(&self, until: Poll) {
+        if self.post.waiting(self.index) > 0 {
             return;
         }
-        let nap = match until > now {
-            true => until.since(now).min(LONGEST_NAP),
-            false if heard_until < until => HEARING_NAP,
-            false => return,
+        let now = Clock.now();
+        let nap = match until {
+            Poll::Pace(at) => at.since(now),
+            // Already past: the receivers have not heard up to it yet.
+            Poll::Wait(at) if at <= now => HEARING_NAP,
+            Poll::Wait(at) => at.since(now),
+            Poll::Transmit(_) | Poll::Done => Duration::ZERO,
         };
-        self.parker.park_timeout(nap);
+        if !nap.is_zero() {
+            self.parker.park_timeout(nap.min(LONGEST_NAP));
+        }
     }
 }
 
@@ -303,7 +347,8 @@ struct Listener<'a> {
     receive: Box<dyn Receive>,
     hearing: &'a Hearing,
     finished: &'a AtomicBool,
-    sender: Unparker,
+    senders: &'a [Unparker],
+    post: &'a Post,
     control: &'a Control,
     capture: Option<&'a Capture>,
 }
@@ -322,20 +367,20 @@ impl Listener<'_> {
     }
 
     fn listen(&mut self) -> Result<(), IoError> {
-        let Listener { receiver, receive, finished, sender, capture, .. } = self;
+        let Listener { receiver, receive, finished, senders, capture, .. } = self;
         let before = receiver.counts().matched;
         let received = receive.receive(LISTEN, &mut |frame| {
             if let Some(capture) = capture {
                 capture.frame(frame.bytes);
             }
             let mut pending = receiver.handle_frame(frame);
-            // The sender is behind: wait for it rather than lose what was heard. The ring holds
+            // A sender is behind: wait for it rather than lose what was heard. The ring holds
             // what comes meanwhile, and says so if it cannot.
             while let Err(heard) = pending {
                 if finished.load(Ordering::Acquire) {
                     break;
                 }
-                sender.unpark();
+                senders.iter().for_each(Unparker::unpark);
                 thread::yield_now();
                 pending = receiver.hand_on(heard);
             }
@@ -347,7 +392,11 @@ impl Listener<'_> {
         let matched = receiver.counts().matched - before;
         if matched > 0 {
             self.control.replies.fetch_add(matched, Ordering::Relaxed);
-            sender.unpark();
+            for (index, sender) in senders.iter().enumerate() {
+                if self.post.waiting(index) > 0 {
+                    sender.unpark();
+                }
+            }
         }
         Ok(())
     }

@@ -75,6 +75,18 @@ enum Counter {
     KernelRsts = 2,
 }
 
+/// An interface to be guarded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Guarded {
+    /// Its index.
+    pub index: u32,
+    /// Its name, for messages.
+    pub name: String,
+    /// Whether frames to peers leave through it: then so would the kernel's RSTs, and they are
+    /// counted there. Each program attached costs a sweep an RCU grace period, and another at its end.
+    pub is_egress: bool,
+}
+
 /// What is guarded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GuardSpec {
@@ -153,8 +165,7 @@ impl fmt::Debug for Guard {
 }
 
 impl Guard {
-    /// Attaches the guard to every interface of `interfaces` (index and name), at the head of its
-    /// tcx chains: a program behind it cannot pass what it drops, and one that is attached there
+    /// Attaches the guard to every interface of `interfaces`, at the head of its tcx chains: a program behind it cannot pass what it drops, and one that is attached there
     /// already keeps its work for everything else.
     ///
     /// Interfaces are found by index; one that has disappeared meanwhile is left out. Needs Linux
@@ -163,19 +174,21 @@ impl Guard {
     /// # Errors
     /// [`GuardError`], naming the operation, the interface, what the kernel said and what to do.
     /// Nothing stays attached then.
-    pub fn attach(interfaces: &[(u32, String)], spec: &GuardSpec) -> Result<Guard, GuardError> {
+    pub fn attach(interfaces: &[Guarded], spec: &GuardSpec) -> Result<Guard, GuardError> {
         let mut programs = load(spec)?;
         let mut attached = 0_usize;
-        for (index, name) in interfaces {
+        for Guarded { index, name, is_egress } in interfaces {
             // Names move between interfaces, indices do not.
             let now = interface_name(*index);
             let Some(name) = now.map_err(|error| attach_error(name, "ingress", &error))? else {
                 tracing::debug!(interface = name, index, "gone before it was guarded");
                 continue;
             };
-            let ingress = attach_one(&mut programs, INGRESS, &name, TcAttachType::Ingress)?;
-            let egress = attach_one(&mut programs, EGRESS, &name, TcAttachType::Egress)?;
-            attached += usize::from(ingress && egress);
+            let mut there = attach_one(&mut programs, INGRESS, &name, TcAttachType::Ingress)?;
+            if *is_egress {
+                there &= attach_one(&mut programs, EGRESS, &name, TcAttachType::Egress)?;
+            }
+            attached += usize::from(there);
         }
         if attached == 0 {
             return Err(GuardError::NoInterface);

@@ -453,14 +453,17 @@ impl Flow {
     fn still_means(&self, reply: &Reply) -> Option<ReplyKind> {
         let is_asking = self.is_asking();
         match reply.kind {
-            ReplyKind::RstToSyn | ReplyKind::OldConnection if self.stage != Stage::SynSent => None,
+            ReplyKind::OldConnection if self.stage != Stage::SynSent => None,
             ReplyKind::Icmp { .. } if self.stage != Stage::SynSent && !is_asking => None,
-            // The probe has been answered since: the peer closes.
-            ReplyKind::RstToProbe if !is_asking => {
-                (reply.seg_seq == self.rcv_nxt).then_some(ReplyKind::Rst)
-            }
+            // SYN or probe has been answered since: the peer closes.
+            ReplyKind::RstToSyn if self.stage != Stage::SynSent => self.as_close(reply),
+            ReplyKind::RstToProbe if !is_asking => self.as_close(reply),
             kind => Some(kind),
         }
+    }
+
+    fn as_close(&self, reply: &Reply) -> Option<ReplyKind> {
+        (reply.seg_seq == self.rcv_nxt).then_some(ReplyKind::Rst)
     }
 
     fn has_foreign_ttl(&self, reply: &Reply) -> bool {

@@ -54,8 +54,8 @@ pub enum ReplyKind {
     RstToProbe,
     /// RST with SEG.SEQ = RCV.NXT that no probe drew: none is outstanding, or the peer knows SND.NXT.
     Rst,
-    /// Bare ACK where a SYN-ACK should be. Not believed, but it tells that the 4-tuple may be in use
-    /// at the peer.
+    /// ACK without SYN to our SYN. Not believed, but it tells that the 4-tuple may be in use at the
+    /// peer.
     OldConnection,
     /// ICMP error that quotes an outstanding probe (RFC 5927 §4.1).
     Icmp {
@@ -70,6 +70,13 @@ pub enum ReplyKind {
         /// IPv4 identification of the quoted packet.
         quoted_id: Option<u16>,
     },
+}
+
+impl ReplyKind {
+    /// Says whether the peer itself sent this, in answer to something on this flow.
+    pub(crate) const fn is_from_peer(self) -> bool {
+        !matches!(self, ReplyKind::OldConnection | ReplyKind::Icmp { .. })
+    }
 }
 
 /// Why a frame was not believed.
@@ -144,7 +151,7 @@ const OUR_WINDOW: u32 = 65_535;
 /// Finds the flow that `segment` belongs to and says what it is.
 ///
 /// # Errors
-/// The [`Rejection`] under which to count it. An unacceptable ACK to a SYN is not an error but
+/// The [`Rejection`] under which to count it. An ACK without SYN to our SYN is not an error but
 /// [`ReplyKind::OldConnection`]: it must not be believed, but it must be acted on.
 pub fn match_segment(table: &Table, segment: &Segment<'_>, at: Instant) -> Result<Reply, Rejection> {
     let key = FlowKey {
@@ -185,8 +192,7 @@ fn judge_syn_sent(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, R
         (true, true) => Ok(ReplyKind::SynAck),
         (true, false) if segment.flags.contains(Flags::ACK) => Err(Rejection::AckUnacceptable),
         (true, false) => Err(Rejection::Syn),
-        // Even if it acknowledges our SYN: a prober that was killed had the same numbers if it had
-        // the same seed.
+        // Whatever it acknowledges: a run with the same seed draws the same initial number.
         (false, _) if segment.flags.contains(Flags::ACK) => Ok(ReplyKind::OldConnection),
         (false, _) => Err(Rejection::NoAck),
     }

@@ -1,12 +1,14 @@
-//! The receiving half: parse, match, hand on. One per path; shares only the flow table and a queue
-//! with the sender.
+//! The receiving half: parse, match, hand on. One per path; shares only the flow table and the
+//! senders' queues.
 #![forbid(unsafe_code)]
 
 use crate::io::{PathId, RxFrame};
 use crate::probe::matcher::{Rejection, Reply, ReplyKind, match_icmp, match_segment};
 use crate::probe::table::Table;
 use crate::wire::{ArpOp, LinkType, MacAddr, Packet, ParseError, parse};
+use crate::probe::Slot;
 use crossbeam::queue::ArrayQueue;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -24,6 +26,55 @@ pub enum Heard {
         /// The address.
         mac: MacAddr,
     },
+}
+
+/// The way from the receivers to the senders: a bounded queue each, and slots dealt out evenly, a
+/// contiguous share to every sender.
+#[derive(Debug)]
+pub struct Post {
+    queues: Box<[ArrayQueue<Heard>]>,
+    share: usize,
+}
+
+impl Post {
+    /// Builds the queues, of `capacity` messages each, for `senders` senders that own `slots` slots.
+    pub fn new(senders: usize, slots: usize, capacity: usize) -> Self {
+        let senders = senders.max(1);
+        Post {
+            queues: (0..senders).map(|_| ArrayQueue::new(capacity)).collect(),
+            share: slots.div_ceil(senders).max(1),
+        }
+    }
+
+    /// Returns how many slots each sender owns; the last may own fewer.
+    pub fn share(&self) -> usize {
+        self.share
+    }
+
+    /// Hands a message to whom it concerns: a reply to the owner of its slot, all else to everyone.
+    ///
+    /// # Errors
+    /// A queue is full; the message comes back, and may have reached others already.
+    pub fn push(&self, heard: Heard) -> Result<(), Heard> {
+        match heard {
+            Heard::Reply(Reply { slot: Slot(slot), .. }) => {
+                // A slot beyond the shares cannot come from the table; the last owner refuses it.
+                let owner = (slot as usize / self.share).min(self.queues.len() - 1);
+                self.queues[owner].push(heard)
+            }
+            Heard::Neighbour { .. } => self.queues.iter().try_for_each(|queue| queue.push(heard)),
+        }
+    }
+
+    /// Takes the next message for `sender`.
+    pub fn pop(&self, sender: usize) -> Option<Heard> {
+        self.queues[sender].pop()
+    }
+
+    /// Returns how many messages wait for `sender`.
+    pub fn waiting(&self, sender: usize) -> usize {
+        self.queues[sender].len()
+    }
 }
 
 /// Frames received, by what became of them.
@@ -50,19 +101,22 @@ pub struct Receiver {
     path: PathId,
     link: LinkType,
     table: Arc<Table>,
-    heard: Arc<ArrayQueue<Heard>>,
+    next_hops: HashSet<IpAddr>,
+    post: Arc<Post>,
     counts: RxCounts,
 }
 
 impl Receiver {
-    /// Builds the receiving half for the path `path`, whose frames start with `link`.
+    /// Builds the receiving half for the path `path`, whose frames start with `link` and on which
+    /// the senders ask for the MAC addresses of `next_hops`.
     pub fn new(
         path: PathId,
         link: LinkType,
         table: Arc<Table>,
-        heard: Arc<ArrayQueue<Heard>>,
+        next_hops: HashSet<IpAddr>,
+        post: Arc<Post>,
     ) -> Self {
-        Receiver { path, link, table, heard, counts: RxCounts::default() }
+        Receiver { path, link, table, next_hops, post, counts: RxCounts::default() }
     }
 
     /// Parses one frame, matches it, and hands what is believed to the sender.
@@ -89,7 +143,7 @@ impl Receiver {
     /// # Errors
     /// The queue is full; the message comes back.
     pub fn hand_on(&self, heard: Heard) -> Result<(), Heard> {
-        self.heard.push(heard)
+        self.post.push(heard)
     }
 
     /// Returns the counters.
@@ -114,11 +168,13 @@ impl Receiver {
             Packet::Icmp(error) => {
                 match_icmp(&self.table, &error, frame.at).map(Heard::Reply).map_err(reject)
             }
-            Packet::Arp(arp) if arp.op == ArpOp::Reply => Ok(Heard::Neighbour {
-                path: self.path,
-                ip: arp.sender_ip.into(),
-                mac: arp.sender_mac,
-            }),
+            Packet::Arp(arp) if arp.op == ArpOp::Reply => {
+                let ip = arp.sender_ip.into();
+                if !self.next_hops.contains(&ip) {
+                    return Err(reject(Rejection::ArpUnasked));
+                }
+                Ok(Heard::Neighbour { path: self.path, ip, mac: arp.sender_mac })
+            }
             Packet::Arp(_) | Packet::Other => Err(reject(Rejection::OtherProtocol)),
         }
     }

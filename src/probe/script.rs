@@ -6,7 +6,7 @@ use crate::probe::evidence::Verdict;
 use crate::probe::matcher::Rejection;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
-use crate::probe::receiver::{Heard, Receiver};
+use crate::probe::receiver::{Heard, Post, Receiver};
 use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
 use crate::time::Instant;
@@ -15,7 +15,7 @@ use crate::wire::{
     Checksums, Flags, IpHeader, LinkHeader, LinkType, MacAddr, Options, Packet, Segment, SeqNumber,
     parse,
 };
-use crossbeam::queue::ArrayQueue;
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +72,7 @@ pub(crate) fn resting() -> Plan {
 pub(crate) struct Script {
     pub(crate) sender: Sender,
     receiver: Receiver,
-    heard: Arc<ArrayQueue<Heard>>,
+    post: Arc<Post>,
     pub(crate) now: Instant,
     /// The receivers have heard nothing that came later than this.
     pub(crate) heard_until: Instant,
@@ -100,11 +100,13 @@ impl Script {
             mtu: 1500,
         };
         let table = Arc::new(Table::with_capacity(1, Family::V4, [1, 2]));
-        let heard = Arc::new(ArrayQueue::new(64));
-        let receiver = Receiver::new(PathId(0), link, table.clone(), heard.clone());
+        let post = Arc::new(Post::new(1, 1, 64));
+        let next_hops = HashSet::from([PEER.into()]);
+        let receiver = Receiver::new(PathId(0), link, table.clone(), next_hops, post.clone());
         let sender = Sender::new(Start {
             plan,
             targets: vec![Target { peer: (PEER, 80).into(), hop: Some(HopId(0)) }],
+            first_slot: 0,
             hops: vec![Hop { path: PathId(0), next_hop: PEER.into(), source: SOURCE.into() }],
             paths: vec![path],
             resolve: true,
@@ -116,7 +118,7 @@ impl Script {
         let mut script = Script {
             sender,
             receiver,
-            heard,
+            post,
             now: START,
             heard_until: Instant::FAR_FUTURE,
             log: Vec::new(),
@@ -179,7 +181,7 @@ impl Script {
     fn transmit(&mut self) -> Instant {
         loop {
             match self.sender.poll_transmit(self.now) {
-                Poll::Wait(until) => return until,
+                Poll::Pace(until) | Poll::Wait(until) => return until,
                 Poll::Done => {
                     self.done = true;
                     return Instant::FAR_FUTURE;
@@ -283,7 +285,7 @@ impl Script {
 
     /// The sender hears of what was received.
     pub(crate) fn listen(&mut self) {
-        while let Some(heard) = self.heard.pop() {
+        while let Some(heard) = self.post.pop(0) {
             self.sender.handle_heard(heard, self.now);
         }
         let now = self.now.since(START).as_millis() as u64;

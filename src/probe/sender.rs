@@ -26,6 +26,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+/// A path loses segments if more than one frame in this many had to be repeated to a peer that then
+/// answered; less is the odd segment that was late. RSTs are then repeated too, also to peers that
+/// were not affected themselves.
+const LOSSY_REPEATS: u64 = 1000;
 /// Windows differ by less than this between repeats of one segment.
 const WINDOW_VARIANTS: u16 = 8;
 
@@ -57,7 +61,9 @@ enum Content {
 pub enum Poll {
     /// Craft this with [`Sender::emit`] and send it.
     Transmit(Due),
-    /// Nothing to send before this instant, unless something is heard.
+    /// Something is due, but the rate does not allow it before this instant.
+    Pace(Instant),
+    /// Nothing is due before this instant, unless something is heard.
     Wait(Instant),
     /// Every verdict is given and every flow closed.
     Done,
@@ -93,8 +99,10 @@ impl TxCounts {
 pub struct Start {
     /// What is sent when.
     pub plan: Plan,
-    /// The peers; a peer's slot and [`TargetId`] are its index here.
+    /// The peers; a peer's slot and [`TargetId`] are its index here, counted from `first_slot`.
     pub targets: Vec<Target>,
+    /// The first of the table's slots that this sender owns: one for every target.
+    pub first_slot: u32,
     /// The next hops that the targets name.
     pub hops: Vec<Hop>,
     /// The paths that the hops name, by [`PathId`].
@@ -103,7 +111,7 @@ pub struct Start {
     pub resolve: bool,
     /// Source ports.
     pub source_ports: RangeInclusive<u16>,
-    /// The flow table, shared with the receivers: a slot per target.
+    /// The flow table, shared with the receivers and with other senders.
     pub table: Arc<Table>,
     /// When the run begins.
     pub now: Instant,
@@ -114,6 +122,7 @@ pub struct Start {
 pub struct Sender {
     plan: Plan,
     targets: Vec<Target>,
+    first_slot: u32,
     flows: Vec<Flow>,
     /// Targets in the seeded random order in which they are started, so that no subnet is hit in
     /// a burst.
@@ -129,10 +138,16 @@ pub struct Sender {
     pacer: Pacer,
     /// Slots of flows that owe a segment.
     owing: VecDeque<Slot>,
+    /// Slots of flows whose next hop has answered, to be opened in their turn: all at once they
+    /// would put their SYNs before what the flows under way owe.
+    ready: VecDeque<Slot>,
     verdicts: VecDeque<Verdict>,
     unfinished: usize,
     /// When our own side was last known to be sick.
     trouble: Option<(Instant, Seen)>,
+    /// Replies from peers that had to be asked again.
+    late_replies: u64,
+    path_loses: bool,
     repeats: u64,
     asked: u64,
     sent: TxCounts,
@@ -145,7 +160,7 @@ impl Sender {
     /// # Errors
     /// [`EmitError`] if a source address cannot be crafted for.
     pub fn new(start: Start) -> Result<Self, EmitError> {
-        let Start { plan, targets, hops, paths, resolve, source_ports, table, now } = start;
+        let Start { plan, targets, first_slot, hops, paths, resolve, source_ports, table, now } = start;
         let mut crafters = Vec::new();
         let mut known = HashMap::new();
         let mut crafter_of_hop = Vec::with_capacity(hops.len());
@@ -163,7 +178,8 @@ impl Sender {
             crafter_of_hop.push(index);
         }
         let mut order: Vec<u32> = (0..targets.len() as u32).collect();
-        fastrand::Rng::with_seed(plan.seed).shuffle(&mut order);
+        let seed = plan.seed.wrapping_add(u64::from(first_slot));
+        fastrand::Rng::with_seed(seed).shuffle(&mut order);
         let needs_mac =
             |path: PathId| resolve && paths[usize::from(path.0)].link == LinkType::Ethernet;
         Ok(Sender {
@@ -173,15 +189,19 @@ impl Sender {
             wheel: Wheel::new(now),
             pacer: Pacer::new(plan.rate_pps, now),
             owing: VecDeque::new(),
+            ready: VecDeque::new(),
             verdicts: VecDeque::new(),
             started: 0,
             trouble: None,
+            late_replies: 0,
+            path_loses: false,
             repeats: 0,
             asked: 0,
             sent: TxCounts::default(),
             rejected: [0; Rejection::ALL.len()],
             plan,
             targets,
+            first_slot,
             order,
             paths,
             crafters,
@@ -201,12 +221,14 @@ impl Sender {
         match heard {
             Heard::Reply(reply) => self.handle_reply(&reply, now),
             Heard::Neighbour { path, ip, mac } => {
-                match self.neighbours.handle_answer(path, ip, mac) {
-                    Some(waited) => waited.into_iter().for_each(|slot| self.open(slot, now)),
-                    None => self.reject(Rejection::ArpUnasked),
-                }
+                // Not asked by this sender: by another one, or answered twice.
+                self.ready.extend(self.neighbours.handle_answer(path, ip, mac).unwrap_or_default());
             }
         }
+    }
+
+    fn index(&self, slot: Slot) -> usize {
+        (slot.0 - self.first_slot) as usize
     }
 
     fn reject(&mut self, rejection: Rejection) {
@@ -214,7 +236,8 @@ impl Sender {
     }
 
     fn handle_reply(&mut self, reply: &Reply, now: Instant) {
-        let flow = &mut self.flows[reply.slot.0 as usize];
+        let index = self.index(reply.slot);
+        let flow = &mut self.flows[index];
         if flow.generation != reply.generation {
             // A hint that was not believed is counted where it was not believed.
             if reply.kind != ReplyKind::OldConnection {
@@ -223,7 +246,25 @@ impl Sender {
             return;
         }
         let step = flow.handle(reply, &self.plan);
+        if flow.repeats > 0 && reply.kind.is_from_peer() {
+            self.note_loss(now);
+        }
         self.take_step(reply.slot, step, now);
+    }
+
+    /// Flows that lost nothing are judged first, and their RSTs are lost like any other segment:
+    /// so they are reset again.
+    fn note_loss(&mut self, now: Instant) {
+        self.late_replies += 1;
+        if self.path_loses || self.late_replies * LOSSY_REPEATS <= self.sent.total() {
+            return;
+        }
+        self.path_loses = true;
+        for index in 0..self.flows.len() {
+            if self.flows[index].reset_again(now) {
+                self.touch(Slot(self.first_slot + index as u32));
+            }
+        }
     }
 
     fn take_step(&mut self, slot: Slot, step: Step, now: Instant) {
@@ -250,7 +291,8 @@ impl Sender {
     pub fn advance(&mut self, now: Instant, heard_until: Instant) {
         let until = now.min(heard_until);
         while let Some(entry) = self.wheel.poll(until) {
-            let flow = &mut self.flows[entry.slot.0 as usize];
+            let index = self.index(entry.slot);
+            let flow = &mut self.flows[index];
             // The wheel never cancels: an entry counts only if it is still the flow's deadline.
             if flow.deadline == entry.deadline {
                 let step = flow.expire(&self.plan);
@@ -264,7 +306,8 @@ impl Sender {
 
     /// Judges a flow whose next hop has been asked for in vain since `since`.
     fn neighbour_failed(&mut self, slot: Slot, since: Instant, now: Instant) {
-        let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let flow = &mut self.flows[index];
         flow.first_asked_at = since;
         flow.facts.neighbour_failed = true;
         flow.note_local(Seen::NeighbourFailed, now);
@@ -275,7 +318,7 @@ impl Sender {
     pub fn poll_transmit(&mut self, now: Instant) -> Poll {
         let ready_at = self.pacer.ready_at(now);
         if ready_at > now && self.has_work() {
-            return Poll::Wait(ready_at);
+            return Poll::Pace(ready_at);
         }
         match self.next_due(now) {
             Some(due) => {
@@ -290,6 +333,7 @@ impl Sender {
 
     fn has_work(&self) -> bool {
         !self.owing.is_empty()
+            || !self.ready.is_empty()
             || self.started < self.order.len()
             || self.neighbours.wants_request()
     }
@@ -310,29 +354,34 @@ impl Sender {
                 self.sent.arp += 1;
                 return Some(Due { path, content: Content::ArpRequest { source, next_hop } });
             }
-            let slot = Slot(*self.order.get(self.started)?);
+            if let Some(slot) = self.ready.pop_front() {
+                self.open(slot, now);
+                continue;
+            }
+            let slot = Slot(self.first_slot + *self.order.get(self.started)?);
             self.started += 1;
             self.begin(slot, now);
         }
     }
 
     fn begin(&mut self, slot: Slot, now: Instant) {
-        let Some(hop) = self.targets[slot.0 as usize].hop else {
-            let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let Some(hop) = self.targets[index].hop else {
+            let flow = &mut self.flows[index];
             flow.facts.no_route = true;
             flow.note_local(Seen::NoRoute, now);
             return self.judge(slot, now);
         };
         match self.neighbours.resolve(hop, slot) {
             Answer::Resolved(_) => self.open(slot, now),
-            Answer::Pending => self.flows[slot.0 as usize].stage = Stage::Resolving,
+            Answer::Pending => self.flows[index].stage = Stage::Resolving,
             Answer::Failed { since } => self.neighbour_failed(slot, since, now),
         }
     }
 
     /// Begins a handshake on a 4-tuple that this run has not used before.
     fn open(&mut self, slot: Slot, now: Instant) {
-        let index = slot.0 as usize;
+        let index = self.index(slot);
         let Target { peer, hop: Some(hop) } = self.targets[index] else { return };
         let source = self.neighbours.hop(hop).source;
         let flow = &mut self.flows[index];
@@ -362,7 +411,7 @@ impl Sender {
     fn next_owed(&mut self, now: Instant) -> Option<Due> {
         loop {
             let slot = *self.owing.front()?;
-            let index = slot.0 as usize;
+            let index = self.index(slot);
             let flow = &mut self.flows[index];
             let Target { peer, hop: Some(hop) } = self.targets[index] else {
                 self.owing.pop_front();
@@ -418,7 +467,8 @@ impl Sender {
 
     /// Gives the verdict on a flow and begins to close it.
     fn judge(&mut self, slot: Slot, now: Instant) {
-        let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let flow = &mut self.flows[index];
         let silence = flow.facts.exhausted || flow.facts.neighbour_failed;
         if let Some((at, kind)) = self.trouble
             && silence
@@ -428,20 +478,21 @@ impl Sender {
             flow.note_local(kind, now);
         }
         let verdict = self.verdict(slot, false);
-        let flow = &mut self.flows[slot.0 as usize];
+        let flow = &mut self.flows[index];
         if verdict.state == State::Alive {
             self.repeats += u64::from(flow.repeats);
             self.asked += u64::from(flow.sent_in_all);
         }
         let accused = matches!(verdict.state, State::Down | State::Rebooted | State::Unreachable);
-        flow.close(&self.plan, accused, self.repeats > 0);
+        flow.close(&self.plan, accused, self.path_loses);
         self.verdicts.push_back(verdict);
         self.touch(slot);
     }
 
     fn verdict(&mut self, slot: Slot, correction: bool) -> Verdict {
-        let Target { peer, hop } = self.targets[slot.0 as usize];
-        let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let Target { peer, hop } = self.targets[index];
+        let flow = &mut self.flows[index];
         let (state, reason) = classify(&flow.facts);
         let local = hop
             .filter(|_| flow.opens > 0)
@@ -463,7 +514,8 @@ impl Sender {
 
     /// Makes the flow's new condition known: to the receivers, the wheel and the transmit queue.
     fn touch(&mut self, slot: Slot) {
-        let flow = &mut self.flows[slot.0 as usize];
+        let index = self.index(slot);
+        let flow = &mut self.flows[index];
         if flow.opens > 0 {
             self.table.publish(slot, &flow.expect());
         }
@@ -490,12 +542,13 @@ impl Sender {
     /// Ends the run early: unresolved peers become `undetermined`, open flows are closed.
     pub fn interrupt(&mut self, now: Instant) {
         self.started = self.order.len();
+        self.ready.clear();
         self.neighbours.abandon();
         for index in 0..self.flows.len() {
             let flow = &mut self.flows[index];
             if !flow.is_judged() {
                 flow.note_local(Seen::Interrupted, now);
-                self.judge(Slot(index as u32), now);
+                self.judge(Slot(self.first_slot + index as u32), now);
             }
         }
     }
@@ -515,9 +568,9 @@ impl Sender {
         &self.rejected
     }
 
-    /// Returns the share of SYNs and probes to live peers that had to be repeated, 0 to 1.
-    pub fn loss_estimate(&self) -> f64 {
-        if self.asked == 0 { 0.0 } else { self.repeats as f64 / self.asked as f64 }
+    /// Returns how many SYNs and probes to live peers were repeats, and how many there were in all.
+    pub fn repeats(&self) -> (u64, u64) {
+        (self.repeats, self.asked)
     }
 }
 

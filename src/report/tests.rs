@@ -88,6 +88,7 @@ fn summary() -> Summary {
         guard_dropped: 131_090,
         kernel_rsts: 0,
         loss_estimate: 0.0125,
+        faults: Vec::new(),
         elapsed: Duration::from_micros(4_213_900),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::frames::{Segment, ethernet};
 use keepsweep::time::Clock;
+use keepsweep::io::guard::Guarded;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt,
@@ -112,9 +113,10 @@ impl Lab {
         Some(Lab { peer })
     }
 
-    /// Index and name of an interface of ours.
-    pub fn interface(&self, name: &str) -> (u32, String) {
-        (nix::net::if_::if_nametoindex(name).unwrap(), name.to_owned())
+    /// An interface of ours, to be guarded both ways.
+    pub fn interface(&self, name: &str) -> Guarded {
+        let index = nix::net::if_::if_nametoindex(name).unwrap();
+        Guarded { index, name: name.to_owned(), is_egress: true }
     }
 }
 

@@ -1,12 +1,11 @@
 //! Drives both halves of the core against `io::sim` in simulated time, on one thread.
 
-use crossbeam::queue::ArrayQueue;
 use keepsweep::io::sim::{Counters, Network, NetworkConfig};
 use keepsweep::io::{PathId, PathInfo};
 use keepsweep::probe::evidence::Verdict;
 use keepsweep::probe::neighbour::{Hop, HopId};
 use keepsweep::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
-use keepsweep::probe::receiver::{Receiver, RxCounts};
+use keepsweep::probe::receiver::{Post, Receiver, RxCounts};
 use keepsweep::probe::sender::{Poll, Sender, Start, Target};
 use keepsweep::probe::table::{Family, Table};
 use keepsweep::time::Instant;
@@ -85,13 +84,16 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
         targets.push(Target { peer, hop: Some(HopId(hop as u32)) });
     }
     let table = Arc::new(Table::with_capacity(peers.len(), Family::V4, [1, 2]));
-    let heard = Arc::new(ArrayQueue::new(1 << 16));
-    let mut receiver = Receiver::new(PathId(0), LinkType::Ethernet, table.clone(), heard.clone());
+    let post = Arc::new(Post::new(1, peers.len(), 1 << 16));
+    let next_hops = hops.iter().map(|hop| hop.next_hop).collect();
+    let mut receiver =
+        Receiver::new(PathId(0), LinkType::Ethernet, table.clone(), next_hops, post.clone());
     let mut network = Network::new(config).expect("a network that makes sense");
     let mut now = Instant::from_nanos(1);
     let mut sender = Sender::new(Start {
         plan,
         targets,
+        first_slot: 0,
         hops,
         paths: vec![path],
         resolve: true,
@@ -114,13 +116,13 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
             let mut pending = receiver.handle_frame(frame);
             while let Err(message) = pending {
                 // Full: the sender takes it in before the next frame, as on a real machine.
-                while let Some(message) = heard.pop() {
+                while let Some(message) = post.pop(0) {
                     sender.handle_heard(message, now);
                 }
                 pending = receiver.hand_on(message);
             }
         });
-        while let Some(message) = heard.pop() {
+        while let Some(message) = post.pop(0) {
             sender.handle_heard(message, now);
         }
         sender.advance(now, now);
@@ -132,7 +134,7 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
                     fingerprint.write(&frame[..len]);
                     network.transmit(now, &frame[..len]);
                 }
-                Poll::Wait(until) => break Some(until),
+                Poll::Pace(until) | Poll::Wait(until) => break Some(until),
                 Poll::Done => break None,
             }
         };

@@ -32,9 +32,10 @@ pub struct RxOptions {
 }
 
 impl Default for RxOptions {
-    /// 32 MiB and 2 ms: 256 blocks, half a second of trickle, or about 230,000 replies at once.
+    /// 16 MiB and 2 ms: 128 blocks, a quarter of a second of trickle, or about 115,000 replies at
+    /// once.
     fn default() -> Self {
-        Self { ring_octets: 32 << 20, retire_ms: 2 }
+        Self { ring_octets: 16 << 20, retire_ms: 2 }
     }
 }
 

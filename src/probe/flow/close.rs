@@ -49,6 +49,21 @@ impl Flow {
         }
     }
 
+    /// Resets once more a connection that was closed with a single RST, before it was known that
+    /// the path loses segments. Says whether there is something to do.
+    pub fn reset_again(&mut self, now: Instant) -> bool {
+        let owes_rst = self.owed.0 & Owed::RST != 0;
+        let by_one_rst = owes_rst || self.closing_tries == 1 && !self.fin_sent;
+        if self.stage != Stage::Closed || !by_one_rst || !self.knows_peer() {
+            return false;
+        }
+        self.stage = Stage::Resetting;
+        if !owes_rst {
+            self.deadline = now + RST_SPACING;
+        }
+        true
+    }
+
     /// Takes in what comes after the verdict.
     pub(super) fn handle_late(&mut self, reply: &Reply) -> Step {
         self.answer_late(reply);

@@ -1,5 +1,6 @@
 //! Rules 15 and 16: SYN, SYN-ACK, and the answer that confirms them.
 
+use crate::probe::flow::MAX_OPENS;
 use crate::probe::matcher::Rejection;
 use crate::probe::plan::{Keepalive, Plan, ProbeBytes};
 use crate::probe::script::{ACK, DATA, REFUSAL, RST, SYN_ACK, Say, Script, plan, resting};
@@ -164,7 +165,7 @@ fn syn_acks_without_end_do_not_hold_up_the_sweep() {
 fn a_reset_while_unconfirmed_opens_again_on_another_port() {
     let mut script = Script::new(plan());
     let mut ports = vec![script.port];
-    for _ in 0..2 {
+    for _ in 1..MAX_OPENS {
         script.hear(SYN_ACK);
         // The second one is still in the queue when the first has ended the attempt.
         script.hear_together(&[RST, ACK]);
@@ -180,7 +181,7 @@ fn a_reset_while_unconfirmed_opens_again_on_another_port() {
         ports.push(script.port);
     }
     ports.dedup();
-    assert_eq!(ports.len(), 3);
+    assert_eq!(ports.len(), usize::from(MAX_OPENS));
     // Again and again: up, and it would not have us.
     script.hear(SYN_ACK);
     script.hear(RST);
@@ -235,9 +236,8 @@ fn a_taken_tuple_with_our_own_numbers_is_left_too() {
 #[test]
 fn taken_tuples_accuse_nobody() {
     let mut script = Script::new(plan());
-    script.hear(CHALLENGE);
-    script.hear(CHALLENGE);
-    script.sent(&["0 [S] 0", "0 [S] 0", "0 [S] 0"]);
+    (1..MAX_OPENS).for_each(|_| script.hear(CHALLENGE));
+    script.sent(&["0 [S] 0"; MAX_OPENS as usize]);
     script.hear(CHALLENGE);
     script.at(14_999);
     script.sent(&["1000 [S] 0", "3000 [S] 0", "7000 [S] 0"]);
@@ -250,7 +250,7 @@ fn taken_tuples_accuse_nobody() {
 #[test]
 fn a_taken_tuple_that_comes_free_connects() {
     let mut script = Script::new(plan());
-    (0..3).for_each(|_| script.hear(CHALLENGE));
+    (0..=MAX_OPENS).for_each(|_| script.hear(CHALLENGE));
     script.at(1_000);
     script.hear(SYN_ACK);
     script.hear(ACK);
@@ -260,7 +260,7 @@ fn a_taken_tuple_that_comes_free_connects() {
 /// What was matched while the SYN was unanswered, and is heard after its answer, is judged anew.
 #[test]
 fn replies_overtaken_by_the_syn_ack_end_nothing() {
-    for overtaken in [CHALLENGE, REFUSAL] {
+    for overtaken in [CHALLENGE, Say { seq: 77, ..REFUSAL }] {
         let mut script = Script::new(plan());
         script.hear_together(&[SYN_ACK, overtaken]);
         script.sent(&["0 [S] 0", "0 [.] 1 ack 1", "0 [.] 0 ack 1"]);
