@@ -1,4 +1,7 @@
-//! The command line as a user meets it. Nothing here needs a privilege or sends a frame.
+//! The command line as a user meets it. Nothing here sends a frame, and only what is compared octet
+//! by octet needs a privilege.
+
+mod netns;
 
 use snapbox::cmd::{Command, cargo_bin};
 use snapbox::{IntoData, file, str};
@@ -6,11 +9,30 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::LazyLock;
 use tempfile::TempDir;
 
 fn keepsweep(args: &[&str]) -> Command {
     // Help is wrapped to the terminal's width; without one, to COLUMNS.
     Command::new(cargo_bin!("keepsweep")).args(args).env("COLUMNS", "100").stdin("")
+}
+
+/// What keeps a dry run from looking up routes of this machine: a network namespace without any.
+/// Where that cannot be had, a dry run shows other routes, and fails for broadcast addresses of
+/// connected networks.
+static WITHOUT_NETWORK: LazyLock<&[&str]> = LazyLock::new(|| {
+    let ways: [&[&str]; 2] = [&["unshare", "--net", "--"], &["unshare", "-r", "--net", "--"]];
+    let works = |way: &&&[&str]| {
+        let output = std::process::Command::new(way[0]).args(&way[1..]).arg("true").output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    ways.iter().find(works).copied().unwrap_or(&["env", "--"])
+});
+
+/// Runs keepsweep where there is no network.
+fn offline(args: &[&str]) -> Command {
+    let way = *WITHOUT_NETWORK;
+    Command::new(way[0]).args(&way[1..]).arg(cargo_bin!("keepsweep")).args(args).stdin("")
 }
 
 /// Runs a sweep that must be refused: exit 2, nothing on standard output, the reason on standard
@@ -34,14 +56,17 @@ fn refused_in(dir: &TempDir, args: &str, reason: impl IntoData) {
 fn dry(args: &str) -> String {
     let args = ["sweep", "--dry-run", "--seed", "42"].into_iter().chain(args.split_whitespace());
     let args: Vec<&str> = args.collect();
-    let output = keepsweep(&args).output().expect("runs");
+    let output = offline(&args).output().expect("runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// The peers that a dry run lists below its header.
+/// The peers that a dry run lists below its header, without what it would send them.
 fn dry_peers(args: &str) -> Vec<String> {
-    dry(args).lines().skip_while(|line| !line.is_empty()).skip(1).map(str::to_owned).collect()
+    let text = dry(args);
+    let lines = text.lines().skip_while(|line| !line.is_empty()).skip(1);
+    let without_frame = |line: &str| line.rsplit_once("  ").expect("two columns").0.to_owned();
+    lines.map(without_frame).collect()
 }
 
 #[test]
@@ -79,7 +104,7 @@ fn examples_in_the_help_are_valid() {
         let mut seen = std::collections::HashSet::new();
         // An example may hold --dry-run already.
         let args: Vec<&str> = args.filter(|arg| *arg != "--dry-run" || seen.insert(*arg)).collect();
-        keepsweep(&args).current_dir(dir.path()).assert().code(0);
+        offline(&args).current_dir(dir.path()).assert().code(0);
         examples += 1;
     }
     assert_eq!(examples, 4);
@@ -102,12 +127,69 @@ fn dry_run_says_what_would_be_sent() {
     let dir = dir_with("fleet.txt", "10.0.0.1:5432  rack 7\n10.0.0.4/30\n");
     let args = "sweep --dry-run --seed 42 --targets fleet.txt -p 80,443 --exclude 10.0.0.6/31";
     let args: Vec<&str> = args.split(' ').collect();
-    keepsweep(&args)
+    offline(&args)
         .current_dir(dir.path())
         .assert()
         .code(0)
         .stdout_eq(file!["snapshots/dry-run.txt"])
         .stderr_eq("");
+}
+
+/// Two interfaces with known addresses, and a prefix that cannot be reached.
+const NETWORK: &[&str] = &[
+    "link add up0 address 02:00:00:00:00:01 type veth peer name up1",
+    "link add lan0 address 02:00:00:00:00:02 type veth peer name lan1",
+    "link set up0 up",
+    "link set up1 up",
+    "link set lan0 up",
+    "link set lan1 up",
+    "addr add 10.98.0.1/24 dev up0",
+    "addr add 10.96.0.1/22 dev lan0",
+    "route add default via 10.98.0.254",
+    "route add unreachable 10.99.30.0/24",
+];
+
+/// The frames themselves, to the octet. They are crafted without any capability.
+#[test]
+fn dry_run_shows_the_first_frame_to_every_peer() {
+    netns::in_namespace(|| {
+        for arguments in NETWORK {
+            netns::ip(arguments);
+        }
+        let dir = dir_with("fleet.txt", "10.99.0.0/30  rack 7\n10.96.1.1\n10.99.30.1\n");
+        Command::new("setpriv")
+            .args(["--bounding-set=-all", "--inh-caps=-all", "--"])
+            .arg(cargo_bin!("keepsweep"))
+            .args(["sweep", "--dry-run", "--seed", "42", "--targets", "fleet.txt", "-p", "8080"])
+            .args(["--pcap", "first.pcap"])
+            .current_dir(dir.path())
+            .assert()
+            .code(0)
+            .stdout_eq(file!["snapshots/dry-run-frames.txt"])
+            .stderr_eq("");
+        let written = fs::read(dir.path().join("first.pcap")).expect("a capture");
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dry-run.pcap");
+        if std::env::var_os("KEEPSWEEP_BLESS").is_some() {
+            fs::write(&golden, &written).expect("written");
+        }
+        assert_eq!(written, fs::read(golden).expect("tests/golden/dry-run.pcap"));
+    });
+}
+
+#[test]
+fn dry_run_fails_where_the_sweep_would() {
+    let dir = dir_with("old.pcap", "kept");
+    let args = ["sweep", "--dry-run", "10.0.0.1:80", "--pcap", "old.pcap", "-i", "nosuch0"];
+    offline(&args).current_dir(dir.path()).assert().code(2).stdout_eq("").stderr_eq(str![[r#"
+keepsweep: interface nosuch0: no such interface; there are lo
+
+"#]]);
+    assert_eq!(fs::read(dir.path().join("old.pcap")).expect("read"), b"kept");
+    let args = ["sweep", "--dry-run", "10.0.0.1:80", "--pcap", "none/x.pcap"];
+    offline(&args).current_dir(dir.path()).assert().code(3).stdout_eq("").stderr_eq(str![[r#"
+keepsweep: create none/x.pcap: No such file or directory (os error 2)
+
+"#]]);
 }
 
 #[test]
@@ -125,18 +207,20 @@ fn duplicates_are_said_once() {
 keepsweep: note: duplicate targets: 2; each peer is probed once
 
 "#]];
-    keepsweep(&args).assert().code(0).stderr_eq(note);
+    offline(&args).assert().code(0).stderr_eq(note);
     let quiet: Vec<&str> = args.into_iter().chain(["-q"]).collect();
-    keepsweep(&quiet).assert().code(0).stderr_eq("");
+    offline(&quiet).assert().code(0).stderr_eq("");
     assert_eq!(dry_peers("10.0.0.0/30:80 10.0.0.1 10.0.0.2:80 -p 80").len(), 4);
 }
 
 #[test]
 fn targets_come_from_standard_input_too() {
     let args = ["sweep", "--dry-run", "--targets", "-"];
-    let output = keepsweep(&args).stdin("10.0.0.1:80 a\n\n# none\n10.0.0.2:81\n").output();
+    let output = offline(&args).stdin("10.0.0.1:80 a\n\n# none\n10.0.0.2:81\n").output();
     let text = String::from_utf8(output.expect("runs").stdout).expect("UTF-8");
-    assert!(text.ends_with("\n\n10.0.0.1:80  a\n10.0.0.2:81\n"), "{text}");
+    let peers: Vec<_> = text.lines().rev().take(3).collect();
+    assert!(peers[0].starts_with("10.0.0.2:81  "), "{text}");
+    assert!(peers[1].starts_with("10.0.0.1:80  a  ") && peers[2].is_empty(), "{text}");
     keepsweep(&args).stdin("10.0.0.1:80\nx y z\n:80\n").assert().code(2).stderr_eq(str![[r#"
 keepsweep: standard input:3: ":80": neither a host name nor an IP address nor a CIDR prefix
 
@@ -337,7 +421,6 @@ keepsweep: command line: fd00::1: IPv6 is not probed yet
 "#]],
     );
     assert_eq!(dry_peers("8.8.8.8:53 --allow-public"), ["8.8.8.8:53"]);
-    assert_eq!(dry_peers("127.0.0.1:53"), ["127.0.0.1:53"]);
 }
 
 #[test]
@@ -474,7 +557,7 @@ For more information, try '--help'.
 fn output_that_cannot_be_opened_or_written() {
     let dir = tempfile::tempdir().expect("a directory");
     let args = ["sweep", "10.0.0.1:80", "--dry-run", "-o"];
-    let with = |path: &'static str| keepsweep(&args).arg(path).current_dir(dir.path()).assert();
+    let with = |path: &'static str| offline(&args).arg(path).current_dir(dir.path()).assert();
     with("none/results").code(3).stderr_eq(str![[r#"
 keepsweep: open none/results for writing: No such file or directory (os error 2)
 
@@ -489,7 +572,10 @@ keepsweep: write to /dev/full: No space left on device (os error 28)
 
 #[test]
 fn a_closed_pipe_is_no_error() {
-    let mut child = std::process::Command::new(cargo_bin!("keepsweep"))
+    let way = *WITHOUT_NETWORK;
+    let mut child = std::process::Command::new(way[0])
+        .args(&way[1..])
+        .arg(cargo_bin!("keepsweep"))
         .args(["sweep", "10.3.0.0/16:80", "--dry-run"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

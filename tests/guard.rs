@@ -266,7 +266,7 @@ fn attaches_at_the_head_and_detaches_on_drop() {
 #[test]
 fn leaves_out_interfaces_that_are_gone() {
     let Some(lab) = Lab::new() else { return };
-    let gone = (4_000, "gone0".to_owned());
+    let gone = Guarded { index: 4_000, name: "gone0".to_owned(), is_egress: true };
     let guard = Guard::attach(&[gone.clone(), lab.interface("a0")], &spec()).unwrap();
     assert_eq!(attached_programs("a0").len(), 2);
     drop(guard);
@@ -275,8 +275,8 @@ fn leaves_out_interfaces_that_are_gone() {
     assert!(matches!(error, GuardError::NoInterface), "{error}");
 
     // Found by index, whatever it is called by now.
-    let (index, _) = lab.interface("a0");
-    let _guard = Guard::attach(&[Guarded { index, name: "c0".to_owned(), is_egress: true }], &spec()).unwrap();
+    let renamed = Guarded { name: "c0".to_owned(), ..lab.interface("a0") };
+    let _guard = Guard::attach(&[renamed], &spec()).unwrap();
     assert_eq!((attached_programs("a0").len(), attached_programs("c0").len()), (2, 0));
 }
 
@@ -305,7 +305,8 @@ fn kill_leaves_nothing_behind() {
 #[ignore = "the child process of kill_leaves_nothing_behind"]
 fn holds_a_guard_until_killed() {
     let index = nix::net::if_::if_nametoindex("a0").unwrap();
-    let _guard = Guard::attach(&[Guarded { index, name: "a0".to_owned(), is_egress: true }], &spec()).unwrap();
+    let a0 = Guarded { index, name: "a0".to_owned(), is_egress: true };
+    let _guard = Guard::attach(&[a0], &spec()).unwrap();
     println!("guard attached");
     let _ = std::io::stdin().read(&mut [0]);
 }

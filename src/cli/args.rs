@@ -212,7 +212,7 @@ pub struct SweepArgs {
     #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
     pub verbose: u8,
 
-    /// Print what would be sent, as text, and send nothing; needs no privilege
+    /// Print what would be sent, with --pcap also as frames, and send nothing; needs no privilege
     #[arg(long, help_heading = "Output")]
     pub dry_run: bool,
 }

@@ -1,20 +1,112 @@
 //! What a sweep would send, without sending it.
 #![forbid(unsafe_code)]
 
+use super::exit::Failure;
 use super::sweep::Request;
+use crate::engine::{self, Setup};
 use crate::probe::TargetId;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
 use crate::report::table::shown;
+use crate::wire::{Checksums, LinkType, Packet, PcapWriter, describe, parse};
+use anyhow::anyhow;
 use humantime::format_duration;
 use indicatif::HumanCount;
-use std::io::{self, Write};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
-/// Writes the plan, then every target on a line.
+/// The first frame to every peer, as the sweep would craft it.
+#[derive(Debug, Default)]
+pub struct FirstFrames {
+    interfaces: Vec<String>,
+    octets: Vec<u8>,
+    /// In the order in which they would be sent.
+    frames: Vec<Frame>,
+    /// By peer, the index in `frames`. Who has no route is not in it.
+    by_peer: HashMap<SocketAddr, usize>,
+}
+
+#[derive(Debug)]
+struct Frame {
+    /// Index in `interfaces`.
+    interface: usize,
+    /// Where it begins in `octets`; it ends where the next one begins.
+    start: usize,
+}
+
+impl FirstFrames {
+    /// Has the engine craft them. Next hops are not asked for their MAC addresses, which stay zero.
+    ///
+    /// # Errors
+    /// The sweep itself would fail in the same way.
+    pub fn craft(setup: &Setup) -> Result<FirstFrames, Failure> {
+        let mut first = FirstFrames::default();
+        engine::preview(setup, &mut |interface, frame| first.add(interface, frame))?;
+        Ok(first)
+    }
+
+    fn add(&mut self, interface: &str, octets: &[u8]) {
+        let known = self.interfaces.iter().position(|name| name == interface);
+        let interface = known.unwrap_or_else(|| {
+            self.interfaces.push(interface.to_owned());
+            self.interfaces.len() - 1
+        });
+        if let Ok(Packet::Tcp(segment)) = parse(octets, LinkType::Ethernet, Checksums::Verify) {
+            let peer = SocketAddr::new(segment.ip.dst, segment.dst_port);
+            self.by_peer.insert(peer, self.frames.len());
+        }
+        self.frames.push(Frame { interface, start: self.octets.len() });
+        self.octets.extend_from_slice(octets);
+    }
+
+    fn octets(&self, index: usize) -> &[u8] {
+        let end = self.frames.get(index + 1).map_or(self.octets.len(), |next| next.start);
+        &self.octets[self.frames[index].start..end]
+    }
+
+    /// Writes what would be sent to `peer`, and through which interface.
+    fn describe(&self, peer: &SocketAddr, out: &mut impl Write) -> io::Result<()> {
+        let Some(&index) = self.by_peer.get(peer) else { return write!(out, "no route") };
+        let interface = &self.interfaces[self.frames[index].interface];
+        match parse(self.octets(index), LinkType::Ethernet, Checksums::Verify) {
+            Ok(packet) => write!(out, "{interface}: {}", describe(&packet)),
+            Err(error) => write!(out, "{interface}: {error}"),
+        }
+    }
+
+    /// Writes the frames to a capture file in the order of the sweep, each at the time after its
+    /// start at which `rate_pps` would let it go.
+    ///
+    /// # Errors
+    /// The file cannot be created or written.
+    pub fn capture(&self, path: &Path, rate_pps: Option<u64>) -> Result<(), Failure> {
+        let failed = |what, error| Failure::System(anyhow!("{what} {}: {error}", path.display()));
+        let file = File::create(path).map_err(|error| failed("create", error))?;
+        let written =
+            PcapWriter::new(BufWriter::new(file), LinkType::Ethernet).and_then(|mut pcap| {
+                for index in 0..self.frames.len() {
+                    pcap.frame(sent_at_ns(index as u64, rate_pps), self.octets(index))?;
+                }
+                pcap.flush()
+            });
+        written.map_err(|error| failed("write", error))
+    }
+}
+
+/// Returns when the frame after `earlier` others is sent, counted from the first.
+fn sent_at_ns(earlier: u64, rate_pps: Option<u64>) -> u64 {
+    let at = rate_pps.map_or(0, |pps| u128::from(earlier) * 1_000_000_000 / u128::from(pps.max(1)));
+    u64::try_from(at).unwrap_or(u64::MAX)
+}
+
+/// Writes the plan, then every target on a line, in the order in which they were given.
 ///
 /// # Errors
 /// `out` does not take it.
-pub fn write(request: &Request, out: &mut impl Write) -> io::Result<()> {
+pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io::Result<()> {
     let setup = &request.setup;
     let plan = &setup.plan;
     let peers = setup.targets.len() as u64;
@@ -79,6 +171,8 @@ pub fn write(request: &Request, out: &mut impl Write) -> io::Result<()> {
         for text in [name, label].into_iter().flatten() {
             write!(out, "  {}", shown(text))?;
         }
+        write!(out, "  ")?;
+        first.describe(peer, out)?;
         writeln!(out)?;
     }
     Ok(())
@@ -133,6 +227,13 @@ mod tests {
             rate_pps: Some(10_000),
             seed: 1,
         }
+    }
+
+    #[test]
+    fn frames_keep_to_the_rate() {
+        assert_eq!(sent_at_ns(3, Some(10_000)), 300_000);
+        assert_eq!(sent_at_ns(3, None), 0);
+        assert_eq!(sent_at_ns(u64::MAX, Some(1)), u64::MAX);
     }
 
     #[test]

@@ -2,11 +2,12 @@
 #![forbid(unsafe_code)]
 
 use super::args::{Format, Rate, SweepArgs};
+use super::dry_run::{self, FirstFrames};
 use super::exit::{Exit, Failure};
 use super::output::{Destination, Output, Written};
 use super::progress::Progress;
+use super::say;
 use super::targets::{self, Given, Names};
-use super::{dry_run, say};
 use crate::engine::{Control, EngineError, Setup, Sweep};
 use crate::probe::classify::State;
 use crate::probe::evidence::Verdict;
@@ -211,9 +212,13 @@ fn trace_to_stderr(verbose: u8) {
 }
 
 fn print_dry_run(request: &Request, destination: Destination) -> Result<Exit, Failure> {
+    let first = FirstFrames::craft(&request.setup)?;
+    if let Some(path) = &request.setup.pcap {
+        first.capture(path, request.setup.plan.rate_pps)?;
+    }
     let written = destination.clear().and_then(|()| {
         let mut out = BufWriter::new(destination);
-        dry_run::write(request, &mut out)?;
+        dry_run::write(request, &first, &mut out)?;
         out.flush()
     });
     match written {

@@ -4,8 +4,8 @@ use super::capture::Capture;
 use super::{EngineError, IoKind, Path, Setup, Sweep};
 use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{FilterSpec, PacketRx, PacketTx, RxOptions};
-use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::ports::PortsError;
+use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::Plan;
@@ -165,7 +165,9 @@ impl Layout {
             None => {
                 let found = self.interfaces.iter().find(|interface| interface.index == ifindex);
                 let interface = found.ok_or_else(|| {
-                    EngineError::System(format!("interface {ifindex}: gone since its route was read"))
+                    EngineError::System(format!(
+                        "interface {ifindex}: gone since its route was read"
+                    ))
                 })?;
                 if !interface.has_mac || interface.loopback {
                     return Err(EngineError::Usage(format!(
@@ -210,11 +212,7 @@ impl Layout {
     }
 
     /// Attaches the guard and opens every path, side by side: most of it is waiting for the kernel.
-    fn open_paths(
-        &self,
-        setup: &Setup,
-        senders: usize,
-    ) -> Result<(Guard, Vec<Path>), EngineError> {
+    fn open_paths(&self, setup: &Setup, senders: usize) -> Result<(Guard, Vec<Path>), EngineError> {
         let egress: Vec<_> = self.egress.iter().map(|interface| interface.index).collect();
         // No segment of a peer comes in by the loopback: frames do not leave through it either.
         let up: Vec<_> = self

@@ -239,7 +239,8 @@ impl Driver<'_> {
             .map(|hearing| hearing.complete_until.load(Ordering::Acquire))
             .min()
             .map_or(Instant::FAR_FUTURE, Instant::from_nanos);
-        let dropped = self.hearings.iter().map(|hearing| hearing.dropped.load(Ordering::Acquire)).sum();
+        let dropped =
+            self.hearings.iter().map(|hearing| hearing.dropped.load(Ordering::Acquire)).sum();
         let now = Clock.now();
         if dropped > self.dropped {
             self.dropped = dropped;

@@ -259,7 +259,8 @@ mod tests {
                 taken: bit(12),
             };
             let (state, _) = classify(&facts);
-            let life = facts.ack || facts.zero_window || facts.data || facts.closed || facts.refused;
+            let life =
+                facts.ack || facts.zero_window || facts.data || facts.closed || facts.refused;
             assert_eq!(state == State::Alive, life, "{facts:?}");
             if state == State::Down {
                 assert!(facts.exhausted && !facts.observer && facts.icmp.is_none(), "{facts:?}");

@@ -115,7 +115,12 @@ struct Template {
 }
 
 impl Template {
-    fn new(path: &PathInfo, source: IpAddr, options: Options, data: &[u8]) -> Result<Self, EmitError> {
+    fn new(
+        path: &PathInfo,
+        source: IpAddr,
+        options: Options,
+        data: &[u8],
+    ) -> Result<Self, EmitError> {
         let v4 = source.is_ipv4();
         let link = match path.link {
             LinkType::Ethernet => {

@@ -153,7 +153,11 @@ const OUR_WINDOW: u32 = 65_535;
 /// # Errors
 /// The [`Rejection`] under which to count it. An ACK without SYN to our SYN is not an error but
 /// [`ReplyKind::OldConnection`]: it must not be believed, but it must be acted on.
-pub fn match_segment(table: &Table, segment: &Segment<'_>, at: Instant) -> Result<Reply, Rejection> {
+pub fn match_segment(
+    table: &Table,
+    segment: &Segment<'_>,
+    at: Instant,
+) -> Result<Reply, Rejection> {
     let key = FlowKey {
         local: SocketAddr::new(segment.ip.dst, segment.dst_port),
         peer: SocketAddr::new(segment.ip.src, segment.src_port),
@@ -214,7 +218,11 @@ fn judge_open(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejec
         };
     }
     if !segment.flags.contains(Flags::ACK) {
-        return Err(if segment.flags.contains(Flags::SYN) { Rejection::Syn } else { Rejection::NoAck });
+        return Err(if segment.flags.contains(Flags::SYN) {
+            Rejection::Syn
+        } else {
+            Rejection::NoAck
+        });
     }
     if segment.ack.is_before(expect.snd_una) || expect.snd_nxt.is_before(segment.ack) {
         return Err(Rejection::AckUnacceptable);

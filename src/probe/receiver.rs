@@ -3,10 +3,10 @@
 #![forbid(unsafe_code)]
 
 use crate::io::{PathId, RxFrame};
+use crate::probe::Slot;
 use crate::probe::matcher::{Rejection, Reply, ReplyKind, match_icmp, match_segment};
 use crate::probe::table::Table;
 use crate::wire::{ArpOp, LinkType, MacAddr, Packet, ParseError, parse};
-use crate::probe::Slot;
 use crossbeam::queue::ArrayQueue;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -153,10 +153,11 @@ impl Receiver {
 
     fn judge(&self, frame: RxFrame<'_>) -> Result<Heard, (Rejection, Option<Heard>)> {
         let reject = |rejection| (rejection, None);
-        let packet = parse(frame.bytes, self.link, frame.checksums).map_err(|error| match error {
-            ParseError::Checksum(_) => reject(Rejection::Checksum),
-            ParseError::Truncated(_) | ParseError::Malformed(_) => reject(Rejection::Malformed),
-        })?;
+        let packet =
+            parse(frame.bytes, self.link, frame.checksums).map_err(|error| match error {
+                ParseError::Checksum(_) => reject(Rejection::Checksum),
+                ParseError::Truncated(_) | ParseError::Malformed(_) => reject(Rejection::Malformed),
+            })?;
         match packet {
             Packet::Tcp(segment) => {
                 let reply = match_segment(&self.table, &segment, frame.at).map_err(reject)?;

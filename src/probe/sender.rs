@@ -160,7 +160,8 @@ impl Sender {
     /// # Errors
     /// [`EmitError`] if a source address cannot be crafted for.
     pub fn new(start: Start) -> Result<Self, EmitError> {
-        let Start { plan, targets, first_slot, hops, paths, resolve, source_ports, table, now } = start;
+        let Start { plan, targets, first_slot, hops, paths, resolve, source_ports, table, now } =
+            start;
         let mut crafters = Vec::new();
         let mut known = HashMap::new();
         let mut crafter_of_hop = Vec::with_capacity(hops.len());

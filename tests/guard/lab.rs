@@ -1,8 +1,8 @@
 //! Two network namespaces, ours and the peer's, with two links between them.
 
 use super::frames::{Segment, ethernet};
-use keepsweep::time::Clock;
 use keepsweep::io::guard::Guarded;
+use keepsweep::time::Clock;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt,

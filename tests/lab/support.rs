@@ -191,7 +191,8 @@ impl Sweep {
 
     /// Checks that every frame is accounted for, and that our own kernel kept quiet.
     pub fn assert_accounts(&self) {
-        let number = |field: &str| self.summary[field].as_u64().unwrap_or_else(|| panic!("{field}"));
+        let number =
+            |field: &str| self.summary[field].as_u64().unwrap_or_else(|| panic!("{field}"));
         let sum = |field: &str| -> u64 {
             let parts = self.summary[field].as_object().unwrap_or_else(|| panic!("{field}"));
             parts.values().filter_map(Value::as_u64).sum()

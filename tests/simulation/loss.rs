@@ -34,10 +34,7 @@ fn network(seed: u64) -> NetworkConfig {
 }
 
 fn keepalives(count: u16) -> Plan {
-    Plan {
-        keepalive: Keepalive { idle: IDLE, interval: Duration::from_secs(1), count },
-        ..plan()
-    }
+    Plan { keepalive: Keepalive { idle: IDLE, interval: Duration::from_secs(1), count }, ..plan() }
 }
 
 fn false_dead(outcome: &Outcome) -> usize {

@@ -105,7 +105,8 @@ fn addresses(prefix: IpNet) -> impl Iterator<Item = IpAddr> {
 fn run(path: &Path) {
     let text = std::fs::read_to_string(path).expect("read scenario");
     let name = path.file_stem().expect("a name").to_string_lossy();
-    let scenario: Scenario = toml::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let scenario: Scenario =
+        toml::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
     let mut peers = Vec::new();
     for expect in &scenario.expect {
         peers.extend(addresses(expect.peers).map(|ip| SocketAddr::new(ip, expect.port)));
@@ -122,19 +123,32 @@ fn run(path: &Path) {
             }
         }
     }
-    assert_eq!(outcome.corrections.len(), scenario.corrections, "{about}\n{:?}", outcome.corrections);
+    assert_eq!(
+        outcome.corrections.len(),
+        scenario.corrections,
+        "{about}\n{:?}",
+        outcome.corrections
+    );
     for (kind, count) in &scenario.sent {
         let sent = outcome.sent.get(kind.as_str()).copied().unwrap_or(0);
         assert_eq!(sent, *count, "{about}: {kind} frames\n{:?}", outcome.sent);
     }
     if let Some(limit) = scenario.ends_within_ms {
-        assert!(outcome.ended.as_nanos() <= limit * 1_000_000, "{about}: ended {:?}", outcome.ended);
+        assert!(
+            outcome.ended.as_nanos() <= limit * 1_000_000,
+            "{about}: ended {:?}",
+            outcome.ended
+        );
     }
     let left = outcome.network.connections().left_open();
     assert_eq!(left, scenario.left_open, "{about}\n{:?}", outcome.network.connections());
     // Nothing that we sent may have reached an application, and every frame is accounted for.
     let counters = outcome.counters();
-    assert_eq!((counters.delivered_octets, counters.malformed, counters.misaddressed), (0, 0, 0), "{about}");
+    assert_eq!(
+        (counters.delivered_octets, counters.malformed, counters.misaddressed),
+        (0, 0, 0),
+        "{about}"
+    );
     let rejected: u64 = outcome.received.rejected.iter().sum();
     assert_eq!(outcome.received.frames, outcome.received.matched + rejected, "{about}");
     assert!(outcome.refused <= outcome.received.matched, "{about}");

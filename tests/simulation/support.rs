@@ -23,11 +23,7 @@ pub const SOURCE: [u8; 4] = [10, 98, 0, 1];
 /// The default plan of the command line, at full rate.
 pub fn plan() -> Plan {
     Plan {
-        keepalive: Keepalive {
-            idle: Duration::ZERO,
-            interval: Duration::from_secs(1),
-            count: 5,
-        },
+        keepalive: Keepalive { idle: Duration::ZERO, interval: Duration::from_secs(1), count: 5 },
         probe_bytes: ProbeBytes::Auto,
         connect_timeout: Duration::from_secs(15),
         close: Close::Rst,

@@ -1,11 +1,12 @@
 //! Whether the targets fit into memory.
 #![forbid(unsafe_code)]
 
+use crate::engine;
 use std::fs;
+use std::net::SocketAddr;
 
-/// Octets that one target takes in a sweep: its address, its flow's slot and share of the index and
-/// the timer wheel, and its place in the probing order.
-pub const OCTETS_PER_TARGET: u64 = 192;
+/// Octets that one target takes: its address as resolved, and what the engine keeps of it.
+pub const OCTETS_PER_TARGET: u64 = (size_of::<SocketAddr>() + engine::memory_per_target()) as u64;
 
 /// Returns the octets that a sweep of `targets` needs.
 pub const fn needed(targets: u64) -> u64 {

@@ -173,7 +173,7 @@ impl Network {
                 self.befall(&event);
                 continue;
             }
-            if !at.is_some_and(|at| at <= now) {
+            if at.is_none_or(|at| at > now) {
                 break;
             }
             if timer.is_some_and(|timer| flight.is_none_or(|flight| timer < flight)) {
