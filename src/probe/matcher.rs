@@ -4,6 +4,9 @@
 //! numbers is counted under its [`Rejection`] and goes no further.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod tests;
+
 use crate::probe::table::{Expect, FlowKey, Phase, Table};
 use crate::probe::{Generation, Slot};
 use crate::time::Instant;
