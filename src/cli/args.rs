@@ -49,7 +49,8 @@ States:
   down          silent through the whole probe plan, and nothing points at the path or at us
   rebooted      it no longer knows the connection: a RST that answers our probe
   unreachable   the network says so: ICMP, unanswered ARP, no route
-  undetermined  our own side was sick or the run was interrupted: nobody is accused
+  undetermined  our own side was sick, no connection could be had to probe, or the run was
+                interrupted: nobody is accused
 
 Examples:
   See what would be sent; needs no privilege:

@@ -12,7 +12,8 @@ pub const ICMP_PROBES_APART: u8 = 2;
 /// Says which state the facts prove, and by what.
 ///
 /// Signs of life weigh most, then what the peer itself said, then the network, then silence;
-/// silence while our own side was sick accuses nobody.
+/// silence while our own side was sick accuses nobody, nor does it when the peer speaks on another
+/// connection.
 pub fn classify(facts: &Facts) -> (State, Reason) {
     use Reason as R;
     use State as S;
@@ -49,12 +50,14 @@ pub fn classify(facts: &Facts) -> (State, Reason) {
             (S::Unreachable, R::Neighbour)
         };
     }
+    let is_silent = facts.exhausted && !facts.observer && !facts.taken;
     if let Some(kind) = facts.icmp
-        && (facts.icmp_probes >= ICMP_PROBES_APART || facts.exhausted)
+        && (facts.icmp_probes >= ICMP_PROBES_APART || is_silent)
     {
         return (S::Unreachable, icmp_reason(kind));
     }
     match (facts.exhausted, facts.observer) {
+        (true, false) if facts.taken => (S::Undetermined, R::Unprobeable),
         (true, false) => (S::Down, R::Silent),
         (true, true) => (S::Undetermined, R::Observer),
         (false, _) => (S::Undetermined, R::Interrupted),
@@ -127,6 +130,7 @@ pub enum Reason {
     Neighbour,
     NoRoute,
     Observer,
+    Unprobeable,
     Interrupted,
 }
 
@@ -151,6 +155,7 @@ impl Reason {
             Reason::Neighbour => "neighbour",
             Reason::NoRoute => "no-route",
             Reason::Observer => "observer",
+            Reason::Unprobeable => "unprobeable",
             Reason::Interrupted => "interrupted",
         }
     }
@@ -213,6 +218,18 @@ mod tests {
             (facts(|f| f.exhausted = true), S::Down, R::Silent),
             (facts(|f| (f.exhausted, f.observer) = (true, true)), S::Undetermined, R::Observer),
             (facts(|f| f.observer = true), S::Undetermined, R::Interrupted),
+            // One soft error and a silence that is not to be relied on are not two.
+            (
+                facts(|f| {
+                    (f.icmp, f.icmp_probes) = (Some(K::Host), 1);
+                    (f.exhausted, f.observer) = (true, true);
+                }),
+                S::Undetermined,
+                R::Observer,
+            ),
+            (facts(|f| (f.exhausted, f.taken) = (true, true)), S::Undetermined, R::Unprobeable),
+            (facts(|f| (f.ack, f.taken) = (true, true)), S::Alive, R::Ack),
+            (facts(|f| f.taken = true), S::Undetermined, R::Interrupted),
             (Facts::default(), S::Undetermined, R::Interrupted),
         ];
         for (facts, state, reason) in rows {
@@ -223,7 +240,7 @@ mod tests {
     /// No combination of facts accuses a peer that showed life, or blames it for our own trouble.
     #[test]
     fn never_accuses_against_evidence() {
-        for bits in 0u32..1 << 12 {
+        for bits in 0u32..1 << 14 {
             let bit = |n: u32| bits >> n & 1 == 1;
             let facts = Facts {
                 ack: bit(0),
@@ -233,12 +250,13 @@ mod tests {
                 refused: bit(4),
                 reset: bit(5),
                 foreign_ttl: bit(6),
-                icmp_probes: u8::from(bit(7)) * 2,
+                icmp_probes: u8::from(bit(7)) * (1 + u8::from(bit(13))),
                 icmp: bit(7).then_some(IcmpKind::Host),
                 neighbour_failed: bit(8),
                 no_route: bit(9),
                 exhausted: bit(10),
                 observer: bit(11),
+                taken: bit(12),
             };
             let (state, _) = classify(&facts);
             let life =
@@ -246,6 +264,7 @@ mod tests {
             assert_eq!(state == State::Alive, life, "{facts:?}");
             if state == State::Down {
                 assert!(facts.exhausted && !facts.observer && facts.icmp.is_none(), "{facts:?}");
+                assert!(!facts.taken, "{facts:?}");
             }
             assert!(state != State::Rebooted || facts.reset, "{facts:?}");
         }

@@ -117,6 +117,8 @@ pub struct Facts {
     pub neighbour_failed: bool,
     /// No route to the peer.
     pub no_route: bool,
+    /// ACKs for some other connection came from our own 4-tuple, on every tuple that we tried.
+    pub taken: bool,
     /// The whole probe plan went by without an answer.
     pub exhausted: bool,
     /// Frames were lost on our own side, or our side was sick, while the plan ran.

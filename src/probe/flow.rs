@@ -12,10 +12,13 @@
 
 mod close;
 mod handshake;
+#[cfg(test)]
+mod tests;
 
 pub use self::handshake::MAX_OPENS;
 
 use self::close::{MAX_FINS, RST_SPACING, RSTS_UNDER_LOSS};
+use self::handshake::UNHELD;
 use crate::probe::evidence::{Facts, Seen, Sighting};
 use crate::probe::plan::{EMPTY_PROBE_SPACING, Plan};
 use crate::probe::table::{Expect, Phase};
@@ -113,7 +116,7 @@ pub enum Step {
     Verdict,
     /// Start over on another source port.
     Reopen,
-    /// A verdict of `down` or `unreachable` was wrong: classify again and report a correction.
+    /// A verdict of `down`, `rebooted` or `unreachable` was wrong: classify again and report a correction.
     Correction,
 }
 
@@ -131,6 +134,9 @@ pub struct Flow {
     peer_window_zero: bool,
     accused: bool,
     fin_sent: bool,
+    fin_acked: bool,
+    /// SYN-ACKs that came after the peer had answered: it does not hold the connection after all.
+    unheld: u8,
     /// Segments that had to be repeated: the path loses some.
     pub(crate) repeats: u16,
     pub(crate) finished: bool,
@@ -141,7 +147,9 @@ pub struct Flow {
     pub(crate) replies: u16,
     /// Probes and SYNs over the flow's life.
     pub(crate) sent_in_all: u16,
+    /// `sent_in_all` and quoted IPv4 identification at the last ICMP error that counted.
     icmp_at: u16,
+    icmp_id: u16,
     pub(crate) generation: Generation,
     pub(crate) iss: SeqNumber,
     irs: SeqNumber,
@@ -173,6 +181,8 @@ impl Flow {
             peer_window_zero: false,
             accused: false,
             fin_sent: false,
+            fin_acked: false,
+            unheld: 0,
             repeats: 0,
             finished: false,
             peer_ttl: None,
@@ -181,6 +191,7 @@ impl Flow {
             replies: 0,
             sent_in_all: 0,
             icmp_at: 0,
+            icmp_id: 0,
             generation: Generation::default(),
             iss: SeqNumber(0),
             irs: SeqNumber(0),
@@ -222,6 +233,8 @@ impl Flow {
         Expect {
             phase: match self.stage {
                 Stage::Unstarted | Stage::Resolving | Stage::SynSent => Phase::SynSent,
+                // An answer to our SYN may come after the verdict.
+                Stage::Closed if !self.knows_peer() => Phase::SynSent,
                 Stage::Resetting | Stage::Closed => Phase::Closed,
                 _ => Phase::Open,
             },
@@ -229,7 +242,8 @@ impl Flow {
             snd_nxt: self.snd_nxt(),
             rcv_nxt: self.rcv_nxt,
             probe_ack: self.probe_ack,
-            probe_outstanding: self.is_asking(),
+            // A RST that answers one of the probes overturns `down`, however late it comes.
+            probe_outstanding: self.is_asking() || self.accused,
             confirmed: self.confirmed,
         }
     }
@@ -264,12 +278,12 @@ impl Flow {
             }
             Owed::FIN => {
                 self.fin_sent = true;
-                self.closing_tries += 1;
+                self.closing_tries = self.closing_tries.saturating_add(1);
                 self.deadline = now + FIRST_RTO;
                 Some(SegmentKind::Fin)
             }
             _ => {
-                self.closing_tries += 1;
+                self.closing_tries = self.closing_tries.saturating_add(1);
                 let again = self.stage == Stage::Resetting && self.closing_tries < RSTS_UNDER_LOSS;
                 if again {
                     self.deadline = now + RST_SPACING;
@@ -300,23 +314,25 @@ impl Flow {
     }
 
     /// Lets the deadline pass.
-    pub fn expire(&mut self, now: Instant, plan: &Plan) -> Step {
-        self.deadline = Instant::FAR_FUTURE;
+    pub fn expire(&mut self, plan: &Plan) -> Step {
+        // Not `now`: it may be later than what the receivers have heard.
+        let due = std::mem::replace(&mut self.deadline, Instant::FAR_FUTURE);
         match self.stage {
-            Stage::SynSent if now >= self.opened_at + plan.connect_timeout => self.exhausted(),
+            Stage::SynSent if due >= self.opened_at + plan.connect_timeout => self.exhausted(),
             Stage::SynSent => self.owe_again(Owed::SYN),
             Stage::Confirming | Stage::Probing if self.asked >= plan.keepalive.count => {
                 self.exhausted()
             }
-            Stage::Confirming => self.owe_again(Owed::ACK | Owed::PROBE),
-            Stage::Probing => {
-                let ack = if self.confirmed { 0 } else { Owed::ACK };
-                self.owe_again(ack | Owed::PROBE)
-            }
+            Stage::Confirming | Stage::Probing => self.owe_again(self.keepalive()),
             Stage::Resting => {
                 self.stage = Stage::Probing;
                 self.ask_anew();
-                self.owe(Owed::PROBE)
+                self.owe(self.keepalive())
+            }
+            Stage::FinWait if self.fin_acked && self.closing_tries < MAX_FINS => {
+                self.closing_tries += 1;
+                self.deadline = due + FIRST_RTO;
+                Step::Continue
             }
             Stage::FinWait | Stage::LastAck if self.closing_tries < MAX_FINS => {
                 self.owe_again(Owed::FIN)
@@ -328,6 +344,11 @@ impl Flow {
             Stage::Resetting => self.owe(Owed::RST),
             Stage::Unstarted | Stage::Resolving | Stage::Closed => Step::Continue,
         }
+    }
+
+    /// Until the handshake is confirmed, the bare ACK goes before each keepalive.
+    fn keepalive(&self) -> u8 {
+        if self.confirmed { Owed::PROBE } else { Owed::ACK | Owed::PROBE }
     }
 
     fn owe(&mut self, bits: u8) -> Step {
@@ -350,21 +371,13 @@ impl Flow {
         if self.is_judged() {
             return self.handle_late(reply);
         }
-        let mut reply = *reply;
-        if reply.kind == ReplyKind::RstToSyn && self.stage != Stage::SynSent {
-            // The receiver judged it before it could know of the SYN-ACK just ahead of it.
-            if reply.seg_seq != self.rcv_nxt {
-                return Step::Continue;
-            }
-            reply.kind = ReplyKind::Rst;
-        }
-        let reply = &reply;
-        let seen = self.seen(reply);
-        if !matches!(reply.kind, ReplyKind::OldConnection) {
+        let Some(kind) = self.still_means(reply) else { return Step::Continue };
+        let reply = &Reply { kind, ..*reply };
+        if kind != ReplyKind::OldConnection {
             self.replies = self.replies.saturating_add(1);
-            self.note(seen, reply);
         }
-        match reply.kind {
+        self.note(self.seen(reply), reply);
+        match kind {
             ReplyKind::SynAck => self.handle_syn_ack(reply),
             ReplyKind::Ack => {
                 self.handle_segment(reply);
@@ -391,7 +404,9 @@ impl Flow {
                 self.facts.refused = true;
                 Step::Verdict
             }
-            ReplyKind::RstToProbe if !self.confirmed && self.opens < MAX_OPENS => Step::Reopen,
+            ReplyKind::RstToProbe | ReplyKind::Rst if !self.confirmed && self.opens < MAX_OPENS => {
+                Step::Reopen
+            }
             // It took our SYN and then would not have us, again and again: up, and refusing.
             ReplyKind::RstToProbe if !self.confirmed => {
                 self.facts.closed = true;
@@ -399,7 +414,7 @@ impl Flow {
             }
             ReplyKind::RstToProbe => {
                 self.facts.reset = true;
-                self.facts.foreign_ttl = self.peer_ttl.is_some_and(|ttl| ttl != reply.ttl);
+                self.facts.foreign_ttl = self.has_foreign_ttl(reply);
                 Step::Verdict
             }
             ReplyKind::Rst => {
@@ -408,14 +423,20 @@ impl Flow {
             }
             // The peer holds an older connection on this 4-tuple (left by a prober that was
             // killed): it answers SYNs with challenge ACKs, so only another tuple can connect.
-            ReplyKind::OldConnection if self.stage == Stage::SynSent && self.opens < MAX_OPENS => {
-                Step::Reopen
+            ReplyKind::OldConnection if self.opens < MAX_OPENS => Step::Reopen,
+            // Every tuple is taken. The SYN is repeated: the leftover may go away.
+            ReplyKind::OldConnection => {
+                self.facts.taken = true;
+                Step::Continue
             }
-            ReplyKind::OldConnection => Step::Continue,
-            ReplyKind::Icmp { kind, .. } => {
+            ReplyKind::Icmp { kind, quoted_id, .. } => {
                 self.facts.icmp = Some(kind);
-                if self.icmp_at != self.sent_in_all {
+                // Two routers, or one that repeats itself, may report the same probe. IPv6 has no
+                // identification to tell by.
+                let another = quoted_id != Some(self.icmp_id);
+                if another && self.icmp_at != self.sent_in_all {
                     self.icmp_at = self.sent_in_all;
+                    self.icmp_id = quoted_id.unwrap_or_default();
                     self.facts.icmp_probes = self.facts.icmp_probes.saturating_add(1);
                 }
                 if self.facts.icmp_probes >= crate::probe::classify::ICMP_PROBES_APART {
@@ -427,14 +448,40 @@ impl Flow {
         }
     }
 
+    /// Says what a reply means by now: it was matched by what the flow published before the replies
+    /// in front of it were heard.
+    fn still_means(&self, reply: &Reply) -> Option<ReplyKind> {
+        let is_asking = self.is_asking();
+        match reply.kind {
+            ReplyKind::OldConnection if self.stage != Stage::SynSent => None,
+            ReplyKind::Icmp { .. } if self.stage != Stage::SynSent && !is_asking => None,
+            // SYN or probe has been answered since: the peer closes.
+            ReplyKind::RstToSyn if self.stage != Stage::SynSent => self.as_close(reply),
+            ReplyKind::RstToProbe if !is_asking => self.as_close(reply),
+            kind => Some(kind),
+        }
+    }
+
+    fn as_close(&self, reply: &Reply) -> Option<ReplyKind> {
+        (reply.seg_seq == self.rcv_nxt).then_some(ReplyKind::Rst)
+    }
+
+    fn has_foreign_ttl(&self, reply: &Reply) -> bool {
+        self.peer_ttl.is_some_and(|ttl| ttl != reply.ttl)
+    }
+
     fn handle_segment(&mut self, reply: &Reply) {
-        self.peer_window_zero = reply.wnd == 0;
+        let is_old = reply.seg_seq.is_before(self.rcv_nxt);
         self.peer_ttl = Some(reply.ttl);
-        if self.is_asking() && self.asked == 1 {
+        if !is_old || reply.wnd == 0 {
+            self.peer_window_zero = reply.wnd == 0;
+        }
+        // Karn, and an answer only: data and keepalives of the peer's come when they like.
+        if self.is_asking() && self.asked == 1 && reply.kind == ReplyKind::Ack && !is_old {
             self.rtt = Some(reply.at.since(self.asked_at));
         }
         // The peer's own keepalive stands at RCV.NXT − 1 and wants an ACK.
-        if reply.seg_seq.is_before(self.rcv_nxt) {
+        if is_old {
             self.owe(Owed::ACK);
         }
     }
@@ -447,17 +494,21 @@ impl Flow {
 
     /// The peer acknowledged something of ours beyond its SYN-ACK, or spoke.
     fn handle_life(&mut self, at: Instant, plan: &Plan) -> Step {
-        let unconfirmed = !self.confirmed;
-        self.confirmed = true;
+        self.confirmed = self.unheld < UNHELD;
         match self.stage {
             Stage::Probing => Step::Verdict,
             Stage::Confirming if plan.keepalive.idle.is_zero() => Step::Verdict,
-            Stage::Confirming if unconfirmed => {
+            Stage::Confirming => {
                 self.stage = Stage::Resting;
                 self.facts = Facts::default();
                 // Linux would not answer a second empty probe any sooner.
                 self.deadline = at + plan.keepalive.idle.max(EMPTY_PROBE_SPACING);
                 self.owed.0 &= !Owed::PROBE;
+                Step::Continue
+            }
+            Stage::Resting => {
+                // What came before the rest is over says nothing of what is after it.
+                self.facts = Facts::default();
                 Step::Continue
             }
             _ => Step::Continue,
@@ -466,9 +517,13 @@ impl Flow {
 
     /// Adds a sighting that no frame brought.
     pub fn note_local(&mut self, kind: Seen, now: Instant) {
-        let at = if self.asked == 0 { Duration::ZERO } else { now.since(self.first_asked_at) };
+        let at = self.since_first_asked(now);
         let sighting = Sighting { kind, at, ttl: None, seg_seq: None, seg_ack: None, from: None };
         self.evidence.push(sighting);
+    }
+
+    fn since_first_asked(&self, at: Instant) -> Duration {
+        if self.asked == 0 { Duration::ZERO } else { at.since(self.first_asked_at) }
     }
 
     fn seen(&self, reply: &Reply) -> Seen {
@@ -498,7 +553,7 @@ impl Flow {
             |number: SeqNumber, base: SeqNumber| SeqNumber(number.0.wrapping_sub(base.0));
         self.evidence.push(Sighting {
             kind,
-            at: reply.at.since(self.first_asked_at),
+            at: self.since_first_asked(reply.at),
             ttl: Some(reply.ttl),
             seg_seq: from.is_none().then(|| relative(reply.seg_seq, self.irs)),
             seg_ack: from.is_none().then(|| relative(reply.seg_ack, self.iss)),

@@ -4,6 +4,9 @@
 //! numbers is counted under its [`Rejection`] and goes no further.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod tests;
+
 use crate::probe::table::{Expect, FlowKey, Phase, Table};
 use crate::probe::{Generation, Slot};
 use crate::time::Instant;
@@ -52,7 +55,7 @@ pub enum ReplyKind {
     RstToSyn,
     /// RST with SEG.SEQ = the SEG.ACK of our outstanding probe (RFC 9293 §3.5.2).
     RstToProbe,
-    /// RST with SEG.SEQ = RCV.NXT while no probe is outstanding.
+    /// RST with SEG.SEQ = RCV.NXT that no probe drew: none is outstanding, or the peer knows SND.NXT.
     Rst,
     /// ACK without SYN to our SYN. Not believed, but it tells that the 4-tuple may be in use at the
     /// peer.
@@ -67,6 +70,8 @@ pub enum ReplyKind {
         code: u8,
         /// Who reports.
         from: IpAddr,
+        /// IPv4 identification of the quoted packet.
+        quoted_id: Option<u16>,
     },
 }
 
@@ -164,7 +169,12 @@ pub fn match_segment(
     let kind = match view.expect.phase {
         Phase::SynSent => judge_syn_sent(segment, &view.expect)?,
         Phase::Open => judge_open(segment, &view.expect)?,
-        Phase::Closed if segment.flags.contains(Flags::RST) => return Err(Rejection::ClosedFlow),
+        Phase::Closed if segment.flags.contains(Flags::RST) => {
+            match judge_open(segment, &view.expect) {
+                Ok(ReplyKind::RstToProbe) => ReplyKind::RstToProbe,
+                _ => return Err(Rejection::ClosedFlow),
+            }
+        }
         Phase::Closed => judge_open(segment, &view.expect)?,
     };
     Ok(Reply {
@@ -198,9 +208,13 @@ fn judge_syn_sent(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, R
 /// RFC 9293 §3.10.7.4, with RST by RFC 5961 §3.2.
 fn judge_open(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejection> {
     if segment.flags.contains(Flags::RST) {
-        return if expect.probe_outstanding && segment.seq == expect.probe_ack {
+        // Whoever has no connection takes SEG.SEQ from our SEG.ACK and sends no ACK, or one of the
+        // keepalive (SND.UNA − 1): only whoever has the connection can acknowledge SND.NXT.
+        let aborts = segment.flags.contains(Flags::ACK) && segment.ack == expect.snd_nxt;
+        let drawn = expect.probe_outstanding && !aborts;
+        return if drawn && segment.seq == expect.probe_ack {
             Ok(ReplyKind::RstToProbe)
-        } else if !expect.probe_outstanding && segment.seq == expect.rcv_nxt {
+        } else if !drawn && segment.seq == expect.rcv_nxt {
             Ok(ReplyKind::Rst)
         } else {
             Err(Rejection::RstSeq)
@@ -261,6 +275,7 @@ pub fn match_icmp(table: &Table, error: &IcmpError, at: Instant) -> Result<Reply
         return Err(Rejection::IcmpQuote);
     }
     let (icmp_type, code, from) = (error.icmp_type, error.code, error.ip.src);
+    let quoted_id = error.quoted.src.is_ipv4().then_some(error.quoted.ip_id);
     Ok(Reply {
         slot: view.slot,
         generation: view.generation,
@@ -269,7 +284,7 @@ pub fn match_icmp(table: &Table, error: &IcmpError, at: Instant) -> Result<Reply
         seg_seq: error.quoted.seq,
         seg_ack: SeqNumber(0),
         wnd: 0,
-        kind: ReplyKind::Icmp { kind, icmp_type, code, from },
+        kind: ReplyKind::Icmp { kind, icmp_type, code, from, quoted_id },
     })
 }
 

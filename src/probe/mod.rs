@@ -12,6 +12,8 @@ pub mod neighbour;
 pub mod pace;
 pub mod plan;
 pub mod receiver;
+#[cfg(test)]
+mod script;
 pub mod sender;
 pub mod table;
 pub mod wheel;

@@ -36,9 +36,9 @@ pub struct Hop {
 #[derive(Debug)]
 enum Resolution {
     Unasked,
-    Asking { tries: u16, waiting: Vec<Slot> },
+    Asking { tries: u16, since: Instant, waiting: Vec<Slot> },
     Resolved(MacAddr),
-    Failed,
+    Failed { since: Instant },
 }
 
 /// What is known of a next hop.
@@ -49,7 +49,10 @@ pub enum Answer {
     /// Asked for; the flow will be named when it is known.
     Pending,
     /// It does not answer.
-    Failed,
+    Failed {
+        /// When it was first asked.
+        since: Instant,
+    },
 }
 
 /// The next hops of a sweep.
@@ -109,10 +112,11 @@ impl Neighbours {
     pub fn resolve(&mut self, hop: HopId, slot: Slot) -> Answer {
         match &mut self.hops[hop.0 as usize].1 {
             Resolution::Resolved(mac) => return Answer::Resolved(*mac),
-            Resolution::Failed => return Answer::Failed,
+            Resolution::Failed { since } => return Answer::Failed { since: *since },
             Resolution::Asking { waiting, .. } => waiting.push(slot),
             unasked @ Resolution::Unasked => {
-                *unasked = Resolution::Asking { tries: 0, waiting: vec![slot] };
+                let (tries, since) = (0, Instant::FAR_FUTURE);
+                *unasked = Resolution::Asking { tries, since, waiting: vec![slot] };
                 self.backlog.push_back(hop);
             }
         }
@@ -124,7 +128,7 @@ impl Neighbours {
         let mut waited = None;
         for hop in self.by_address.get(&(path, ip))?.clone() {
             let state = &mut self.hops[hop.0 as usize].1;
-            if let Resolution::Asking { tries: 1.., waiting } = state {
+            if let Resolution::Asking { tries: 1.., waiting, .. } = state {
                 waited.get_or_insert_with(Vec::new).append(waiting);
                 *state = Resolution::Resolved(mac);
                 self.in_flight -= 1;
@@ -133,19 +137,21 @@ impl Neighbours {
         waited
     }
 
-    /// Lets time pass; calls `failed` with every flow whose next hop is given up.
-    pub fn expire(&mut self, now: Instant, mut failed: impl FnMut(Slot)) {
+    /// Lets time pass; calls `failed` with every flow whose next hop is given up, and with when that
+    /// was first asked.
+    pub fn expire(&mut self, now: Instant, mut failed: impl FnMut(Slot, Instant)) {
         while let Some(&(deadline, hop)) = self.asked.front()
             && deadline <= now
         {
             self.asked.pop_front();
             let state = &mut self.hops[hop.0 as usize].1;
-            let Resolution::Asking { tries, waiting } = state else { continue };
+            let Resolution::Asking { tries, since, waiting } = state else { continue };
             if *tries < self.max_tries {
                 self.due.push_back(hop);
             } else {
-                waiting.drain(..).for_each(&mut failed);
-                *state = Resolution::Failed;
+                let since = *since;
+                waiting.drain(..).for_each(|slot| failed(slot, since));
+                *state = Resolution::Failed { since };
                 self.in_flight -= 1;
             }
         }
@@ -163,8 +169,9 @@ impl Neighbours {
                 }
                 None => return None,
             };
-            if let Resolution::Asking { tries, .. } = &mut self.hops[hop.0 as usize].1 {
+            if let Resolution::Asking { tries, since, .. } = &mut self.hops[hop.0 as usize].1 {
                 *tries += 1;
+                *since = now.min(*since);
                 break hop;
             }
         };
@@ -182,8 +189,15 @@ impl Neighbours {
         self.asked.front().map(|&(deadline, _)| deadline)
     }
 
-    /// Gives up everything that is still asked for (the run is interrupted).
+    /// Gives up everything that is still asked for (the run is interrupted): an answer that comes
+    /// later wakes nobody.
     pub fn abandon(&mut self) {
+        for (_, state) in &mut self.hops {
+            if let Resolution::Asking { since, .. } = state {
+                *state = Resolution::Failed { since: *since };
+            }
+        }
+        self.in_flight = 0;
         self.backlog.clear();
         self.due.clear();
         self.asked.clear();
@@ -230,13 +244,18 @@ mod tests {
         for _ in 0..4 {
             assert!(neighbours.poll_request(now).is_some());
             assert!(neighbours.poll_request(now).is_none());
-            neighbours.expire(now + SPACING / 2, |slot| failed.push(slot));
+            neighbours.expire(now + SPACING / 2, |slot, _| failed.push(slot));
             assert!(!neighbours.wants_request() && failed.is_empty());
             now = now + SPACING;
-            neighbours.expire(now, |slot| failed.push(slot));
+            neighbours.expire(now, |slot, since| {
+                failed.push(slot);
+                assert_eq!(since, Instant::ZERO);
+            });
         }
         assert_eq!(failed, [Slot(3)]);
-        assert_eq!(neighbours.resolve(HopId(0), Slot(4)), Answer::Failed);
+        // Trouble of our own since it was asked weighs, whoever asks now.
+        let failed = Answer::Failed { since: Instant::ZERO };
+        assert_eq!(neighbours.resolve(HopId(0), Slot(4)), failed);
         assert_eq!(neighbours.next_wakeup(), None);
     }
 }

@@ -296,18 +296,20 @@ impl Sender {
             let flow = &mut self.flows[index];
             // The wheel never cancels: an entry counts only if it is still the flow's deadline.
             if flow.deadline == entry.deadline {
-                let step = flow.expire(now, &self.plan);
+                let step = flow.expire(&self.plan);
                 self.take_step(entry.slot, step, now);
             }
         }
         let mut failed = Vec::new();
-        self.neighbours.expire(until, |slot| failed.push(slot));
-        failed.into_iter().for_each(|slot| self.neighbour_failed(slot, now));
+        self.neighbours.expire(until, |slot, since| failed.push((slot, since)));
+        failed.into_iter().for_each(|(slot, since)| self.neighbour_failed(slot, since, now));
     }
 
-    fn neighbour_failed(&mut self, slot: Slot, now: Instant) {
+    /// Judges a flow whose next hop has been asked for in vain since `since`.
+    fn neighbour_failed(&mut self, slot: Slot, since: Instant, now: Instant) {
         let index = self.index(slot);
         let flow = &mut self.flows[index];
+        flow.first_asked_at = since;
         flow.facts.neighbour_failed = true;
         flow.note_local(Seen::NeighbourFailed, now);
         self.judge(slot, now);
@@ -373,12 +375,8 @@ impl Sender {
         };
         match self.neighbours.resolve(hop, slot) {
             Answer::Resolved(_) => self.open(slot, now),
-            Answer::Pending => {
-                let flow = &mut self.flows[index];
-                flow.stage = Stage::Resolving;
-                flow.first_asked_at = now;
-            }
-            Answer::Failed => self.neighbour_failed(slot, now),
+            Answer::Pending => self.flows[index].stage = Stage::Resolving,
+            Answer::Failed { since } => self.neighbour_failed(slot, since, now),
         }
     }
 
@@ -486,7 +484,7 @@ impl Sender {
             self.repeats += u64::from(flow.repeats);
             self.asked += u64::from(flow.sent_in_all);
         }
-        let accused = matches!(verdict.state, State::Down | State::Unreachable);
+        let accused = matches!(verdict.state, State::Down | State::Rebooted | State::Unreachable);
         flow.close(&self.plan, accused, self.path_loses);
         self.verdicts.push_back(verdict);
         self.touch(slot);

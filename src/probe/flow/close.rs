@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Flow, Owed, Stage, Step};
+use crate::probe::classify::{State, classify};
 use crate::probe::evidence::Seen;
 use crate::probe::matcher::{Reply, ReplyKind};
 use crate::probe::plan::{Close, Plan};
@@ -15,8 +16,8 @@ pub(super) const RSTS_UNDER_LOSS: u8 = 3;
 pub(super) const RST_SPACING: Duration = Duration::from_millis(200);
 /// How long segments that crossed our RST on the way may still arrive without proving it lost.
 const CROSSING: Duration = Duration::from_millis(100);
-/// RSTs sent to a peer that goes on talking on a flow that we have closed.
-const MAX_LATE_RSTS: u8 = 5;
+/// Segments sent to end a flow, beyond which a peer that goes on talking is left alone.
+const MAX_LATE_ANSWERS: u8 = 5;
 
 impl Flow {
     /// Begins the close after a verdict, as `plan` wants it and the facts allow.
@@ -26,17 +27,19 @@ impl Flow {
         self.deadline = Instant::FAR_FUTURE;
         let established =
             !matches!(self.stage, Stage::SynSent | Stage::Unstarted | Stage::Resolving);
-        let answered = !self.facts.exhausted && established;
+        let answered = established && !accused && !self.facts.exhausted;
+        let fin_came = self.evidence.last().is_some_and(|sighting| sighting.kind == Seen::Fin);
+        // A peer that reset us has nothing left to close; one behind a middlebox that did may.
+        let reset = self.facts.reset && !self.facts.foreign_ttl;
+        let gone = self.facts.refused || reset || (self.facts.closed && !fin_came);
         self.owed.0 &= Owed::ACK;
-        if self.syns == 0 || self.facts.refused || self.facts.reset {
+        if self.syns == 0 || gone {
             self.owed = Owed::default();
             self.stage = Stage::Closed;
-        } else if self.facts.closed {
-            // A FIN wants ours; after a RST there is nobody left to tell.
-            let by_fin = self.evidence.last().is_some_and(|s| s.kind == Seen::Fin);
-            self.owed = Owed(if by_fin { Owed::FIN } else { 0 });
-            self.stage = if by_fin { Stage::LastAck } else { Stage::Closed };
-        } else if plan.close == Close::Fin && answered {
+        } else if self.facts.closed && !self.peer_window_zero {
+            self.owed = Owed(Owed::FIN);
+            self.stage = Stage::LastAck;
+        } else if plan.close == Close::Fin && answered && !self.peer_window_zero {
             self.stage = Stage::FinWait;
             self.owe(Owed::FIN);
         } else {
@@ -61,45 +64,81 @@ impl Flow {
         true
     }
 
+    /// Takes in what comes after the verdict.
     pub(super) fn handle_late(&mut self, reply: &Reply) -> Step {
+        self.answer_late(reply);
+        if self.accused { self.correct(reply) } else { Step::Continue }
+    }
+
+    fn answer_late(&mut self, reply: &Reply) {
+        let acks_fin = self.fin_sent && reply.seg_ack == self.snd_nxt();
+        self.fin_acked |= acks_fin;
         match (self.stage, reply.kind) {
-            (_, ReplyKind::Icmp { .. } | ReplyKind::OldConnection | ReplyKind::RstToSyn) => {
-                return Step::Continue;
-            }
-            (_, ReplyKind::Rst | ReplyKind::RstToProbe) => {
+            (_, ReplyKind::Icmp { .. } | ReplyKind::OldConnection) => {}
+            (_, ReplyKind::Rst | ReplyKind::RstToProbe | ReplyKind::RstToSyn) => {
                 self.owed = Owed::default();
                 self.stage = Stage::Closed;
-                return Step::Continue;
             }
-            (Stage::LastAck, _) if reply.seg_ack == self.snd_nxt() => self.stage = Stage::Closed,
             (Stage::FinWait, ReplyKind::Fin { next }) => {
                 self.advance_rcv_nxt(next);
-                self.stage = Stage::Closed;
-                return self.owe(Owed::ACK);
+                // If it has crossed our FIN on the way, ours may yet be lost.
+                self.stage = if acks_fin { Stage::Closed } else { Stage::LastAck };
+                self.owe(if acks_fin { Owed::ACK } else { Owed::FIN });
             }
             (Stage::FinWait, ReplyKind::Data { next }) => {
                 self.advance_rcv_nxt(next);
-                return self.owe(Owed::ACK);
+                self.owe(Owed::ACK);
             }
-            (Stage::LastAck, ReplyKind::Fin { .. }) => {
-                return self.owe(Owed::FIN);
+            (Stage::LastAck, _) if acks_fin => self.stage = Stage::Closed,
+            (Stage::LastAck, ReplyKind::Fin { .. }) if self.closing_tries < MAX_FINS => {
+                self.owe(Owed::FIN);
             }
-            // Our RST was lost, or the peer opened only now: say again that it is over.
-            (Stage::Closed, _)
-                if reply.at > self.asked_at + CROSSING && self.closing_tries < MAX_LATE_RSTS =>
-            {
-                self.owe(Owed::RST);
+            (Stage::Closed, _) if self.closing_tries >= MAX_LATE_ANSWERS => {}
+            (Stage::Closed, ReplyKind::Fin { .. }) if acks_fin => {
+                // Our last ACK was lost.
+                self.closing_tries += 1;
+                self.owe(Owed::ACK);
+            }
+            (Stage::Closed, _) => {
+                // Our FIN never arrived, so that a RST beyond it misses RCV.NXT (RFC 5961 §3.2).
+                let beyond = self.fin_sent && !acks_fin;
+                self.fin_sent &= !beyond;
+                // Our RST was lost, or the peer opened only now: say again that it is over.
+                if beyond || reply.at > self.asked_at + CROSSING {
+                    self.owe(Owed::RST);
+                }
             }
             _ => {}
         }
-        if self.accused {
-            self.accused = false;
-            let seen = self.seen(reply);
-            self.replies = self.replies.saturating_add(1);
-            self.note(seen, reply);
-            self.facts.ack = true;
-            return Step::Correction;
+    }
+
+    /// Weighs a late reply against the accusation.
+    fn correct(&mut self, reply: &Reply) -> Step {
+        let mut facts = self.facts;
+        match reply.kind {
+            ReplyKind::SynAck => facts.ack = true,
+            ReplyKind::Ack => {
+                facts.ack = true;
+                facts.zero_window = reply.wnd == 0;
+            }
+            ReplyKind::Data { .. } => facts.data = true,
+            ReplyKind::Fin { .. } => facts.closed = true,
+            ReplyKind::RstToSyn => facts.refused = true,
+            ReplyKind::RstToProbe if self.confirmed => {
+                facts.reset = true;
+                facts.foreign_ttl = self.has_foreign_ttl(reply);
+            }
+            ReplyKind::RstToProbe => facts.closed = true,
+            ReplyKind::Rst | ReplyKind::Icmp { .. } | ReplyKind::OldConnection => {}
         }
-        Step::Continue
+        let (state, _) = classify(&facts);
+        if state == classify(&self.facts).0 {
+            return Step::Continue;
+        }
+        self.facts = facts;
+        self.accused = state != State::Alive;
+        self.replies = self.replies.saturating_add(1);
+        self.note(self.seen(reply), reply);
+        Step::Correction
     }
 }

@@ -10,6 +10,12 @@ use crate::wire::SeqNumber;
 /// cookies that happens whenever the ACK is lost but not the keepalive behind it (16 % of the time
 /// at 20 % loss), and the peer is to be asked, not taken for one that closes.
 pub const MAX_OPENS: u8 = 5;
+/// SYN-ACKs after an answer that show that the answers come from a peer that does not hold the
+/// connection: Linux answers keepalives from the request socket too, while its accept queue is full.
+/// One may be owed to a lost ACK.
+pub(super) const UNHELD: u8 = 2;
+/// Times that such a peer is asked again before the rest; Linux repeats a SYN-ACK five times.
+const MAX_UNHELD: u8 = 8;
 
 impl Flow {
     /// Begins a handshake from `local_port` with the initial sequence number `iss`.
@@ -19,6 +25,7 @@ impl Flow {
         self.opens += 1;
         self.syns = 0;
         self.confirmed = false;
+        self.unheld = 0;
         self.peer_ttl = None;
         self.local_port = local_port;
         self.iss = iss;
@@ -27,10 +34,16 @@ impl Flow {
 
     pub(super) fn handle_syn_ack(&mut self, reply: &Reply) -> Step {
         if self.stage != Stage::SynSent {
-            // Repeated: our ACK was lost, so the peer does not hold the connection yet.
+            // Repeated: our ACK was lost, so the peer does not hold the connection yet. But it is
+            // not silent.
             self.confirmed = false;
-            if self.stage == Stage::Resting {
+            self.facts.ack |= self.is_asking();
+            if self.stage != Stage::Confirming {
+                self.unheld = self.unheld.saturating_add(1);
+            }
+            if self.stage == Stage::Resting && self.unheld <= MAX_UNHELD {
                 self.stage = Stage::Confirming;
+                self.ask_anew();
                 self.deadline = self.asked_at + EMPTY_PROBE_SPACING;
             }
             return self.owe_again(Owed::ACK);

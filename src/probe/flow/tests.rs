@@ -1,0 +1,6 @@
+//! Flows in simulated time: send this, expect that, expect nothing.
+
+mod close;
+mod handshake;
+mod keepalive;
+mod network;

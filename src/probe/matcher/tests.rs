@@ -1,0 +1,223 @@
+//! Every rejection, with the packet that is believed beside the one that differs in one number.
+
+use super::*;
+use crate::probe::table::Family;
+use crate::wire::{IpHeader, Options, Quoted};
+
+/// SND.UNA = SND.NXT; the initial number is 0.
+const UNA: SeqNumber = SeqNumber(1);
+/// RCV.NXT: the peer's numbers have just wrapped.
+const NXT: SeqNumber = SeqNumber(3);
+const LOCAL: ([u8; 4], u16) = ([10, 98, 0, 1], 61000);
+const PEER: ([u8; 4], u16) = ([10, 99, 0, 7], 80);
+
+const OPEN: Expect = Expect {
+    phase: Phase::Open,
+    snd_una: UNA,
+    snd_nxt: UNA,
+    rcv_nxt: NXT,
+    probe_ack: NXT,
+    probe_outstanding: true,
+    confirmed: true,
+};
+const SYN_SENT: Expect =
+    Expect { phase: Phase::SynSent, probe_outstanding: false, confirmed: false, ..OPEN };
+const RESTING: Expect = Expect { probe_outstanding: false, ..OPEN };
+const CLOSED: Expect = Expect { phase: Phase::Closed, probe_outstanding: false, ..OPEN };
+/// Judged `down`: an answer to a probe may still come.
+const ACCUSED: Expect = Expect { phase: Phase::Closed, ..OPEN };
+
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+const FIN: u8 = 0x01;
+
+fn table(expect: &Expect) -> Table {
+    let table = Table::with_capacity(1, Family::V4, [1, 2]);
+    let key = FlowKey { local: LOCAL.into(), peer: PEER.into() };
+    table.insert(Slot(0), &key, expect).unwrap();
+    table
+}
+
+fn segment(flags: u8, seq: SeqNumber, ack: SeqNumber, payload: &[u8]) -> Segment<'_> {
+    Segment {
+        ip: IpHeader { src: PEER.0.into(), dst: LOCAL.0.into(), ttl: 64, id: 0 },
+        src_port: PEER.1,
+        dst_port: LOCAL.1,
+        seq,
+        ack,
+        flags: Flags(flags),
+        wnd: 100,
+        options: Options::default(),
+        payload,
+    }
+}
+
+#[track_caller]
+fn judged(
+    expect: &Expect,
+    flags: u8,
+    seq: SeqNumber,
+    ack: SeqNumber,
+    len: usize,
+) -> Result<ReplyKind, Rejection> {
+    let segment = segment(flags, seq, ack, &[0; 64][..len]);
+    match_segment(&table(expect), &segment, Instant::ZERO).map(|reply| reply.kind)
+}
+
+#[test]
+fn answers_to_a_syn() {
+    use Rejection as R;
+    use ReplyKind as K;
+    let zero = SeqNumber(0);
+    for (flags, ack, expected) in [
+        (SYN | ACK, UNA, Ok(K::SynAck)),
+        (SYN | ACK, UNA + 1, Err(R::AckUnacceptable)),
+        (SYN | ACK, UNA - 1, Err(R::AckUnacceptable)),
+        (SYN, UNA, Err(R::Syn)),
+        (RST | ACK, UNA, Ok(K::RstToSyn)),
+        (RST | ACK, UNA + 1, Err(R::RstAck)),
+        (RST | ACK, UNA - 1, Err(R::RstAck)),
+        // A RST without ACK acknowledges nothing, whatever stands in the field.
+        (RST, UNA, Err(R::RstAck)),
+        (ACK, UNA + 7, Ok(K::OldConnection)),
+        (ACK, UNA, Ok(K::OldConnection)),
+        (FIN | ACK, UNA, Ok(K::OldConnection)),
+        (FIN, UNA, Err(R::NoAck)),
+        (0, UNA, Err(R::NoAck)),
+    ] {
+        assert_eq!(judged(&SYN_SENT, flags, zero, ack, 0), expected, "{flags:#x} ack {ack:?}");
+    }
+}
+
+#[test]
+fn segments_of_an_open_flow() {
+    use Rejection as R;
+    use ReplyKind as K;
+    let oldest = NXT - 65_535;
+    for (flags, seq, ack, len, expected) in [
+        (ACK, NXT, UNA, 0, Ok(K::Ack)),
+        (ACK, NXT, UNA + 1, 0, Err(R::AckUnacceptable)),
+        (ACK, NXT, UNA - 1, 0, Err(R::AckUnacceptable)),
+        (ACK, oldest, UNA, 0, Ok(K::Ack)),
+        (ACK, oldest - 1, UNA, 0, Err(R::SeqOutOfWindow)),
+        (ACK, NXT + 65_534, UNA, 0, Ok(K::Ack)),
+        (ACK, NXT + 65_535, UNA, 0, Err(R::SeqOutOfWindow)),
+        (0, NXT, UNA, 0, Err(R::NoAck)),
+        (FIN, NXT, UNA, 0, Err(R::NoAck)),
+        (SYN, NXT, UNA, 0, Err(R::Syn)),
+        (SYN | ACK, NXT - 1, UNA, 0, Ok(K::SynAck)),
+        (SYN | ACK, NXT, UNA, 0, Err(R::Syn)),
+        (SYN | ACK, NXT - 1, UNA + 1, 0, Err(R::AckUnacceptable)),
+        (ACK, NXT, UNA, 10, Ok(K::Data { next: NXT + 10 })),
+        // Half of it is new; none of it; beyond a gap.
+        (ACK, NXT - 5, UNA, 10, Ok(K::Data { next: NXT + 5 })),
+        (ACK, NXT - 10, UNA, 10, Ok(K::Data { next: NXT })),
+        (ACK, NXT + 1, UNA, 10, Ok(K::Data { next: NXT })),
+        // The peer's keepalive, and one octet that is news.
+        (ACK, NXT - 1, UNA, 1, Ok(K::Ack)),
+        (ACK, NXT, UNA, 1, Ok(K::Data { next: NXT + 1 })),
+        (FIN | ACK, NXT, UNA, 0, Ok(K::Fin { next: NXT + 1 })),
+        (FIN | ACK, NXT - 5, UNA, 10, Ok(K::Fin { next: NXT + 6 })),
+        (FIN | ACK, NXT + 1, UNA, 0, Ok(K::Data { next: NXT })),
+    ] {
+        for expect in [OPEN, RESTING, CLOSED, ACCUSED] {
+            let got = judged(&expect, flags, seq, ack, len);
+            assert_eq!(got, expected, "{flags:#x} seq {seq:?} ack {ack:?} +{len} {expect:?}");
+        }
+    }
+}
+
+#[test]
+fn our_fin_widens_what_may_be_acknowledged() {
+    let finished = Expect { snd_nxt: UNA + 1, ..RESTING };
+    assert_eq!(judged(&finished, ACK, NXT, UNA, 0), Ok(ReplyKind::Ack));
+    assert_eq!(judged(&finished, ACK, NXT, UNA + 1, 0), Ok(ReplyKind::Ack));
+    let beyond = judged(&finished, ACK, NXT, UNA + 2, 0);
+    assert_eq!(beyond, Err(Rejection::AckUnacceptable));
+}
+
+#[test]
+fn resets() {
+    use Rejection as R;
+    use ReplyKind as K;
+    // Data came after the probe: what answers it is below RCV.NXT, what closes is at it.
+    let moved = Expect { rcv_nxt: NXT + 10, ..OPEN };
+    for (expect, flags, seq, ack, expected) in [
+        (OPEN, RST, NXT, UNA, Ok(K::RstToProbe)),
+        (OPEN, RST, NXT + 1, UNA, Err(R::RstSeq)),
+        (OPEN, RST, NXT - 1, UNA, Err(R::RstSeq)),
+        (moved, RST, NXT, UNA, Ok(K::RstToProbe)),
+        (moved, RST, NXT + 10, UNA, Err(R::RstSeq)),
+        // It acknowledges the keepalive; it acknowledges SND.NXT, as only the connection can.
+        (OPEN, RST | ACK, NXT, UNA - 1, Ok(K::RstToProbe)),
+        (OPEN, RST | ACK, NXT, UNA, Ok(K::Rst)),
+        (OPEN, RST | ACK, NXT + 1, UNA, Err(R::RstSeq)),
+        (moved, RST | ACK, NXT + 10, UNA, Ok(K::Rst)),
+        (RESTING, RST, NXT, UNA, Ok(K::Rst)),
+        (RESTING, RST | ACK, NXT, UNA, Ok(K::Rst)),
+        (RESTING, RST, NXT + 1, UNA, Err(R::RstSeq)),
+        (RESTING, RST, NXT - 1, UNA, Err(R::RstSeq)),
+        (ACCUSED, RST, NXT, UNA, Ok(K::RstToProbe)),
+        (ACCUSED, RST | ACK, NXT, UNA, Err(R::ClosedFlow)),
+        (ACCUSED, RST, NXT + 1, UNA, Err(R::ClosedFlow)),
+        (CLOSED, RST, NXT, UNA, Err(R::ClosedFlow)),
+    ] {
+        let got = judged(&expect, flags, seq, ack, 0);
+        assert_eq!(got, expected, "{flags:#x} seq {seq:?} ack {ack:?} {expect:?}");
+    }
+}
+
+#[test]
+fn another_tuple_is_no_flow() {
+    let table = table(&OPEN);
+    let right = segment(ACK, NXT, UNA, &[]);
+    assert!(match_segment(&table, &right, Instant::ZERO).is_ok());
+    let mut wrong = [right; 4];
+    wrong[0].src_port += 1;
+    wrong[1].dst_port += 1;
+    wrong[2].ip.src = [10, 99, 0, 8].into();
+    wrong[3].ip.dst = [10, 98, 0, 2].into();
+    for segment in wrong {
+        assert_eq!(match_segment(&table, &segment, Instant::ZERO), Err(Rejection::NoFlow));
+    }
+}
+
+fn error() -> IcmpError {
+    IcmpError {
+        ip: IpHeader { src: [10, 98, 0, 254].into(), dst: LOCAL.0.into(), ttl: 63, id: 0 },
+        icmp_type: 3,
+        code: 1,
+        quoted: Quoted { src: LOCAL.into(), dst: PEER.into(), seq: UNA - 1, ack: None, ip_id: 9 },
+    }
+}
+
+#[test]
+fn errors_quote_an_outstanding_probe() {
+    use Rejection as R;
+    let judged = |expect: &Expect, change: fn(&mut IcmpError)| {
+        let mut error = error();
+        change(&mut error);
+        match_icmp(&table(expect), &error, Instant::ZERO).map(|reply| reply.kind)
+    };
+    let believed = ReplyKind::Icmp {
+        kind: IcmpKind::Host,
+        icmp_type: 3,
+        code: 1,
+        from: [10, 98, 0, 254].into(),
+        quoted_id: Some(9),
+    };
+    for expect in [OPEN, SYN_SENT] {
+        assert_eq!(judged(&expect, |_| {}), Ok(believed));
+        assert_eq!(judged(&expect, |e| e.quoted.seq = UNA), Err(R::IcmpQuote));
+        assert_eq!(judged(&expect, |e| e.quoted.seq = UNA - 2), Err(R::IcmpQuote));
+    }
+    assert_eq!(judged(&RESTING, |_| {}), Err(R::IcmpQuote));
+    assert_eq!(judged(&CLOSED, |_| {}), Err(R::ClosedFlow));
+    assert_eq!(judged(&ACCUSED, |_| {}), Err(R::ClosedFlow));
+    let swapped = judged(&OPEN, |e| (e.quoted.src, e.quoted.dst) = (e.quoted.dst, e.quoted.src));
+    assert_eq!(swapped, Err(R::NoFlow));
+    assert_eq!(judged(&OPEN, |e| e.quoted.src = ([10, 98, 0, 1], 61001).into()), Err(R::NoFlow));
+    assert_eq!(judged(&OPEN, |e| e.code = 4), Err(R::IcmpIrrelevant));
+    assert_eq!(judged(&OPEN, |e| e.icmp_type = 4), Err(R::IcmpIrrelevant));
+}
