@@ -164,10 +164,7 @@ fn finds_the_ports_behind_tags_options_and_extensions() {
     let dropped = [
         ("plain v4", ethernet(&v4())),
         ("plain v6", ethernet(&v6())),
-        ("v4, one tag", tagged(&v4(), &[(0x8100, 5)])),
         ("v4, priority tag", tagged(&v4(), &[(0x8100, 0xe000)])),
-        ("v4, two tags", tagged(&v4(), &[(0x88a8, 5), (0x8100, 6)])),
-        ("v6, two tags", tagged(&v6(), &[(0x88a8, 5), (0x8100, 6)])),
         ("v4, options", ethernet(&v4().with_options(&[1; 4]))),
         ("v4, all options", ethernet(&v4().with_options(&[1; 40]))),
         ("v4, first fragment", ethernet(&v4().with_fragment(0x2000))),
@@ -176,6 +173,11 @@ fn finds_the_ports_behind_tags_options_and_extensions() {
         ("v4, large", ethernet(&v4().with_payload(1400))),
     ];
     let passed = [
+        // For a VLAN device, or for nobody: the kernel does not answer these either, as the count of
+        // its RSTs shows in the end.
+        ("v4, one tag", tagged(&v4(), &[(0x8100, 5)])),
+        ("v4, two tags", tagged(&v4(), &[(0x88a8, 5), (0x8100, 6)])),
+        ("v6, two tags", tagged(&v6(), &[(0x88a8, 5), (0x8100, 6)])),
         ("v4, later fragment", ethernet(&v4().with_fragment(0x2001))),
         ("v6, later fragment", ethernet(&v6().with_extensions(&[(44, &[0, 0, 9, 0, 0, 0, 7])]))),
         ("v6, too many extensions", ethernet(&v6().with_extensions(&nine))),

@@ -7,6 +7,7 @@
 // them see it as if the guard were not there.
 
 #include <linux/bpf.h>
+#include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 #include <linux/types.h>
 
@@ -22,6 +23,7 @@
 
 /* Enough for two VLAN tags, the longest IPv4 header and a TCP header, or IPv6 with extensions. */
 #define HEADERS_MAX 256
+#define VLAN_VID_MASK 0x0fff
 #define TCP_FLAGS 13
 #define TCP_RST 0x04
 
@@ -77,6 +79,13 @@ int guard_ingress(struct __sk_buff *skb)
 	__u32 tuple_len;
 	__be16 port_be;
 
+	// Another host's: the IP layer discards it (ip_rcv), and a bridge or macvlan above this
+	// interface, which has a guard of its own, may be whom it is for.
+	if (skb->pkt_type != PACKET_HOST)
+		return NEXT;
+	// The same of a VLAN device; without one the kernel takes the frame for another host's.
+	if (skb->vlan_present && (skb->vlan_tci & VLAN_VID_MASK))
+		return NEXT;
 	if (parse(skb, &segment) != PARSE_TCP)
 		return NEXT;
 

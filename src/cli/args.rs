@@ -110,6 +110,9 @@ pub struct SweepArgs {
     pub profile: Profile,
 
     /// How long a connection rests before its first keepalive (TCP_KEEPIDLE) [default: the profile's]
+    ///
+    /// 0 asks at once. Else one keepalive goes before the rest, to make sure that the peer holds the
+    /// connection, and the rest is 500ms at least.
     #[arg(long, value_name = "D", value_parser = duration, help_heading = "Probing")]
     pub idle: Option<Duration>,
 
@@ -124,6 +127,9 @@ pub struct SweepArgs {
     pub count: Option<u16>,
 
     /// Octets in a keepalive; auto: 0, then 1 in the second half of the plan
+    ///
+    /// The first keepalive of a connection is always empty, and so is every one until the peer has
+    /// answered one, or while its window is zero.
     #[arg(
         long,
         value_name = "auto|0|1",

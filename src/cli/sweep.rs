@@ -15,7 +15,7 @@ use crate::probe::plan::{EMPTY_PROBE_SPACING, Keepalive, Plan, ProbeBytes};
 use crate::report::{Csv, Layout, Ndjson, Record, Summary, Table, table};
 use anyhow::{Context, anyhow};
 use indicatif::HumanCount;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
@@ -24,6 +24,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// How long a known result may rest in a buffer, and how often progress is drawn.
 const TICK: Duration = Duration::from_millis(100);
@@ -76,6 +79,14 @@ impl Request {
                 "note: IPv6 addresses of host names left out: {addresses}; IPv6 is not probed yet"
             ));
         }
+        // `-` is standard output, as for --targets it is standard input.
+        let output = args.output.filter(|path| path.as_os_str() != "-");
+        if let Some(pcap) = &args.pcap
+            && (pcap.as_os_str() == "-" || output.as_ref() == Some(pcap))
+        {
+            let text = "--pcap: frames need a file of their own, beside standard output and -o";
+            return Err(Failure::Usage(anyhow!(text)));
+        }
         let request = Request {
             setup: Setup {
                 plan,
@@ -92,7 +103,7 @@ impl Request {
             verbose: args.verbose > 0,
             reporting: Reporting {
                 format: args.format,
-                output: args.output,
+                output,
                 only: args.only,
                 quiet: args.quiet,
             },
@@ -182,8 +193,8 @@ pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
     tracing::info!(peers, seed = setup.plan.seed, keepalive = ?setup.plan.keepalive, "sweep");
 
     // From here on a signal asks for an orderly end instead of killing the process with flows open.
-    let signals = Signals::new([SIGINT, SIGTERM])
-        .context("catch SIGINT and SIGTERM")
+    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
+        .context("catch SIGHUP, SIGINT and SIGTERM")
         .map_err(Failure::System)?;
     // Capabilities are per thread (capabilities(7)): the helper threads of `drive` start only after
     // the engine has dropped them, and so never have any.
@@ -196,7 +207,8 @@ pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
     let progress = Progress::new(peers, !reporting.quiet && !verbose);
     let only = reporting.only.clone();
     let output = Output::new(Box::new(destination), layout, progress.screen(), only);
-    let session = Session { names: &names, output, progress, signals, interrupted };
+    let quiet = reporting.quiet;
+    let session = Session { names: &names, output, progress, signals, interrupted, quiet };
     let ended = session.drive(|control, report| sweep.run(control, report));
     conclude(&reporting, ended)
 }
@@ -208,7 +220,14 @@ fn trace_to_stderr(verbose: u8) {
         _ => tracing::Level::DEBUG,
     };
     let ansi = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(ansi).with_max_level(level).init();
+    // Of ours only: libraries talk of netlink attributes and BPF relocations.
+    let ours = Targets::new().with_target("keepsweep", level);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(ansi)
+        // Else a closed standard error would end the thread that logs, with its flows open.
+        .log_internal_errors(false);
+    tracing_subscriber::registry().with(layer.with_filter(ours)).init();
 }
 
 fn print_dry_run(request: &Request, destination: Destination) -> Result<Exit, Failure> {
@@ -236,6 +255,7 @@ struct Session<'a> {
     progress: Progress,
     signals: Signals,
     interrupted: Arc<AtomicBool>,
+    quiet: bool,
 }
 
 /// How a run ended.
@@ -262,7 +282,8 @@ impl Session<'_> {
         self,
         engine: impl FnOnce(&Control, &mut dyn FnMut(Verdict)) -> Result<Summary, EngineError>,
     ) -> Ended {
-        let Session { names, output, mut progress, mut signals, interrupted } = self;
+        let Session { names, output, mut progress, mut signals, interrupted, quiet } = self;
+        let screen = progress.screen();
         let control = Control::default();
         let output = Mutex::new(output);
         let with_output = |act: &mut dyn FnMut(&mut Output)| {
@@ -277,7 +298,13 @@ impl Session<'_> {
             let _close = CloseOnDrop(signals.handle());
             scope.spawn(|| {
                 for _ in signals.forever() {
-                    interrupted.store(true, Ordering::Relaxed);
+                    if interrupted.swap(true, Ordering::Relaxed) {
+                        control.hurry.store(true, Ordering::Relaxed);
+                    } else if !quiet {
+                        screen.suspend(|| {
+                            say("interrupted: closing what is open, within --rate; again to do it at once");
+                        });
+                    }
                     control.stop.store(true, Ordering::Relaxed);
                 }
             });

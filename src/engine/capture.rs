@@ -1,12 +1,15 @@
 //! The pcap file of a run, written from several threads.
 
-use crate::time::Clock;
+use crate::time::{Clock, Instant};
 use crate::wire::LinkType;
 use crate::wire::pcap::PcapWriter;
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+
+/// Addresses unknown, EtherType IPv4.
+const NO_ETHERNET: [u8; 14] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0];
 
 /// Every probe and reply, in the order in which the threads came to write them.
 pub(super) struct Capture {
@@ -22,20 +25,33 @@ struct State {
 }
 
 impl Capture {
-    pub fn create(path: &Path, link: LinkType) -> io::Result<Self> {
-        let pcap = PcapWriter::new(BufWriter::new(File::create(path)?), link)?;
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let file = BufWriter::new(File::create(path)?);
+        let pcap = PcapWriter::new(file, LinkType::Ethernet)?;
         let state = Mutex::new(State { pcap, frames: 0, error: None });
         Ok(Capture { path: path.to_owned(), state })
     }
 
-    /// Writes one frame, stamped with the present time.
-    pub fn frame(&self, frame: &[u8]) {
-        let now = Clock.realtime_nanos();
+    /// Writes one frame that was sent or received at `at`.
+    ///
+    /// The file is of Ethernet frames: what begins with an IP header gets an empty one before it.
+    pub fn frame(&self, at: Instant, link: LinkType, frame: &[u8]) {
+        let age = Clock.now().since(at).as_nanos() as u64;
+        let stamp = Clock.realtime_nanos().saturating_sub(age);
+        let mut framed = Vec::new();
+        let frame = match link {
+            LinkType::Ethernet => frame,
+            LinkType::Ip => {
+                framed.extend_from_slice(&NO_ETHERNET);
+                framed.extend_from_slice(frame);
+                &framed
+            }
+        };
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if state.error.is_some() {
             return;
         }
-        match state.pcap.frame(now, frame) {
+        match state.pcap.frame(stamp, frame) {
             Ok(()) => state.frames += 1,
             Err(error) => state.error = Some(error),
         }

@@ -59,6 +59,8 @@ pub struct Setup {
 pub struct Control {
     /// Set to end the run early: flows are closed, unresolved peers become `undetermined/interrupted`.
     pub stop: AtomicBool,
+    /// Set with `stop` to close what is open without regard to the rate.
+    pub hurry: AtomicBool,
     /// Frames sent.
     pub sent: AtomicU64,
     /// Replies matched.
@@ -98,7 +100,8 @@ pub struct Sweep {
     paths: Vec<Path>,
     table: Arc<Table>,
     post: Arc<Post>,
-    guard: Guard,
+    /// None if no target has a route.
+    guard: Option<Guard>,
     capture: Option<Capture>,
     peers: usize,
 }

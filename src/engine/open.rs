@@ -3,7 +3,7 @@
 use super::capture::Capture;
 use super::{EngineError, IoKind, Path, Setup, Sweep};
 use crate::io::guard::{Guard, GuardSpec, Guarded};
-use crate::io::packet::{FilterSpec, PacketRx, PacketTx, RxOptions};
+use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, RxOptions};
 use crate::io::ports::PortsError;
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
@@ -13,9 +13,9 @@ use crate::probe::receiver::Post;
 use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
 use crate::time::{Clock, Instant};
-use crate::wire::LinkType;
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use crate::wire::{LinkType, MacAddr};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::thread;
@@ -25,6 +25,8 @@ const HEARD: usize = 1 << 16;
 /// Below this many peers a second sender costs more than it brings.
 const PEERS_WORTH_A_SENDER: usize = 4096;
 const MAX_SENDERS: usize = 16;
+/// Octets of receive ring for interfaces through which answers are the exception.
+const ELSEWHERE_RING: usize = 4 << 20;
 
 impl Sweep {
     /// Checks privileges and ports, looks up routes, opens one path per egress interface, attaches
@@ -41,7 +43,7 @@ impl Sweep {
         })?;
         let capture = match &setup.pcap {
             None => None,
-            Some(path) => Some(Capture::create(path, LinkType::Ethernet).map_err(|error| {
+            Some(path) => Some(Capture::create(path).map_err(|error| {
                 EngineError::System(format!("create {}: {error}", path.display()))
             })?),
         };
@@ -169,6 +171,13 @@ impl Layout {
                         "interface {ifindex}: gone since its route was read"
                     ))
                 })?;
+                if !interface.up {
+                    return Err(EngineError::System(format!(
+                        "{next_hop} via {}: the interface is down or has no carrier; see: ip link \
+                         show {}",
+                        interface.name, interface.name
+                    )));
+                }
                 if !interface.has_mac || interface.loopback {
                     return Err(EngineError::Usage(format!(
                         "{next_hop} via {}: the interface has no MAC addresses, which the packet \
@@ -198,9 +207,11 @@ impl Layout {
         self.egress.iter().enumerate().map(info).collect()
     }
 
-    fn sources_on(&self, path: PathId) -> Vec<std::net::Ipv4Addr> {
-        let on_path = self.hops.iter().filter(|hop| hop.path == path);
-        let mut sources: Vec<_> = on_path
+    /// Our addresses, on whatever path: the answer to a frame of one path may come by another.
+    fn sources(&self) -> Vec<Ipv4Addr> {
+        let mut sources: Vec<_> = self
+            .hops
+            .iter()
             .filter_map(|hop| match hop.source {
                 IpAddr::V4(source) => Some(source),
                 IpAddr::V6(_) => None,
@@ -212,13 +223,22 @@ impl Layout {
     }
 
     /// Attaches the guard and opens every path, side by side: most of it is waiting for the kernel.
-    fn open_paths(&self, setup: &Setup, senders: usize) -> Result<(Guard, Vec<Path>), EngineError> {
+    fn open_paths(
+        &self,
+        setup: &Setup,
+        senders: usize,
+    ) -> Result<(Option<Guard>, Vec<Path>), EngineError> {
+        if self.egress.is_empty() {
+            // No target has a route: nothing is sent, and nothing can come back.
+            return Ok((None, Vec::new()));
+        }
         let egress: Vec<_> = self.egress.iter().map(|interface| interface.index).collect();
-        // No segment of a peer comes in by the loopback: frames do not leave through it either.
+        // No segment of a peer comes in by the loopback: frames do not leave through it either. Nor
+        // does the kernel take one from the port of a bridge, but from the bridge.
         let up: Vec<_> = self
             .interfaces
             .iter()
-            .filter(|interface| interface.up && !interface.loopback)
+            .filter(|interface| interface.enabled && !interface.loopback && !interface.is_port)
             .map(|interface| Guarded {
                 index: interface.index,
                 name: interface.name.clone(),
@@ -239,10 +259,46 @@ impl Layout {
                     scope.spawn(move || self.open_path(setup, info, ifindex, senders))
                 })
                 .collect();
+            let elsewhere = scope.spawn(|| self.open_elsewhere(setup));
             let paths: Result<Vec<Path>, _> = paths.into_iter().map(join).collect();
-            // Not a frame leaves before both are there.
-            Ok((join(guard)?, paths?))
+            let mut paths = paths?;
+            // Behind the others: no hop names it.
+            paths.extend(join(elsewhere)?);
+            // Not a frame leaves before all of them are there.
+            Ok((Some(join(guard)?), paths))
         })
+    }
+
+    /// Listens on the interfaces that no frame leaves through: what the guard keeps from the kernel
+    /// there may be the answer. Only those with an IPv4 address of their own: what passes through
+    /// another (the port of a bridge) comes in a second time where the address is.
+    fn open_elsewhere(&self, setup: &Setup) -> Result<Option<Path>, EngineError> {
+        let others = self.interfaces.iter().filter(|interface| {
+            interface.up
+                && !interface.loopback
+                && interface.addresses.iter().any(|address| address.addr().is_ipv4())
+                && !self.egress.iter().any(|egress| egress.index == interface.index)
+        });
+        let interfaces: Vec<_> = others.map(|interface| interface.index).collect();
+        if interfaces.is_empty() {
+            return Ok(None);
+        }
+        let filter = ElsewhereSpec {
+            interfaces,
+            addresses: self.sources(),
+            ports: setup.source_ports.clone(),
+        };
+        let options = RxOptions { ring_octets: ELSEWHERE_RING, ..RxOptions::default() };
+        let receive = PacketRx::open_elsewhere(&filter, options).map_err(EngineError::system)?;
+        let info = PathInfo {
+            id: PathId(u8::MAX),
+            interface: "the other interfaces".into(),
+            link: LinkType::Ip,
+            mac: MacAddr::default(),
+            mtu: 0,
+        };
+        let receive = Box::new(receive);
+        Ok(Some(Path { info, next_hops: HashSet::new(), transmits: Vec::new(), receive }))
     }
 
     fn open_path(
@@ -253,7 +309,7 @@ impl Layout {
         senders: usize,
     ) -> Result<Path, EngineError> {
         let filter = FilterSpec {
-            addresses: self.sources_on(info.id),
+            addresses: self.sources(),
             ports: setup.source_ports.clone(),
             mac: info.mac,
         };

@@ -2,13 +2,15 @@
 
 use super::capture::Capture;
 use super::{Control, EngineError, Path, Sweep};
+use crate::io::guard::{Guard, GuardCounts};
 use crate::io::{IoError, Receive, Transmit};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::probe::matcher::Rejection;
 use crate::probe::receiver::{Post, Receiver, RxCounts};
-use crate::probe::sender::{Due, Poll, Sender};
+use crate::probe::sender::{Due, Interruption, Poll, Sender};
 use crate::report::Summary;
 use crate::time::{Clock, Instant};
+use crate::wire::LinkType;
 use crossbeam::channel;
 use crossbeam::sync::{Parker, Unparker};
 use std::iter;
@@ -33,6 +35,8 @@ struct Hearing {
     /// Every frame that came before this instant (ns) is in the queue by now.
     complete_until: AtomicU64,
     dropped: AtomicU64,
+    /// How often the interface went down.
+    outages: AtomicU64,
     failed: AtomicBool,
 }
 
@@ -48,7 +52,10 @@ impl Sweep {
         report: &mut dyn FnMut(Verdict),
     ) -> Result<Summary, EngineError> {
         let Sweep { senders, paths, table, post, guard, capture, peers } = self;
-        let kernel_before = guard.counts().map_err(EngineError::system)?;
+        let guard_counts = |guard: &Option<Guard>| {
+            guard.as_ref().map_or(Ok(GuardCounts::default()), Guard::counts)
+        };
+        let kernel_before = guard_counts(&guard).map_err(EngineError::system)?;
         let hearings: Vec<Hearing> = paths.iter().map(|_| Hearing::default()).collect();
         let finished = AtomicBool::new(false);
         let parkers: Vec<_> = senders.iter().map(|_| Parker::new()).collect();
@@ -101,6 +108,7 @@ impl Sweep {
                     tx_failing_since: None,
                     tx_error: None,
                     dropped: 0,
+                    outages: 0,
                     sent: 0,
                 };
                 drivers.push(scope.spawn(move || driver.run()));
@@ -117,14 +125,15 @@ impl Sweep {
             let ended: Vec<_> = drivers.into_iter().map(|driver| driver.join()).collect();
             finished.store(true, Ordering::Release);
             // While the listeners close their rings: letting go of the guard waits for the kernel too.
-            let kernel = guard.counts();
+            let kernel = guard_counts(&guard);
             drop(guard);
             let counts: Vec<_> = listeners.into_iter().map(|listener| listener.join()).collect();
             (ended, counts, kernel)
         });
         let ended: Result<Vec<Ended>, _> = ended.into_iter().collect();
         let ended = ended.map_err(|_| EngineError::System("a sending thread panicked".into()))?;
-        let mut summary = summarise(tally, &ended, counts.into_iter().flatten());
+        let (counts, rx_errors): (Vec<_>, Vec<_>) = counts.into_iter().flatten().unzip();
+        let mut summary = summarise(tally, &ended, counts.into_iter());
         let kernel = kernel.map_err(EngineError::system)?;
         summary.io = "packet".into();
         summary.peers = peers as u64;
@@ -136,7 +145,8 @@ impl Sweep {
             summary.faults.extend(capture.finish().err());
         }
         let tx_errors = ended.into_iter().filter_map(|ended| ended.tx_error);
-        summary.faults.extend(tx_errors.map(|error| error.to_string()));
+        let errors = tx_errors.chain(rx_errors.into_iter().flatten());
+        summary.faults.extend(errors.map(|error| error.to_string()));
         summary.faults.dedup();
         Ok(summary)
     }
@@ -198,6 +208,7 @@ struct Driver<'a> {
     tx_failing_since: Option<Instant>,
     tx_error: Option<IoError>,
     dropped: u64,
+    outages: u64,
     sent: u64,
 }
 
@@ -212,9 +223,16 @@ impl Driver<'_> {
         loop {
             let heard_until = self.hear();
             let now = Clock.now();
-            if !stopping && (self.control.stop.load(Ordering::Relaxed) || self.has_given_up(now)) {
+            if !stopping && self.control.stop.load(Ordering::Relaxed) {
                 stopping = true;
-                self.sender.interrupt(now);
+                self.sender.interrupt(now, Interruption::Wanted);
+            }
+            if !stopping && self.has_given_up(now) {
+                stopping = true;
+                self.sender.interrupt(now, Interruption::PathFailed);
+            }
+            if self.control.hurry.load(Ordering::Relaxed) {
+                self.sender.hurry(now);
             }
             self.sender.advance(now, heard_until);
             let stopped = self.transmit(now);
@@ -222,11 +240,13 @@ impl Driver<'_> {
             match stopped {
                 Some(Poll::Done) => break,
                 // An interrupted sweep whose frames no longer leave has nothing to wait for.
-                Some(_) if stopping && self.tx_failing_since.is_some() => break,
+                _ if stopping && self.tx_failing_since.is_some() => break,
                 Some(until) => self.rest(until),
                 None => {}
             }
         }
+        // What still comes for this sender must not hold up the receivers.
+        self.post.close(self.index);
         Ended { sender: self.sender, tx_error: self.tx_error }
     }
 
@@ -246,7 +266,11 @@ impl Driver<'_> {
             self.dropped = dropped;
             self.sender.note_trouble(Seen::ObserverDrops, now);
         }
-        if self.hearings.iter().any(|hearing| hearing.failed.load(Ordering::Acquire)) {
+        let outages =
+            self.hearings.iter().map(|hearing| hearing.outages.load(Ordering::Acquire)).sum();
+        let failed = self.hearings.iter().any(|hearing| hearing.failed.load(Ordering::Acquire));
+        if failed || outages > self.outages {
+            self.outages = outages;
             self.sender.note_trouble(Seen::ObserverFault, now);
         }
         // All that is there now; what comes meanwhile has its turn after the next frames.
@@ -289,7 +313,7 @@ impl Driver<'_> {
         match self.sender.emit(due, buf) {
             Ok(len) => {
                 if let Some(capture) = self.capture {
-                    capture.frame(&buf[..len]);
+                    capture.frame(now, LinkType::Ethernet, &buf[..len]);
                 }
                 self.transmits[index].submit(len);
             }
@@ -355,24 +379,29 @@ struct Listener<'a> {
 }
 
 impl Listener<'_> {
-    fn run(mut self) -> RxCounts {
+    fn run(mut self) -> (RxCounts, Option<IoError>) {
         while !self.finished.load(Ordering::Acquire) {
-            if let Err(error) = self.listen() {
-                tracing::warn!(%error, "replies not received");
-                self.hearing.failed.store(true, Ordering::Release);
-                self.hearing.complete_until.store(u64::MAX, Ordering::Release);
-                break;
+            let Err(error) = self.listen() else { continue };
+            tracing::warn!(%error, "replies not received");
+            // Told once; frames come again when the interface does.
+            if error.source.raw_os_error() == Some(libc::ENETDOWN) {
+                self.hearing.outages.fetch_add(1, Ordering::Release);
+                continue;
             }
+            self.hearing.failed.store(true, Ordering::Release);
+            self.hearing.complete_until.store(u64::MAX, Ordering::Release);
+            return (*self.receiver.counts(), Some(error));
         }
-        *self.receiver.counts()
+        (*self.receiver.counts(), None)
     }
 
     fn listen(&mut self) -> Result<(), IoError> {
         let Listener { receiver, receive, finished, senders, capture, .. } = self;
+        let link = receiver.link();
         let before = receiver.counts().matched;
         let received = receive.receive(LISTEN, &mut |frame| {
             if let Some(capture) = capture {
-                capture.frame(frame.bytes);
+                capture.frame(frame.at, link, frame.bytes);
             }
             let mut pending = receiver.handle_frame(frame);
             // A sender is behind: wait for it rather than lose what was heard. The ring holds

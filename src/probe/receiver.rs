@@ -11,6 +11,7 @@ use crossbeam::queue::ArrayQueue;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a receiver tells the sender.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +34,8 @@ pub enum Heard {
 #[derive(Debug)]
 pub struct Post {
     queues: Box<[ArrayQueue<Heard>]>,
+    /// Whose sender has ended: nobody takes anything from such a queue any more.
+    closed: Box<[AtomicBool]>,
     share: usize,
 }
 
@@ -42,6 +45,7 @@ impl Post {
         let senders = senders.max(1);
         Post {
             queues: (0..senders).map(|_| ArrayQueue::new(capacity)).collect(),
+            closed: (0..senders).map(|_| AtomicBool::new(false)).collect(),
             share: slots.div_ceil(senders).max(1),
         }
     }
@@ -60,10 +64,25 @@ impl Post {
             Heard::Reply(Reply { slot: Slot(slot), .. }) => {
                 // A slot beyond the shares cannot come from the table; the last owner refuses it.
                 let owner = (slot as usize / self.share).min(self.queues.len() - 1);
-                self.queues[owner].push(heard)
+                self.push_to(owner, heard)
             }
-            Heard::Neighbour { .. } => self.queues.iter().try_for_each(|queue| queue.push(heard)),
+            Heard::Neighbour { .. } => {
+                (0..self.queues.len()).try_for_each(|sender| self.push_to(sender, heard))
+            }
         }
+    }
+
+    fn push_to(&self, sender: usize, heard: Heard) -> Result<(), Heard> {
+        // Relaxed: a message more or less makes no difference to a sender that has ended.
+        if self.closed[sender].load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.queues[sender].push(heard)
+    }
+
+    /// Says that `sender` has ended: what comes for it from now on is thrown away.
+    pub fn close(&self, sender: usize) {
+        self.closed[sender].store(true, Ordering::Relaxed);
     }
 
     /// Takes the next message for `sender`.
@@ -144,6 +163,11 @@ impl Receiver {
     /// The queue is full; the message comes back.
     pub fn hand_on(&self, heard: Heard) -> Result<(), Heard> {
         self.post.push(heard)
+    }
+
+    /// Returns what the path's frames start with.
+    pub fn link(&self) -> LinkType {
+        self.link
     }
 
     /// Returns the counters.

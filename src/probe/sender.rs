@@ -7,7 +7,7 @@
 use crate::io::{PathId, PathInfo};
 use crate::probe::classify::{State, classify};
 use crate::probe::craft::{CraftError, Crafter, Outgoing, WINDOW, emit_arp_request};
-use crate::probe::evidence::{Seen, Verdict};
+use crate::probe::evidence::{Seen, Sighting, Verdict};
 use crate::probe::flow::{Flow, SegmentKind, Stage, Step};
 use crate::probe::matcher::{Rejection, Reply, ReplyKind};
 use crate::probe::neighbour::{Answer, Hop, HopId, Neighbours};
@@ -15,7 +15,7 @@ use crate::probe::pace::Pacer;
 use crate::probe::plan::Plan;
 use crate::probe::receiver::Heard;
 use crate::probe::table::{FlowKey, Table};
-use crate::probe::wheel::Wheel;
+use crate::probe::wheel::{Entry, Wheel};
 use crate::probe::{Slot, TargetId};
 use crate::time::Instant;
 use crate::wire::{EmitError, LinkType, SeqNumber};
@@ -67,6 +67,15 @@ pub enum Poll {
     Wait(Instant),
     /// Every verdict is given and every flow closed.
     Done,
+}
+
+/// Why a run ends early.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Interruption {
+    /// Somebody wants it to.
+    Wanted,
+    /// Frames no longer leave.
+    PathFailed,
 }
 
 /// Frames sent, by kind.
@@ -214,7 +223,15 @@ impl Sender {
 
     /// Returns the octets that a sender takes per target, beside the flow table.
     pub const fn memory_per_target() -> usize {
-        size_of::<Target>() + size_of::<Flow>() + size_of::<u32>() + size_of::<Hop>()
+        // The target is held twice while senders take their shares; a flow's first sightings and its
+        // verdict are allocated apart, and the wheel keeps an entry for each deadline.
+        2 * size_of::<Target>()
+            + size_of::<Flow>()
+            + 4 * size_of::<Sighting>()
+            + size_of::<Verdict>()
+            + 2 * size_of::<Entry>()
+            + size_of::<u32>()
+            + size_of::<Hop>()
     }
 
     /// Takes in what a receiver has heard.
@@ -507,7 +524,8 @@ impl Sender {
             reason,
             probes: flow.asked,
             replies: flow.replies,
-            rtt: flow.rtt,
+            // Without a reply there is nothing that it would be the round-trip time of.
+            rtt: flow.rtt.filter(|_| flow.replies > 0),
             evidence: flow.evidence.clone(),
             correction,
         }
@@ -541,17 +559,29 @@ impl Sender {
     }
 
     /// Ends the run early: unresolved peers become `undetermined`, open flows are closed.
-    pub fn interrupt(&mut self, now: Instant) {
+    pub fn interrupt(&mut self, now: Instant, why: Interruption) {
         self.started = self.order.len();
         self.ready.clear();
         self.neighbours.abandon();
         for index in 0..self.flows.len() {
             let flow = &mut self.flows[index];
             if !flow.is_judged() {
-                flow.note_local(Seen::Interrupted, now);
+                match why {
+                    Interruption::Wanted => flow.note_local(Seen::Interrupted, now),
+                    Interruption::PathFailed => {
+                        flow.note_local(Seen::ObserverFault, now);
+                        flow.facts.exhausted = true;
+                        flow.facts.observer = true;
+                    }
+                }
                 self.judge(Slot(self.first_slot + index as u32), now);
             }
         }
+    }
+
+    /// Sends what is still owed as fast as the path takes it: the user cannot wait any longer.
+    pub fn hurry(&mut self, now: Instant) {
+        self.pacer = Pacer::new(None, now);
     }
 
     /// Returns the next verdict.

@@ -27,6 +27,12 @@ fn ctrl_c_closes_flows_and_reports() {
     interrupted_by("int", Signal::SIGINT);
 }
 
+/// The terminal is gone: a lost ssh session.
+#[test]
+fn sighup_closes_flows_and_reports() {
+    interrupted_by("hup", Signal::SIGHUP);
+}
+
 #[test]
 fn sigterm_closes_flows_and_reports() {
     interrupted_by("term", Signal::SIGTERM);
@@ -99,6 +105,32 @@ fn bad_interfaces_and_sources_are_named() {
         assert!(stderr.contains(named), "{args:?}: {stderr}");
         assert!(output.stdout.is_empty(), "{args:?} printed records");
     }
+}
+
+/// A slow rate must not keep who wants to leave: the second signal closes what is open at once.
+#[test]
+fn a_second_ctrl_c_closes_without_regard_to_the_rate() {
+    let Some(lab) = Lab::up("hurry", &[]) else { return };
+    let args = ["10.99.0.0/22", "-p", "8080", "--idle", "1h", "--format", "ndjson"];
+    let mut sweep = lab.start(&[&args[..], &["--rate", "300"]].concat());
+    lab.await_connections("8080", 500);
+    // At the rate this would take seconds; all of it is over long before.
+    sweep.signal(Signal::SIGINT);
+    sweep.await_message("interrupted: closing what is open");
+    sweep.signal(Signal::SIGINT);
+    let sweep = sweep.finish();
+    assert_eq!(sweep.code, Some(130), "{}", sweep.stderr);
+    assert_eq!(sweep.peers.len(), 1024);
+    assert_eq!(lab.connections("8080"), 0, "connections left on the peers");
+}
+
+#[test]
+fn only_unreachable_targets_need_no_guard() {
+    let Some(lab) = Lab::up("nowhere", &[]) else { return };
+    lab.script(&["fault", "no-route", "10.99.0.0/24"]);
+    let sweep = lab.sweep(&["10.99.0.0/28", "-p", "8080"]);
+    assert_eq!(sweep.code, Some(1), "{}", sweep.stderr);
+    assert!(sweep.peers.values().all(|record| record["reason"] == "no-route"), "{}", sweep.summary);
 }
 
 #[test]

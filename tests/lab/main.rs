@@ -4,5 +4,6 @@
 
 mod ends;
 mod matrix;
+mod paths;
 mod scale;
 mod support;

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -136,6 +137,21 @@ impl Running {
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
         nix::sys::signal::kill(pid, signal).expect("signal");
+    }
+
+    /// Reads standard error up to `text`, which keepsweep must say before it ends.
+    pub fn await_message(&mut self, text: &str) {
+        let stderr = self.child.stderr.as_mut().expect("piped");
+        let mut said = Vec::new();
+        let mut octet = [0];
+        // One at a time: what follows is for `output`.
+        while stderr.read(&mut octet).expect("readable") > 0 {
+            said.push(octet[0]);
+            if said.ends_with(text.as_bytes()) {
+                return;
+            }
+        }
+        panic!("{text:?} was not said: {}", String::from_utf8_lossy(&said));
     }
 
     /// Waits for the end and reads the NDJSON.

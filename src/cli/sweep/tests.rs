@@ -43,7 +43,7 @@ fn to_file(path: &Path, signals: &[i32]) -> Session<'static> {
     let output =
         Output::new(Box::new(destination), Box::new(Ndjson), progress.screen(), Vec::new());
     let signals = Signals::new(signals).expect("registered");
-    Session { names: &NO_NAMES, output, progress, signals, interrupted }
+    Session { names: &NO_NAMES, output, progress, signals, interrupted, quiet: true }
 }
 
 #[test]

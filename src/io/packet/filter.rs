@@ -70,23 +70,39 @@ impl FilterSpec {
 
         p.load_half(ETHERTYPE);
         p.accept_if(BPF_JEQ, ARP);
-        p.load_half(NETWORK + 6);
-        p.reject_if(BPF_JSET, 0x1fff); // fragment offset
-        p.load_index_with_ihl();
-        p.load_byte(NETWORK + 9);
-        let icmp = p.placeholder();
-        p.require(BPF_JEQ, TCP);
-        p.load_half_indexed(NETWORK + 2);
-        p.require(BPF_JGE, u32::from(*self.ports.start()));
-        p.reject_if(BPF_JGT, u32::from(*self.ports.end()));
-        p.ret(ACCEPT);
+        p.accept_replies(NETWORK, &self.ports);
+        p.finished()
+    }
+}
 
-        p.patch_equal(icmp, ICMP);
-        p.load_byte_indexed(NETWORK);
-        p.require_one_of(&[3, 4, 11, 12]);
-        p.ret(ACCEPT);
+/// Which packets [`super::PacketRx::open_elsewhere`] lets in: the TCP segments and ICMP errors of a
+/// [`FilterSpec`], on any of several interfaces whatever their link layer is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ElsewhereSpec {
+    /// The indices of the interfaces.
+    pub interfaces: Vec<u32>,
+    /// Our addresses.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Our source ports.
+    pub ports: RangeInclusive<u16>,
+}
 
-        (p.0.len() <= libc::BPF_MAXINSNS as usize).then_some(p.0)
+impl ElsewhereSpec {
+    /// Returns the program, which sees packets from the IP header on, or `None` if it would be too
+    /// long.
+    pub(super) fn program(&self) -> Option<Vec<sock_filter>> {
+        let mut p = Program::default();
+        p.load_ancillary(libc::SKF_AD_IFINDEX);
+        p.require_one_of(&self.interfaces);
+        p.load_ancillary(libc::SKF_AD_PKTTYPE);
+        p.require(BPF_JEQ, u32::from(libc::PACKET_HOST));
+        p.load_ancillary(libc::SKF_AD_PROTOCOL);
+        p.require(BPF_JEQ, IPV4);
+        p.load_word(16);
+        let ours: Vec<u32> = self.addresses.iter().map(|&address| address.into()).collect();
+        p.require_one_of(&ours);
+        p.accept_replies(0, &self.ports);
+        p.finished()
     }
 }
 
@@ -120,8 +136,37 @@ impl Program {
         self.push(BPF_LD | BPF_H | BPF_IND, 0, 0, at);
     }
 
-    fn load_index_with_ihl(&mut self) {
-        self.push(BPF_LDX | BPF_B | BPF_MSH, 0, 0, NETWORK);
+    fn load_index_with_ihl(&mut self, network: u32) {
+        self.push(BPF_LDX | BPF_B | BPF_MSH, 0, 0, network);
+    }
+
+    /// Loads what the kernel knows of the packet beside its octets.
+    fn load_ancillary(&mut self, what: libc::c_int) {
+        self.load_word((libc::SKF_AD_OFF + what) as u32);
+    }
+
+    /// Accepts first fragments of TCP segments to `ports` and of ICMP errors in the IPv4 packet that
+    /// begins at `network`, and nothing else.
+    fn accept_replies(&mut self, network: u32, ports: &RangeInclusive<u16>) {
+        self.load_half(network + 6);
+        self.reject_if(BPF_JSET, 0x1fff); // fragment offset
+        self.load_index_with_ihl(network);
+        self.load_byte(network + 9);
+        let icmp = self.placeholder();
+        self.require(BPF_JEQ, TCP);
+        self.load_half_indexed(network + 2);
+        self.require(BPF_JGE, u32::from(*ports.start()));
+        self.reject_if(BPF_JGT, u32::from(*ports.end()));
+        self.ret(ACCEPT);
+
+        self.patch_equal(icmp, ICMP);
+        self.load_byte_indexed(network);
+        self.require_one_of(&[3, 4, 11, 12]);
+        self.ret(ACCEPT);
+    }
+
+    fn finished(self) -> Option<Vec<sock_filter>> {
+        (self.0.len() <= libc::BPF_MAXINSNS as usize).then_some(self.0)
     }
 
     fn ret(&mut self, octets: u32) {

@@ -11,7 +11,7 @@ mod ring;
 mod rx;
 mod tx;
 
-pub use filter::FilterSpec;
+pub use filter::{ElsewhereSpec, FilterSpec};
 pub use rx::{PacketRx, RxOptions};
 pub use tx::{FRAME_OCTETS, PacketTx};
 
@@ -32,12 +32,18 @@ struct Socket {
 impl Socket {
     /// Opens a socket that receives nothing until it is bound to a protocol.
     fn open(ifindex: u32, interface: &str) -> Result<Self, IoError> {
+        Self::open_as(SockType::Raw, ifindex, interface)
+    }
+
+    /// The same for frames (`SockType::Raw`) or for packets from the network header on
+    /// (`SockType::Datagram`). Index 0 stands for every interface.
+    fn open_as(kind: SockType, ifindex: u32, interface: &str) -> Result<Self, IoError> {
         let error = |source| io_error("open AF_PACKET socket", interface, source);
         let ifindex = i32::try_from(ifindex).map_err(|_| error(Errno::ENODEV.into()))?;
         // Protocol 0 (nix: none): a socket made with a protocol would collect frames of every
         // interface, unfiltered, until it is bound.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None)
+        let fd = socket(AddressFamily::Packet, kind, flags, None)
             .map_err(|errno| error(errno.into()))?;
         Ok(Self { fd, ifindex, interface: interface.to_owned() })
     }

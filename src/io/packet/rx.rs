@@ -1,13 +1,14 @@
 //! Receiving: frames from a TPACKET_V3 ring, behind a classic BPF filter.
 
+use super::Socket;
 use super::block::Frames;
-use super::filter::FilterSpec;
+use super::filter::{ElsewhereSpec, FilterSpec};
 use super::ring::Ring;
-use super::{Socket, io_error};
 use crate::io::{IoError, Receive, Received, RxFrame, RxStats};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::SockType;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
@@ -67,10 +68,29 @@ impl PacketRx {
         filter: &FilterSpec,
         options: RxOptions,
     ) -> Result<Self, IoError> {
-        let mut program = filter.program().ok_or_else(|| {
-            io_error("build receive filter", interface, io::ErrorKind::ArgumentListTooLong.into())
+        Self::start(Socket::open(ifindex, interface)?, filter.program(), options)
+    }
+
+    /// Opens a receiving end for replies that come in through other interfaces than those that
+    /// frames leave through (asymmetric routes, a source address of another interface). Its frames
+    /// begin with the IP header.
+    ///
+    /// # Errors
+    /// No CAP_NET_RAW, no memory for the smallest ring, or more interfaces and addresses in `filter`
+    /// than a classic BPF program can hold.
+    pub fn open_elsewhere(filter: &ElsewhereSpec, options: RxOptions) -> Result<Self, IoError> {
+        let socket = Socket::open_as(SockType::Datagram, 0, "the other interfaces")?;
+        Self::start(socket, filter.program(), options)
+    }
+
+    fn start(
+        socket: Socket,
+        program: Option<Vec<libc::sock_filter>>,
+        options: RxOptions,
+    ) -> Result<Self, IoError> {
+        let mut program = program.ok_or_else(|| {
+            socket.error("build receive filter", io::ErrorKind::ArgumentListTooLong.into())
         })?;
-        let socket = Socket::open(ifindex, interface)?;
         let on: libc::c_int = 1;
         socket.set(
             "set PACKET_IGNORE_OUTGOING",

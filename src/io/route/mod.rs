@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use netlink::Netlink;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{
+    InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
 };
@@ -34,6 +36,10 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is switched on and its link is up.
     pub up: bool,
+    /// Whether it is switched on; its link may come up later.
+    pub enabled: bool,
+    /// Whether what it receives is handed to a bridge, bond or team, and never to the IP layer.
+    pub is_port: bool,
     /// Whether it is the loopback interface.
     pub loopback: bool,
     /// Whether its frames start with an Ethernet header.
@@ -381,6 +387,8 @@ fn read_link(link: &LinkMessage) -> Interface {
         mac: MacAddr::default(),
         mtu: 0,
         up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        enabled: flags.contains(LinkFlags::Up),
+        is_port: false,
         loopback: flags.contains(LinkFlags::Loopback),
         has_mac: false,
         addresses: Vec::new(),
@@ -394,6 +402,13 @@ fn read_link(link: &LinkMessage) -> Interface {
                     interface.mac = MacAddr(mac);
                     interface.has_mac = link.header.link_layer_type == LinkLayerType::Ether;
                 }
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                interface.is_port = infos.iter().any(|info| match info {
+                    // A VRF's ports keep their addresses, and the IP layer.
+                    LinkInfo::PortKind(kind) => *kind != InfoPortKind::Vrf,
+                    _ => false,
+                });
             }
             _ => {}
         }

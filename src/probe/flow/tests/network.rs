@@ -147,7 +147,7 @@ fn our_own_trouble_does_not_weigh_against_an_answer() {
 }
 
 fn interrupted(script: &mut Script) -> (State, Reason) {
-    script.sender.interrupt(script.now);
+    script.sender.interrupt(script.now, crate::probe::sender::Interruption::Wanted);
     script.listen();
     let verdicts = script.said_all();
     assert_eq!(verdicts.len(), 1);
