@@ -137,6 +137,9 @@ pub struct Flow {
     fin_acked: bool,
     /// SYN-ACKs that came after the peer had answered: it does not hold the connection after all.
     unheld: u8,
+    /// When the last SYN-ACK came, and the longest wait between two.
+    syn_ack_at: Instant,
+    syn_ack_gap: Duration,
     /// Segments that had to be repeated: the path loses some.
     pub(crate) repeats: u16,
     pub(crate) finished: bool,
@@ -183,6 +186,8 @@ impl Flow {
             fin_sent: false,
             fin_acked: false,
             unheld: 0,
+            syn_ack_at: Instant::ZERO,
+            syn_ack_gap: Duration::ZERO,
             repeats: 0,
             finished: false,
             peer_ttl: None,
@@ -325,6 +330,7 @@ impl Flow {
             }
             Stage::Confirming | Stage::Probing => self.owe_again(self.keepalive()),
             Stage::Resting => {
+                self.confirmed |= self.is_held(due);
                 self.stage = Stage::Probing;
                 self.ask_anew();
                 self.owe(self.keepalive())

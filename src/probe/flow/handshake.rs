@@ -4,7 +4,9 @@
 use super::{Flow, Owed, Stage, Step};
 use crate::probe::matcher::Reply;
 use crate::probe::plan::EMPTY_PROBE_SPACING;
+use crate::time::Instant;
 use crate::wire::SeqNumber;
+use std::time::Duration;
 
 /// How often a connection is opened when its unconfirmed handshake is answered with RST: under SYN
 /// cookies that happens whenever the ACK is lost but not the keepalive behind it (16 % of the time
@@ -16,6 +18,8 @@ pub const MAX_OPENS: u8 = 5;
 pub(super) const UNHELD: u8 = 2;
 /// Times that such a peer is asked again before the rest; Linux repeats a SYN-ACK five times.
 const MAX_UNHELD: u8 = 8;
+/// Linux repeats a SYN-ACK this often before it forgets the handshake (tcp_synack_retries).
+const SYN_ACK_REPEATS: u8 = 5;
 
 impl Flow {
     /// Begins a handshake from `local_port` with the initial sequence number `iss`.
@@ -41,6 +45,8 @@ impl Flow {
             if self.stage != Stage::Confirming {
                 self.unheld = self.unheld.saturating_add(1);
             }
+            self.syn_ack_gap = self.syn_ack_gap.max(reply.at.since(self.syn_ack_at));
+            self.syn_ack_at = reply.at;
             if self.stage == Stage::Resting && self.unheld <= MAX_UNHELD {
                 self.stage = Stage::Confirming;
                 self.ask_anew();
@@ -51,6 +57,8 @@ impl Flow {
         if self.syns == 1 {
             self.rtt = Some(reply.at.since(self.asked_at));
         }
+        self.syn_ack_at = reply.at;
+        self.syn_ack_gap = Duration::ZERO;
         self.irs = reply.seg_seq;
         self.rcv_nxt = reply.seg_seq + 1;
         self.peer_window_zero = reply.wnd == 0;
@@ -59,5 +67,13 @@ impl Flow {
         self.ask_anew();
         self.owed = Owed::default();
         self.owe(Owed::ACK | Owed::PROBE)
+    }
+
+    /// Says whether the peer has stopped repeating its SYN-ACK before it could have given up: then
+    /// an ACK of ours has arrived after all, and it holds the connection. Its waits double (RFC 6298
+    /// §5.5), so that one more would have come by now.
+    pub(super) fn is_held(&self, now: Instant) -> bool {
+        let next_due = self.syn_ack_at + 2 * self.syn_ack_gap + EMPTY_PROBE_SPACING;
+        self.unheld < SYN_ACK_REPEATS && now > next_due
     }
 }
