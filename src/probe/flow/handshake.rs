@@ -14,8 +14,8 @@ use std::time::Duration;
 pub const MAX_OPENS: u8 = 5;
 /// SYN-ACKs after an answer that show that the answers come from a peer that does not hold the
 /// connection: Linux answers keepalives from the request socket too, while its accept queue is full.
-/// One may be owed to a lost ACK.
-pub(super) const UNHELD: u8 = 2;
+/// Fewer may be owed to lost ACKs; so may more, but then they end (see [`Flow::is_held`]).
+pub(super) const UNHELD: u8 = 3;
 /// Times that such a peer is asked again before the rest; Linux repeats a SYN-ACK five times.
 const MAX_UNHELD: u8 = 8;
 /// Linux repeats a SYN-ACK this often before it forgets the handshake (tcp_synack_retries).
