@@ -240,7 +240,9 @@ fn batches_and_recovers_from_a_refused_frame() {
         assert_eq!(tx.flush().expect("flush an empty batch"), 0);
 
         send(&mut tx, &[0; 200]);
-        let error = tx.flush().expect_err("longer than the MTU");
+        let unsent = tx.flush().expect_err("longer than the MTU");
+        assert_eq!((unsent.sent, unsent.refused), (0, 1));
+        let error = unsent.error;
         assert_eq!(error.source.raw_os_error(), Some(libc::EMSGSIZE), "{error}");
         send(&mut tx, &frame(&far, 61000, batch));
         assert_eq!(tx.flush().expect("the refused frame is gone"), 1);
@@ -264,7 +266,7 @@ fn names_an_interface_that_is_down_or_gone() {
         let mut rx = receiver(FAR, RxOptions::default());
         ip(&format!("link set {FAR} down"));
         send(&mut tx, &frame(&far, 61000, 0));
-        assert_names(&tx.flush().expect_err("down"), libc::ENETDOWN, FAR);
+        assert_names(&tx.flush().expect_err("down").error, libc::ENETDOWN, FAR);
         let down = rx.receive(DEADLINE, &mut |_| {}).expect_err("down");
         assert_names(&down, libc::ENETDOWN, FAR);
         let filter = FilterSpec { addresses: vec![OURS], ports: 1..=2, mac: far.mac };
@@ -279,7 +281,7 @@ fn names_an_interface_that_is_down_or_gone() {
 
         ip(&format!("link del {FAR}"));
         send(&mut tx, &frame(&far, 61000, 0));
-        assert_names(&tx.flush().expect_err("gone"), libc::ENXIO, FAR);
+        assert_names(&tx.flush().expect_err("gone").error, libc::ENXIO, FAR);
         assert_names(&rx.receive(DEADLINE, &mut |_| {}).expect_err("gone"), libc::ENETDOWN, FAR);
         assert_names(&PacketTx::open(far.index, FAR).expect_err("gone"), libc::ENODEV, FAR);
     });

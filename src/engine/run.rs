@@ -3,7 +3,8 @@
 use super::capture::Capture;
 use super::{Control, EngineError, Path, Sweep};
 use crate::io::guard::{Guard, GuardCounts};
-use crate::io::{IoError, Receive, Transmit};
+use crate::io::{IoError, Receive, Transmit, Unsent};
+use crate::probe::Slot;
 use crate::probe::evidence::{Seen, Verdict};
 use crate::probe::matcher::Rejection;
 use crate::probe::receiver::{Post, Receiver, RxCounts};
@@ -13,6 +14,7 @@ use crate::time::{Clock, Instant};
 use crate::wire::LinkType;
 use crossbeam::channel;
 use crossbeam::sync::{Parker, Unparker};
+use std::collections::VecDeque;
 use std::iter;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -71,7 +73,7 @@ impl Sweep {
             for (path, hearing) in paths.into_iter().zip(&hearings) {
                 let Path { info, next_hops, transmits: ends, receive } = path;
                 for (transmits, end) in transmits.iter_mut().zip(ends) {
-                    transmits.push(end);
+                    transmits.push(Outlet { end, batch: VecDeque::new() });
                 }
                 let listener = Listener {
                     receiver: Receiver::new(
@@ -198,7 +200,7 @@ fn summarise(
 struct Driver<'a> {
     index: usize,
     sender: Sender,
-    transmits: Vec<Box<dyn Transmit>>,
+    transmits: Vec<Outlet>,
     post: &'a Post,
     hearings: &'a [Hearing],
     parker: Parker,
@@ -210,6 +212,12 @@ struct Driver<'a> {
     dropped: u64,
     outages: u64,
     sent: u64,
+}
+
+/// A path's sending end, and which flow each frame of its batch belongs to.
+struct Outlet {
+    end: Box<dyn Transmit>,
+    batch: VecDeque<Option<Slot>>,
 }
 
 struct Ended {
@@ -305,32 +313,46 @@ impl Driver<'_> {
     /// Adds one frame to its path's batch.
     fn put(&mut self, due: &Due, now: Instant) {
         let index = usize::from(due.path.0);
-        if self.transmits[index].reserve().is_none() {
+        if self.transmits[index].end.reserve().is_none() {
             self.flush(index, now);
         }
+        let Outlet { end, batch } = &mut self.transmits[index];
         // There is room after a flush, whether it succeeded or not.
-        let Some(buf) = self.transmits[index].reserve() else { return };
+        let Some(buf) = end.reserve() else { return };
         match self.sender.emit(due, buf) {
             Ok(len) => {
                 if let Some(capture) = self.capture {
                     capture.frame(now, LinkType::Ethernet, &buf[..len]);
                 }
-                self.transmits[index].submit(len);
+                end.submit(len);
+                batch.push_back(due.slot);
             }
-            Err(error) => tracing::error!(%error, "frame not sent"),
+            Err(error) => {
+                tracing::error!(%error, "frame not crafted");
+                self.sender.handle_unsent(due.slot, now);
+            }
         }
     }
 
     fn flush(&mut self, index: usize, now: Instant) {
-        match self.transmits[index].flush() {
-            Ok(0) => {}
-            Ok(_) => self.tx_failing_since = None,
-            Err(error) => {
-                // Whatever was in that batch was not asked: silence after it accuses nobody.
-                tracing::warn!(%error, "frames not sent");
-                self.sender.note_trouble(Seen::ObserverFault, Clock.now());
-                self.tx_failing_since.get_or_insert(now);
-                self.tx_error = Some(error);
+        let Outlet { end, batch } = &mut self.transmits[index];
+        while !batch.is_empty() {
+            match end.flush() {
+                Ok(_) => {
+                    self.tx_failing_since = None;
+                    batch.clear();
+                }
+                Err(Unsent { sent, refused, error }) => {
+                    tracing::warn!(%error, refused, "frames not sent");
+                    batch.drain(..sent.min(batch.len()));
+                    // At least one, so that this ends whatever the path claims.
+                    let refused = refused.max(1).min(batch.len());
+                    batch
+                        .drain(..refused)
+                        .for_each(|slot| self.sender.handle_unsent(slot, Clock.now()));
+                    self.tx_failing_since.get_or_insert(now);
+                    self.tx_error = Some(error);
+                }
             }
         }
     }

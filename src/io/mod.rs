@@ -74,12 +74,26 @@ pub trait Transmit: Send {
     /// Adds the first `len` octets of the buffer last reserved to the batch.
     fn submit(&mut self, len: usize);
 
-    /// Hands the batch to the kernel and returns the number of frames it took; all of them unless
+    /// Hands the batch to the kernel and returns the number of frames it took: all of them, unless
     /// an error is returned. A transient shortage (ENOBUFS, EAGAIN) is waited out within bounds.
     ///
     /// # Errors
-    /// What the kernel refused and why; the batch is then empty again.
-    fn flush(&mut self) -> Result<usize, IoError>;
+    /// [`Unsent`]: which frames left, which were refused, and why. What stands behind them is still
+    /// in the batch: flush again.
+    fn flush(&mut self) -> Result<usize, Unsent>;
+}
+
+/// A batch, or a part of it, that did not leave.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unsent {
+    /// So many frames, from the first one on, did leave.
+    pub sent: usize,
+    /// So many behind them were refused: one for what concerns only that frame, else all.
+    pub refused: usize,
+    /// What was refused and why.
+    #[source]
+    pub error: IoError,
 }
 
 /// The receiving end of a path.

@@ -47,6 +47,8 @@ pub struct Target {
 pub struct Due {
     /// Through which path.
     pub path: PathId,
+    /// On which flow; none for address resolution.
+    pub slot: Option<Slot>,
     content: Content,
 }
 
@@ -304,6 +306,12 @@ impl Sender {
         self.trouble = Some((now, kind));
     }
 
+    /// Says that a frame that was due did not leave: its flow was not asked, so that silence after it
+    /// accuses nobody.
+    pub fn handle_unsent(&mut self, _slot: Option<Slot>, now: Instant) {
+        self.note_trouble(Seen::ObserverFault, now);
+    }
+
     /// Lets time pass up to `now`, of which the receivers have heard everything up to
     /// `heard_until`: what is due later than that is not silence yet.
     pub fn advance(&mut self, now: Instant, heard_until: Instant) {
@@ -370,7 +378,8 @@ impl Sender {
             if let Some(hop) = self.neighbours.poll_request(now) {
                 let Hop { path, next_hop, source } = *hop;
                 self.sent.arp += 1;
-                return Some(Due { path, content: Content::ArpRequest { source, next_hop } });
+                let content = Content::ArpRequest { source, next_hop };
+                return Some(Due { path, slot: None, content });
             }
             if let Some(slot) = self.ready.pop_front() {
                 self.open(slot, now);
@@ -463,7 +472,8 @@ impl Sender {
             self.touch(slot);
             let path = self.neighbours.hop(hop).path;
             let crafter = self.crafter_of_hop[hop.0 as usize];
-            return Some(Due { path, content: Content::Segment { crafter, outgoing } });
+            let content = Content::Segment { crafter, outgoing };
+            return Some(Due { path, slot: Some(slot), content });
         }
     }
 

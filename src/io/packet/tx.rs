@@ -1,7 +1,7 @@
 //! Sending: batches of frames by `sendmmsg`, past the queueing discipline.
 
 use super::Socket;
-use crate::io::{IoError, Transmit};
+use crate::io::{IoError, Transmit, Unsent};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -64,14 +64,14 @@ impl PacketTx {
         }
     }
 
-    fn send_all(&mut self) -> Result<usize, IoError> {
-        let mut sent = 0;
+    /// Sends the batch from frame `*sent` on, which counts up.
+    fn send_all(&mut self, sent: &mut usize) -> Result<(), IoError> {
         let mut pause = FIRST_PAUSE;
         let mut stuck_since: Option<Instant> = None;
-        while sent < self.batch.len {
-            match self.batch.send(self.socket.fd.as_raw_fd(), sent) {
+        while *sent < self.batch.len {
+            match self.batch.send(self.socket.fd.as_raw_fd(), *sent) {
                 Ok(taken) if taken > 0 => {
-                    sent += taken;
+                    *sent += taken;
                     pause = FIRST_PAUSE;
                     stuck_since = None;
                 }
@@ -89,7 +89,7 @@ impl PacketTx {
                 Err(errno) => return Err(self.socket.error("send frames", errno.into())),
             }
         }
-        Ok(sent)
+        Ok(())
     }
 }
 
@@ -104,10 +104,12 @@ impl Transmit for PacketTx {
         self.batch.submit(len);
     }
 
-    fn flush(&mut self) -> Result<usize, IoError> {
-        let result = self.send_all();
-        self.batch.len = 0;
-        result
+    fn flush(&mut self) -> Result<usize, Unsent> {
+        let mut sent = 0;
+        let result = self.send_all(&mut sent);
+        let batch = std::mem::take(&mut self.batch.len);
+        // Whatever it was (link down, interface gone, frame too long), it holds for all of them.
+        result.map(|()| sent).map_err(|error| Unsent { sent, refused: batch - sent, error })
     }
 }
 
