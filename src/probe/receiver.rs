@@ -6,7 +6,7 @@ use crate::io::{PathId, RxFrame};
 use crate::probe::Slot;
 use crate::probe::matcher::{Rejection, Reply, ReplyKind, match_icmp, match_segment};
 use crate::probe::table::Table;
-use crate::wire::{ArpOp, LinkType, MacAddr, Packet, ParseError, parse};
+use crate::wire::{ArpOp, LinkType, MacAddr, NdKind, Packet, ParseError, parse};
 use crossbeam::queue::ArrayQueue;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum Heard {
     /// A reply matched to a flow.
     Reply(Reply),
-    /// An ARP reply.
+    /// An ARP reply or Neighbour Advertisement.
     Neighbour {
         /// On which path.
         path: PathId,
@@ -200,7 +200,15 @@ impl Receiver {
                 }
                 Ok(Heard::Neighbour { path: self.path, ip, mac: arp.sender_mac })
             }
-            Packet::Arp(_) | Packet::Other => Err(reject(Rejection::OtherProtocol)),
+            Packet::Nd(advert) if advert.kind != NdKind::Solicitation => {
+                let ip = advert.target.into();
+                // Without an address it is no answer to a question put to the group (RFC 4861
+                // §7.2.4), and leaves open what is open (§7.2.5).
+                let mac = advert.mac.filter(|_| self.next_hops.contains(&ip));
+                let mac = mac.ok_or(reject(Rejection::NdUnasked))?;
+                Ok(Heard::Neighbour { path: self.path, ip, mac })
+            }
+            Packet::Arp(_) | Packet::Nd(_) | Packet::Other => Err(reject(Rejection::OtherProtocol)),
         }
     }
 }
