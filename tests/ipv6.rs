@@ -9,6 +9,7 @@ use keepsweep::probe::evidence::Verdict;
 use keepsweep::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
 use keepsweep::report::Summary;
 use keepsweep::time::Clock;
+use keepsweep::wire::{Checksums, LinkType, NdKind, Packet, PcapReader, parse};
 use netns::{in_namespace, ip};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener};
@@ -212,6 +213,42 @@ fn hears_answers_elsewhere() {
         let (verdicts, summary) = sweep(setup(vec![at("fd99::1", 80)]));
         assert_said(&verdicts, at("fd99::1", 80), State::Alive, Reason::Ack);
         assert_eq!(summary.kernel_rsts, 0);
+    });
+}
+
+/// A host whose address is on its loopback, and its router known by a link-local address only: the
+/// usual way in networks that route to every host.
+#[test]
+fn asks_for_next_hops_in_the_name_of_the_interface() {
+    in_namespace(|| {
+        let _far = Far::new(|| {
+            ip("addr add fe80::fa/64 dev far0 nodad");
+            ip("-6 route add fd98::1/128 via fe80::1 dev far0");
+            ip("-6 route add local fd99::/120 dev lo");
+        });
+        ip("addr add fe80::1/64 dev near0 nodad");
+        ip("addr add fd98::1/128 dev lo");
+        ip("-6 route add default via fe80::fa dev near0");
+        await_addresses(&["fd98::1", "fe80::1"]);
+        let pcap = tempfile::NamedTempFile::new().expect("a file");
+        let setup = Setup { pcap: Some(pcap.path().to_owned()), ..setup(vec![at("fd99::1", 80)]) };
+        let (verdicts, _) = sweep(setup);
+        assert_said(&verdicts, at("fd99::1", 80), State::Alive, Reason::Ack);
+        let local = verdicts[&at("fd99::1", 80)].local.map(|own| own.ip());
+        assert_eq!(local, Some("fd98::1".parse().expect("an address")));
+
+        let capture = PcapReader::new(pcap.reopen().expect("open")).expect("a capture");
+        let mut asked = 0;
+        for record in capture {
+            let (_, frame) = record.expect("a frame");
+            if let Ok(Packet::Nd(message)) = parse(&frame, LinkType::Ethernet, Checksums::Trust)
+                && message.kind == NdKind::Solicitation
+            {
+                assert!(message.src.is_unicast_link_local(), "{message:?}");
+                asked += 1;
+            }
+        }
+        assert!(asked > 0);
     });
 }
 

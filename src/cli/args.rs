@@ -48,7 +48,7 @@ States:
   alive         it answered (also with FIN, data, a zero window, or a RST to our SYN)
   down          silent through the whole probe plan, and nothing points at the path or at us
   rebooted      it no longer knows the connection: a RST that answers our probe
-  unreachable   the network says so: ICMP, unanswered ARP, no route
+  unreachable   the network says so: ICMP, unanswered ARP or ND, no route
   undetermined  our own side was sick, no connection could be had to probe, or the run was
                 interrupted: nobody is accused
 

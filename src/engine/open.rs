@@ -14,7 +14,7 @@ use crate::probe::receiver::Post;
 use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
 use crate::time::{Clock, Instant};
-use crate::wire::{LinkType, MacAddr};
+use crate::wire::{EmitError, LinkType, MacAddr};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -221,6 +221,17 @@ impl Layout {
         sources
     }
 
+    /// Returns the address to ask for next hops from where `hop`'s source is not one of the interface:
+    /// the link-local one, as RFC 4861 §7.2.2 has it. Many stacks ignore solicitations of others.
+    fn asks_from(&self, hop: &Hop) -> Option<IpAddr> {
+        let interface = self.egress.get(usize::from(hop.path.0))?;
+        let own = || interface.addresses.iter().map(IpNet::addr);
+        if hop.source.is_ipv4() || own().any(|own| own == hop.source) {
+            return None;
+        }
+        own().find(|own| matches!(own, IpAddr::V6(own) if own.is_unicast_link_local()))
+    }
+
     /// Attaches the guard and opens every path, side by side: most of it is waiting for the kernel.
     fn open_paths(
         &self,
@@ -305,11 +316,15 @@ impl Layout {
         ifindex: u32,
         senders: usize,
     ) -> Result<Path, EngineError> {
-        let filter = FilterSpec {
-            addresses: self.sources(),
-            ports: setup.source_ports.clone(),
-            mac: info.mac,
-        };
+        let mut addresses = self.sources();
+        let here = || self.hops.iter().filter(|hop| hop.path == info.id);
+        // Neighbours answer whom they were asked by.
+        if let Some(asks_from) = here().find_map(|hop| self.asks_from(hop))
+            && !addresses.contains(&asks_from)
+        {
+            addresses.push(asks_from);
+        }
+        let filter = FilterSpec { addresses, ports: setup.source_ports.clone(), mac: info.mac };
         let name = &info.interface;
         let receive = PacketRx::open(ifindex, name, &filter, RxOptions::default())
             .map_err(EngineError::system)?;
@@ -318,8 +333,7 @@ impl Layout {
             let transmit = PacketTx::open(ifindex, name).map_err(EngineError::system)?;
             transmits.push(Box::new(transmit));
         }
-        let on_path = self.hops.iter().filter(|hop| hop.path == info.id);
-        let next_hops = on_path.map(|hop| hop.next_hop).collect();
+        let next_hops = here().map(|hop| hop.next_hop).collect();
         Ok(Path { info, next_hops, transmits, receive: Box::new(receive) })
     }
 
@@ -338,9 +352,14 @@ impl Layout {
         let family = Family::of(self.targets.iter().map(|target| target.peer.ip()));
         let table = Arc::new(Table::with_capacity(self.targets.len(), family, hash_key));
         let paths = self.path_infos();
+        let asks_as: HashSet<_> = self
+            .hops
+            .iter()
+            .filter_map(|hop| Some((hop.path, hop.source, self.asks_from(hop)?)))
+            .collect();
         let shares = self.targets.chunks(share).enumerate().map(|(index, targets)| {
             let (targets, hops) = own_hops(targets, &self.hops);
-            Sender::new(Start {
+            let mut sender = Sender::new(Start {
                 plan: setup.plan,
                 targets,
                 first_slot: (index * share) as u32,
@@ -350,9 +369,13 @@ impl Layout {
                 source_ports: setup.source_ports.clone(),
                 table: table.clone(),
                 now,
-            })
+            })?;
+            for &(path, source, address) in &asks_as {
+                sender.ask_as(path, source, address);
+            }
+            Ok(sender)
         });
-        let senders: Result<Vec<_>, _> = shares.collect();
+        let senders: Result<Vec<_>, EmitError> = shares.collect();
         Ok((senders.map_err(EngineError::system)?, table))
     }
 }

@@ -141,6 +141,8 @@ pub struct Sender {
     order: Vec<u32>,
     started: usize,
     neighbours: Neighbours,
+    /// In whose name next hops are asked for, where it is not that of the probes.
+    asks_as: HashMap<(PathId, IpAddr), IpAddr>,
     paths: Vec<PathInfo>,
     crafters: Vec<Crafter>,
     crafter_of_hop: Vec<u16>,
@@ -205,6 +207,7 @@ impl Sender {
             ready: VecDeque::new(),
             verdicts: VecDeque::new(),
             started: 0,
+            asks_as: HashMap::new(),
             trouble: None,
             late_replies: 0,
             path_loses: false,
@@ -222,6 +225,11 @@ impl Sender {
             source_ports,
             table,
         })
+    }
+
+    /// Has next hops on `path` asked for from `address` where probes come from `source`.
+    pub fn ask_as(&mut self, path: PathId, source: IpAddr, address: IpAddr) {
+        self.asks_as.insert((path, source), address);
     }
 
     /// Returns the octets that a sender takes per target, beside the flow table.
@@ -378,6 +386,7 @@ impl Sender {
             }
             if let Some(hop) = self.neighbours.poll_request(now) {
                 let Hop { path, next_hop, source } = *hop;
+                let source = self.asks_as.get(&(path, source)).copied().unwrap_or(source);
                 match next_hop {
                     IpAddr::V4(_) => self.sent.arp += 1,
                     IpAddr::V6(_) => self.sent.nd += 1,
