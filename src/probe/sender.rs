@@ -18,7 +18,7 @@ use crate::probe::table::{FlowKey, Table};
 use crate::probe::wheel::{Entry, Wheel};
 use crate::probe::{Slot, TargetId};
 use crate::time::Instant;
-use crate::wire::{EmitError, LinkType, SeqNumber};
+use crate::wire::{EmitError, LinkType, MacAddr, SeqNumber};
 use siphasher::sip::SipHasher13;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hasher;
@@ -240,6 +240,7 @@ impl Sender {
     pub fn handle_heard(&mut self, heard: Heard, now: Instant) {
         match heard {
             Heard::Reply(reply) => self.handle_reply(&reply, now),
+            Heard::Local { path, reply } => self.handle_local(path, &reply, now),
             Heard::Neighbour { path, ip, mac } => {
                 // Not asked by this sender: by another one, or answered twice.
                 self.ready.extend(self.neighbours.handle_answer(path, ip, mac).unwrap_or_default());
@@ -269,6 +270,24 @@ impl Sender {
         if flow.repeats > 0 && reply.kind.is_from_peer() {
             self.note_loss(now);
         }
+        self.take_step(reply.slot, step, now);
+    }
+
+    /// Takes in what this host itself has answered. That is the peer's word only if the peer is this
+    /// host. Else our kernel could not deliver our segment, or our firewall would not: a fact about
+    /// us. Without a neighbour table there is no neighbour that could be missing.
+    fn handle_local(&mut self, path: PathId, reply: &Reply, now: Instant) {
+        let index = self.index(reply.slot);
+        let Some(hop) = self.targets[index].hop else { return };
+        let egress = self.neighbours.hop(hop).path;
+        if egress == path {
+            return self.handle_reply(reply, now);
+        }
+        if self.flows[index].generation != reply.generation {
+            return self.reject(Rejection::StaleGeneration);
+        }
+        let has_neighbours = self.paths[usize::from(egress.0)].mac != MacAddr::default();
+        let step = self.flows[index].handle_local(reply, has_neighbours);
         self.take_step(reply.slot, step, now);
     }
 
@@ -497,7 +516,9 @@ impl Sender {
     fn judge(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
         let flow = &mut self.flows[index];
-        let silence = flow.facts.exhausted || flow.facts.neighbour_failed;
+        let facts = &flow.facts;
+        let silence =
+            facts.exhausted || facts.neighbour_failed || facts.neighbour_reports > 0;
         if let Some((at, kind)) = self.trouble
             && silence
             && at >= flow.first_asked_at
