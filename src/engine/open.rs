@@ -439,6 +439,8 @@ impl Layout {
         }
         let table = Arc::new(Table::with_capacity(self.targets.len(), Family::V4, hash_key));
         let paths = self.path_infos(setup);
+        let loopback = self.egress.iter().position(|interface| interface.loopback);
+        let loopback = loopback.map(|index| PathId(index as u8));
         let shares = self.targets.chunks(share).enumerate().map(|(index, targets)| {
             let (targets, hops) = own_hops(targets, &self.hops);
             Sender::new(Start {
@@ -452,6 +454,7 @@ impl Layout {
                 table: table.clone(),
                 now,
             })
+            .map(|sender| sender.with_loopback(loopback))
         });
         let senders: Result<Vec<_>, _> = shares.collect();
         Ok((senders.map_err(EngineError::system)?, table))

@@ -141,6 +141,8 @@ pub struct Sender {
     started: usize,
     neighbours: Neighbours,
     paths: Vec<PathInfo>,
+    /// The path to this host's own addresses, if there is one.
+    loopback: Option<PathId>,
     crafters: Vec<Crafter>,
     crafter_of_hop: Vec<u16>,
     source_ports: RangeInclusive<u16>,
@@ -216,11 +218,19 @@ impl Sender {
             first_slot,
             order,
             paths,
+            loopback: None,
             crafters,
             crafter_of_hop,
             source_ports,
             table,
         })
+    }
+
+    /// Says through which path this host's own addresses are reached. Such a peer is up: if it is
+    /// silent, our own side keeps the answers back.
+    #[must_use]
+    pub fn with_loopback(self, loopback: Option<PathId>) -> Self {
+        Sender { loopback, ..self }
     }
 
     /// Returns the octets that a sender takes per target, beside the flow table.
@@ -252,6 +262,11 @@ impl Sender {
         (slot.0 - self.first_slot) as usize
     }
 
+    /// Returns the path that a flow's frames leave through.
+    fn egress(&self, index: usize) -> Option<PathId> {
+        self.targets[index].hop.map(|hop| self.neighbours.hop(hop).path)
+    }
+
     fn reject(&mut self, rejection: Rejection) {
         self.rejected[rejection as usize] += 1;
     }
@@ -278,8 +293,7 @@ impl Sender {
     /// us. Without a neighbour table there is no neighbour that could be missing.
     fn handle_local(&mut self, path: PathId, reply: &Reply, now: Instant) {
         let index = self.index(reply.slot);
-        let Some(hop) = self.targets[index].hop else { return };
-        let egress = self.neighbours.hop(hop).path;
+        let Some(egress) = self.egress(index) else { return };
         if egress == path {
             return self.handle_reply(reply, now);
         }
@@ -515,6 +529,7 @@ impl Sender {
     /// Gives the verdict on a flow and begins to close it.
     fn judge(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
+        let is_this_host = self.loopback.is_some() && self.egress(index) == self.loopback;
         let flow = &mut self.flows[index];
         let facts = &flow.facts;
         let silence =
@@ -525,6 +540,10 @@ impl Sender {
         {
             flow.facts.observer = true;
             flow.note_local(kind, now);
+        }
+        if silence && is_this_host {
+            flow.facts.observer = true;
+            flow.note_local(Seen::ObserverFault, now);
         }
         let verdict = self.verdict(slot, false);
         let flow = &mut self.flows[index];
