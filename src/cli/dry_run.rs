@@ -4,10 +4,10 @@
 use super::exit::Failure;
 use super::sweep::Request;
 use crate::engine::{self, Setup};
+use crate::io::PathInfo;
 use crate::probe::TargetId;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
 use crate::report::table::shown;
-use crate::io::PathInfo;
 use crate::wire::{Checksums, LinkType, Packet, PcapWriter, describe, parse};
 use anyhow::anyhow;
 use humantime::format_duration;
@@ -89,7 +89,8 @@ impl FirstFrames {
         let failed = |what, error| Failure::System(anyhow!("{what} {}: {error}", path.display()));
         let file = File::create(path).map_err(|error| failed("create", error))?;
         let all_ip = self.frames.iter().all(|frame| frame.link == LinkType::Ip);
-        let link = if self.frames.is_empty() || !all_ip { LinkType::Ethernet } else { LinkType::Ip };
+        let link =
+            if self.frames.is_empty() || !all_ip { LinkType::Ethernet } else { LinkType::Ip };
         let written = PcapWriter::new(BufWriter::new(file), link).and_then(|mut pcap| {
             for (index, frame) in self.frames.iter().enumerate() {
                 let at = sent_at_ns(index as u64, rate_pps);

@@ -330,8 +330,7 @@ impl Layout {
             return Ok(None);
         }
         let filter = self.cooked_filter(setup, interfaces);
-        let receive =
-            PacketRx::open_elsewhere(&filter, ELSEWHERE).map_err(EngineError::system)?;
+        let receive = PacketRx::open_elsewhere(&filter, ELSEWHERE).map_err(EngineError::system)?;
         Ok(Some(Path {
             info: listening_only("the other interfaces"),
             next_hops: HashSet::new(),
@@ -345,8 +344,7 @@ impl Layout {
     /// comes in by the loopback.
     fn open_own_voice(&self, setup: &Setup) -> Result<Option<Path>, EngineError> {
         let is_raw = self.egress.iter().any(|interface| takes_raw(setup, interface));
-        let loopback =
-            self.interfaces.iter().find(|interface| interface.loopback && interface.up);
+        let loopback = self.interfaces.iter().find(|interface| interface.loopback && interface.up);
         let Some(loopback) = loopback.filter(|_| is_raw) else { return Ok(None) };
         if self.egress.iter().any(|egress| egress.index == loopback.index) {
             // Frames leave through it: it is heard already.
@@ -412,9 +410,10 @@ impl Layout {
         let filter = self.cooked_filter(setup, vec![ifindex]);
         let receive = PacketRx::open_cooked(ifindex, name, &filter, RxOptions::default())
             .map_err(EngineError::system)?;
-        let egress = match loopback {
-            true => Egress::Loopback,
-            false => Egress::Interface { index: ifindex, name },
+        let egress = match (loopback, &setup.interface) {
+            (true, _) => Egress::Loopback,
+            (false, Some(_)) => Egress::Interface { index: ifindex, name },
+            (false, None) => Egress::Routes { index: ifindex, name },
         };
         let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
         for _ in 0..senders {

@@ -16,6 +16,8 @@
 use super::batch::Batch;
 use super::{IoError, Transmit, Unsent};
 use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use std::io;
 use std::net::IpAddr;
@@ -29,7 +31,16 @@ const SHORTAGE: Duration = Duration::from_millis(20);
 /// Which way a [`RawTx`] sends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Egress<'a> {
-    /// Through this interface, by the routes that lead through it.
+    /// By the host's routes, which lead through this interface.
+    Routes {
+        /// Its index.
+        index: u32,
+        /// Its name, for messages.
+        name: &'a str,
+    },
+    /// Through this interface whatever the routes say: IPv4 takes a destination to which no route
+    /// leads through it, or that one forbids, to be on its link (net/ipv4/route.c,
+    /// ip_route_output_key_hash_rcu).
     Interface {
         /// Its index.
         index: u32,
@@ -55,7 +66,7 @@ impl RawTx {
     /// Opens the sending end.
     ///
     /// # Errors
-    /// No CAP_NET_RAW, or no such interface. That an interface is down shows on flushing.
+    /// No CAP_NET_RAW. That an interface is down or gone shows on flushing.
     pub fn open(egress: Egress<'_>) -> Result<Self, IoError> {
         let v4 = Socket::open(AddressFamily::Inet, egress)?;
         // Else a packet that the queueing discipline drops counts as sent.
@@ -71,7 +82,7 @@ impl RawTx {
             Err(error) => return Err(error),
         };
         let ifindex = match egress {
-            Egress::Interface { index, .. } => index,
+            Egress::Routes { index, .. } | Egress::Interface { index, .. } => index,
             Egress::Loopback => 0,
         };
         Ok(Self { v4, v6, batch: Batch::addressed(), ifindex })
@@ -88,9 +99,26 @@ impl RawTx {
             };
             let (left, result) = self.batch.send(socket.fd.as_fd(), run, SHORTAGE);
             *sent += left;
-            result.map_err(|errno| socket.error("send packets", errno))?;
+            result.map_err(|errno| {
+                // Through an interface that is down there is no route either.
+                let errno = if errno == Errno::ENETUNREACH { self.why_no_route() } else { errno };
+                socket.error("send packets", errno)
+            })?;
         }
         Ok(())
+    }
+}
+
+impl RawTx {
+    fn why_no_route(&self) -> Errno {
+        let name = &self.v4.interface;
+        let Ok(mut interfaces) = getifaddrs() else { return Errno::ENETUNREACH };
+        match interfaces.find(|interface| interface.interface_name == *name) {
+            _ if self.ifindex == 0 => Errno::ENETUNREACH,
+            None => Errno::ENODEV,
+            Some(interface) if !interface.flags.contains(InterfaceFlags::IFF_UP) => Errno::ENETDOWN,
+            Some(_) => Errno::ENETUNREACH,
+        }
     }
 }
 
@@ -153,7 +181,7 @@ impl Socket {
     // drops what is late (fq_codel, which does so in silence).
     fn open(family: AddressFamily, egress: Egress<'_>) -> Result<Self, IoError> {
         let interface = match egress {
-            Egress::Interface { name, .. } => name,
+            Egress::Routes { name, .. } | Egress::Interface { name, .. } => name,
             Egress::Loopback => "the loopback",
         };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

@@ -66,8 +66,7 @@ pub fn classify(facts: &Facts) -> (State, Reason) {
 
 /// Our own kernel could not resolve the next hop, probes apart or until silence had lasted.
 const fn is_without_neighbour(facts: &Facts) -> bool {
-    facts.neighbour_reports >= ICMP_PROBES_APART
-        || (facts.neighbour_reports > 0 && facts.exhausted)
+    facts.neighbour_reports >= ICMP_PROBES_APART || (facts.neighbour_reports > 0 && facts.exhausted)
 }
 
 const fn icmp_reason(kind: IcmpKind) -> Reason {

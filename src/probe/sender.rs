@@ -532,8 +532,7 @@ impl Sender {
         let is_this_host = self.loopback.is_some() && self.egress(index) == self.loopback;
         let flow = &mut self.flows[index];
         let facts = &flow.facts;
-        let silence =
-            facts.exhausted || facts.neighbour_failed || facts.neighbour_reports > 0;
+        let silence = facts.exhausted || facts.neighbour_failed || facts.neighbour_reports > 0;
         if let Some((at, kind)) = self.trouble
             && silence
             && at >= flow.first_asked_at

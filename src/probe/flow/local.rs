@@ -32,7 +32,11 @@ impl Flow {
             self.facts.neighbour_reports = self.facts.neighbour_reports.saturating_add(1);
             self.note_own(Seen::NeighbourFailed, reply);
         }
-        if self.facts.neighbour_reports >= ICMP_PROBES_APART { Step::Verdict } else { Step::Continue }
+        if self.facts.neighbour_reports >= ICMP_PROBES_APART {
+            Step::Verdict
+        } else {
+            Step::Continue
+        }
     }
 
     fn note_own(&mut self, kind: Seen, reply: &Reply) {
