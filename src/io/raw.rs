@@ -18,7 +18,9 @@ use super::{IoError, Transmit, Unsent};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt,
+};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -27,6 +29,11 @@ use std::time::Duration;
 /// How long a packet may be refused for want of memory. Nearly always it is the neighbour table that
 /// is full, and then not for this packet only: to wait long for each would stop the sweep.
 const SHORTAGE: Duration = Duration::from_millis(20);
+
+/// Octets of send buffer: about 5,000 small packets, since each is charged with its skb. It must hold
+/// what waits for neighbours that do not answer (three seconds' worth, 1,024 of them), and not more
+/// than fq_codel does (10,240 packets), which drops what is too much in silence.
+const SEND_BUFFER: usize = 2 << 20;
 
 /// Which way a [`RawTx`] sends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -176,9 +183,6 @@ struct Socket {
 }
 
 impl Socket {
-    // The send buffer stays at its default, about 270 small packets: the socket waits before a
-    // queueing discipline of 1,000 is full, and what waits is not held for long enough for one that
-    // drops what is late (fq_codel, which does so in silence).
     fn open(family: AddressFamily, egress: Egress<'_>) -> Result<Self, IoError> {
         let interface = match egress {
             Egress::Routes { name, .. } | Egress::Interface { name, .. } => name,
@@ -188,6 +192,10 @@ impl Socket {
         let fd = socket(family, SockType::Raw, flags, SockProtocol::Raw)
             .map_err(|errno| io_error("open raw socket", interface, errno))?;
         let socket = Socket { fd, interface: interface.to_owned() };
+        if setsockopt(&socket.fd, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+            setsockopt(&socket.fd, sockopt::SndBuf, &SEND_BUFFER)
+                .map_err(|errno| socket.error("set SO_SNDBUF", errno))?;
+        }
         if let Egress::Interface { index, .. } = egress {
             let index = libc::c_int::try_from(index)
                 .map_err(|_| socket.error("bind raw socket", Errno::ENODEV))?;
