@@ -294,14 +294,15 @@ fn listen(address: &str) -> TcpListener {
 fn sweeps_this_host() {
     in_namespace(|| {
         let _tun = tun0();
-        let _listeners: Vec<_> =
-            ["127.0.0.1:80", "127.0.0.5:80", "10.8.0.1:80"].map(listen).into_iter().collect();
+        let alive = ["127.0.0.1:80", "127.0.0.5:80", "10.8.0.1:80"];
+        let _listeners = alive.map(listen);
         let dir = tempfile::tempdir().expect("a directory");
         let pcap = dir.path().join("sweep.pcap");
-        let swept = sweep(&format!("127.0.0.0/28 10.8.0.1 -p 80 --pcap {}", pcap.display()));
+        let targets = "127.0.0.0/28 10.8.0.1 -p 80";
+        let swept = sweep(&format!("{targets} --pcap {}", pcap.display()));
         assert_eq!(swept.code, Some(0), "{}", swept.stderr);
         assert_eq!(swept.peers.len(), 17);
-        for peer in ["127.0.0.1:80", "127.0.0.5:80", "10.8.0.1:80"] {
+        for peer in alive {
             swept.assert(peer, "alive/ack");
         }
         swept.assert("127.0.0.2:80", "alive/refused");

@@ -8,7 +8,7 @@ use crate::io::PathInfo;
 use crate::probe::TargetId;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
 use crate::report::table::shown;
-use crate::wire::{Checksums, LinkType, Packet, PcapWriter, describe, parse};
+use crate::wire::{Checksums, LinkType, PcapWriter, describe, parse};
 use anyhow::anyhow;
 use humantime::format_duration;
 use indicatif::HumanCount;
@@ -46,20 +46,17 @@ impl FirstFrames {
     /// The sweep itself would fail in the same way.
     pub fn craft(setup: &Setup) -> Result<FirstFrames, Failure> {
         let mut first = FirstFrames::default();
-        engine::preview(setup, &mut |path, frame| first.add(path, frame))?;
+        engine::preview(setup, &mut |peer, path, frame| first.add(peer, path, frame))?;
         Ok(first)
     }
 
-    fn add(&mut self, path: &PathInfo, octets: &[u8]) {
+    fn add(&mut self, peer: SocketAddr, path: &PathInfo, octets: &[u8]) {
         let known = self.interfaces.iter().position(|name| *name == path.interface);
         let interface = known.unwrap_or_else(|| {
             self.interfaces.push(path.interface.clone());
             self.interfaces.len() - 1
         });
-        if let Ok(Packet::Tcp(segment)) = parse(octets, path.link, Checksums::Verify) {
-            let peer = SocketAddr::new(segment.ip.dst, segment.dst_port);
-            self.by_peer.insert(peer, self.frames.len());
-        }
+        self.by_peer.insert(peer, self.frames.len());
         self.frames.push(Frame { interface, link: path.link, start: self.octets.len() });
         self.octets.extend_from_slice(octets);
     }
@@ -184,7 +181,7 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
     Ok(())
 }
 
-/// Frames for one peer, ARP and answers to what the peer sends left aside.
+/// Frames for one peer, ARP, ND and answers to what the peer sends left aside.
 struct Frames {
     answering: u64,
     silent: u64,

@@ -143,7 +143,7 @@ impl Batch {
         &self.buffer[start..start + len]
     }
 
-    /// Addresses the frame last submitted; `scope_id` is the interface of a link-local destination.
+    /// Addresses the frame last submitted; `scope_id` is the interface of link-local addresses.
     /// Addresses of two families are as good as none.
     ///
     /// # Panics
@@ -173,6 +173,9 @@ impl Batch {
                     name.sin6_scope_id = scope_id;
                 }
                 info.ipi6_addr.s6_addr = src.octets();
+                if src.is_unicast_link_local() {
+                    info.ipi6_ifindex = scope_id as _;
+                }
                 envelope.name.v6 = *name;
                 envelope.source.v6 = Control::new(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, *info);
                 (size_of_val(name), Control::<libc::in6_pktinfo>::LEN)

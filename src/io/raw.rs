@@ -65,7 +65,7 @@ pub struct RawTx {
     /// `None` where the kernel has no IPv6.
     v6: Option<Socket>,
     batch: Batch,
-    /// The interface of link-local destinations; 0 for the loopback.
+    /// The interface of link-local addresses; 0 for the loopback.
     ifindex: u32,
 }
 
