@@ -29,7 +29,11 @@ const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 
 fn spec() -> GuardSpec {
-    GuardSpec { sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()], ports: PORTS }
+    GuardSpec {
+        sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()],
+        ports: PORTS,
+        tuples: Vec::new(),
+    }
 }
 
 fn guard(lab: &Lab, interface: &str) -> Guard {

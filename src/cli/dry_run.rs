@@ -5,9 +5,11 @@ use super::exit::Failure;
 use super::sweep::Request;
 use crate::engine::{self, Setup};
 use crate::probe::TargetId;
+use crate::probe::evidence::Seen;
+use crate::probe::given::Given;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
 use crate::report::table::shown;
-use crate::wire::{Checksums, LinkType, Packet, PcapWriter, describe, parse};
+use crate::wire::{Checksums, Flags, LinkType, Packet, PcapWriter, describe, parse};
 use anyhow::anyhow;
 use humantime::format_duration;
 use indicatif::HumanCount;
@@ -25,8 +27,12 @@ pub struct FirstFrames {
     octets: Vec<u8>,
     /// In the order in which they would be sent.
     frames: Vec<Frame>,
-    /// By peer, the index in `frames`. Who has no route is not in it.
+    /// By peer, the index in `frames` of the SYN. Who has no route is not in it.
     by_peer: HashMap<SocketAddr, usize>,
+    /// By local end and peer, that of the first keepalive on a given flow.
+    by_flow: HashMap<(SocketAddr, SocketAddr), usize>,
+    /// Of the given flows, by index, why they are not probed.
+    obstacles: Vec<Option<Seen>>,
 }
 
 #[derive(Debug)]
@@ -44,7 +50,8 @@ impl FirstFrames {
     /// The sweep itself would fail in the same way.
     pub fn craft(setup: &Setup) -> Result<FirstFrames, Failure> {
         let mut first = FirstFrames::default();
-        engine::preview(setup, &mut |interface, frame| first.add(interface, frame))?;
+        let flows = engine::preview(setup, &mut |interface, frame| first.add(interface, frame))?;
+        first.obstacles = flows.iter().map(Given::obstacle).collect();
         Ok(first)
     }
 
@@ -56,7 +63,12 @@ impl FirstFrames {
         });
         if let Ok(Packet::Tcp(segment)) = parse(octets, LinkType::Ethernet, Checksums::Verify) {
             let peer = SocketAddr::new(segment.ip.dst, segment.dst_port);
-            self.by_peer.insert(peer, self.frames.len());
+            let local = SocketAddr::new(segment.ip.src, segment.src_port);
+            if segment.flags.contains(Flags::SYN) {
+                self.by_peer.insert(peer, self.frames.len());
+            } else {
+                self.by_flow.insert((local, peer), self.frames.len());
+            }
         }
         self.frames.push(Frame { interface, start: self.octets.len() });
         self.octets.extend_from_slice(octets);
@@ -67,9 +79,25 @@ impl FirstFrames {
         &self.octets[self.frames[index].start..end]
     }
 
-    /// Writes what would be sent to `peer`, and through which interface.
+    /// Writes what would be sent to a target, and through which interface.
     fn describe(&self, peer: &SocketAddr, out: &mut impl Write) -> io::Result<()> {
-        let Some(&index) = self.by_peer.get(peer) else { return write!(out, "no route") };
+        self.describe_frame(self.by_peer.get(peer).copied(), out)
+    }
+
+    /// Writes what would be sent on the given flow `flow`, which is the one of `index`, or why nothing
+    /// would.
+    fn describe_flow(&self, index: usize, flow: &Given, out: &mut impl Write) -> io::Result<()> {
+        if let Some(obstacle) = self.obstacles.get(index).copied().flatten() {
+            return write!(out, "not probed: {}", obstacle.name());
+        }
+        // A frame knows no scope identifier.
+        let plain = |address: SocketAddr| SocketAddr::new(address.ip(), address.port());
+        let ends = (plain(flow.local), plain(flow.peer));
+        self.describe_frame(self.by_flow.get(&ends).copied(), out)
+    }
+
+    fn describe_frame(&self, index: Option<usize>, out: &mut impl Write) -> io::Result<()> {
+        let Some(index) = index else { return write!(out, "no route") };
         let interface = &self.interfaces[self.frames[index].interface];
         match parse(self.octets(index), LinkType::Ethernet, Checksums::Verify) {
             Ok(packet) => write!(out, "{interface}: {}", describe(&packet)),
@@ -109,7 +137,8 @@ fn sent_at_ns(earlier: u64, rate_pps: Option<u64>) -> u64 {
 pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io::Result<()> {
     let setup = &request.setup;
     let plan = &setup.plan;
-    let peers = setup.targets.len() as u64;
+    let flows = setup.flows.len() as u64;
+    let peers = setup.targets.len() as u64 + flows;
     let keepalive = &plan.keepalive;
     let probe_bytes = match plan.probe_bytes {
         ProbeBytes::Auto => "0, then 1 in the second half of the plan",
@@ -158,6 +187,14 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
         "frames       {} to a peer that answers (SYN, ACK, keepalive, {close}), up to {} to one that does not",
         frames.answering, frames.silent
     )?;
+    if flows > 0 {
+        writeln!(
+            out,
+            "flows        {}: keepalives only, at most {} each; never closed",
+            HumanCount(flows),
+            keepalive.count
+        )?;
+    }
     writeln!(
         out,
         "duration     about {} if every peer answers, at most about {}",
@@ -173,6 +210,16 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
         }
         write!(out, "  ")?;
         first.describe(peer, out)?;
+        writeln!(out)?;
+    }
+    for (index, flow) in setup.flows.iter().enumerate() {
+        let (name, _) = request.names.of(TargetId((setup.targets.len() + index) as u32));
+        write!(out, "{}", flow.peer)?;
+        if let Some(name) = name {
+            write!(out, "  {}", shown(name))?;
+        }
+        write!(out, "  ")?;
+        first.describe_flow(index, flow, out)?;
         writeln!(out)?;
     }
     Ok(())

@@ -53,7 +53,7 @@ impl Sweep {
         control: &Control,
         report: &mut dyn FnMut(Verdict),
     ) -> Result<Summary, EngineError> {
-        let Sweep { senders, paths, table, post, guard, capture, peers } = self;
+        let Sweep { senders, paths, table, post, guard, capture, peers, .. } = self;
         let guard_counts = |guard: &Option<Guard>| {
             guard.as_ref().map_or(Ok(GuardCounts::default()), Guard::counts)
         };

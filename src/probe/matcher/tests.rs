@@ -19,6 +19,7 @@ const OPEN: Expect = Expect {
     probe_ack: NXT,
     probe_outstanding: true,
     confirmed: true,
+    given: false,
 };
 const SYN_SENT: Expect =
     Expect { phase: Phase::SynSent, probe_outstanding: false, confirmed: false, ..OPEN };
