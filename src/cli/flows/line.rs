@@ -39,8 +39,13 @@ pub enum Malformed {
     #[error("not a JSON object: {0}")]
     Json(String),
     /// Not a record of the header's shape.
-    #[error("{0}")]
-    Csv(String),
+    #[error("{found} columns, where the header has {expected}")]
+    Columns {
+        /// Columns of the line.
+        found: usize,
+        /// Columns of the header.
+        expected: usize,
+    },
     /// Not UTF-8.
     #[error("not UTF-8 text")]
     Encoding,

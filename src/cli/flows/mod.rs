@@ -1,6 +1,7 @@
 //! `--flows`: connections that somebody else has opened, from NDJSON or CSV, each once.
 #![forbid(unsafe_code)]
 
+mod csv;
 mod line;
 mod ndjson;
 #[cfg(test)]
@@ -10,7 +11,6 @@ use super::targets::scope;
 use crate::probe::given::Given;
 use indicatif::HumanCount;
 use line::{FIELDS, Fields, Malformed, NEEDED};
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -45,7 +45,7 @@ pub enum FlowsError {
     },
     /// The first line of the CSV does not name the fields.
     #[error(
-        "{file}:1: expected a flow as a JSON object, or a CSV header with {}; {missing} is missing",
+        "{file}: expected a flow as a JSON object, or a CSV header with {}; {missing} is missing",
         FIELDS[..NEEDED].join(", ")
     )]
     Header {
@@ -55,7 +55,7 @@ pub enum FlowsError {
         missing: &'static str,
     },
     /// The header names a field twice.
-    #[error("{file}:1: the header names {field} twice")]
+    #[error("{file}: the header names {field} twice")]
     HeaderTwice {
         /// The file.
         file: String,
@@ -132,11 +132,19 @@ fn read(file: &str, reader: impl Read, allow_public: bool) -> Result<Flows, Flow
     let mut before = Vec::new();
     let first = skip_blank(&mut reader, &mut before).map_err(unreadable)?;
     let lines_before = before.iter().filter(|&&octet| octet == b'\n').count() as u64;
-    match first {
-        None => {}
-        Some(b'{') => read_ndjson(&mut reader, lines_before, &mut intake).map_err(unreadable)?,
-        Some(_) => read_csv(reader, lines_before, &mut intake)?,
-    }
+    let mut header = None;
+    let mut sink = |number, line: &[u8]| {
+        if first == Some(b'{') {
+            intake.take(number, ndjson::fields(line));
+            return Ok(());
+        }
+        match &mut header {
+            None => header = Some(csv::Header::parse(file, line)?),
+            Some(header) => intake.take(number, header.fields(line)),
+        }
+        Ok(())
+    };
+    each_line(&mut reader, lines_before, &mut sink, &unreadable)?;
     intake.finish()
 }
 
@@ -158,76 +166,24 @@ fn skip_blank(reader: &mut impl BufRead, skipped: &mut Vec<u8>) -> io::Result<Op
     }
 }
 
-fn read_ndjson(
+/// Hands every line that says something to `sink`, with its number.
+fn each_line(
     reader: &mut impl BufRead,
     lines_before: u64,
-    intake: &mut Intake<'_>,
-) -> io::Result<()> {
+    sink: &mut dyn FnMut(u64, &[u8]) -> Result<(), FlowsError>,
+    unreadable: &dyn Fn(io::Error) -> FlowsError,
+) -> Result<(), FlowsError> {
     let mut line = Vec::new();
     for number in lines_before + 1.. {
         line.clear();
-        if reader.read_until(b'\n', &mut line)? == 0 {
+        if reader.read_until(b'\n', &mut line).map_err(unreadable)? == 0 {
             break;
         }
         if !line.trim_ascii().is_empty() {
-            intake.take(number, ndjson::fields(line.trim_ascii()));
+            sink(number, line.trim_ascii())?;
         }
     }
     Ok(())
-}
-
-fn read_csv(
-    reader: impl Read,
-    lines_before: u64,
-    intake: &mut Intake<'_>,
-) -> Result<(), FlowsError> {
-    let file = intake.file;
-    let unreadable = |error| FlowsError::Unreadable { file: file.to_owned(), error };
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .has_headers(false)
-        .from_reader(reader);
-    let mut record = csv::ByteRecord::new();
-    reader.read_byte_record(&mut record).map_err(|error| unreadable(error.into()))?;
-    let columns: Vec<Option<usize>> = record
-        .iter()
-        .map(|name| FIELDS.iter().position(|field| field.as_bytes() == name))
-        .collect();
-    for (index, field) in FIELDS.iter().enumerate() {
-        match columns.iter().filter(|column| **column == Some(index)).count() {
-            0 if index < NEEDED => {
-                return Err(FlowsError::Header { file: file.to_owned(), missing: field });
-            }
-            0 | 1 => {}
-            _ => return Err(FlowsError::HeaderTwice { file: file.to_owned(), field }),
-        }
-    }
-    while reader.read_byte_record(&mut record).map_err(|error| unreadable(error.into()))? {
-        let line = record.position().map_or(0, csv::Position::line) + lines_before;
-        intake.take(line, csv_fields(&record, &columns));
-    }
-    Ok(())
-}
-
-fn csv_fields<'a>(
-    record: &'a csv::ByteRecord,
-    columns: &[Option<usize>],
-) -> Result<Fields<'a>, Malformed> {
-    if record.len() != columns.len() {
-        let (found, expected) = (record.len(), columns.len());
-        return Err(Malformed::Csv(format!("{found} columns, where the header has {expected}")));
-    }
-    let mut fields = Fields::default();
-    for (value, column) in record.iter().zip(columns) {
-        if let Some(column) = *column
-            && !value.is_empty()
-        {
-            let text = std::str::from_utf8(value).map_err(|_| Malformed::Encoding)?;
-            fields[column] = Some(Cow::Borrowed(text));
-        }
-    }
-    Ok(fields)
 }
 
 /// What the lines amount to.
