@@ -64,6 +64,7 @@ impl Sweep {
         let unparkers: Vec<_> = parkers.iter().map(|parker| parker.unparker().clone()).collect();
         let (verdicts, reported) = channel::unbounded();
         let begun = Clock.now();
+        tracing::info!(peers, "probing begins");
         let capture_ref = capture.as_ref();
 
         let mut tally = Summary::default();
