@@ -1,13 +1,19 @@
 //! Flows that somebody else has opened: probes, and nothing else, ever.
 
+use crate::io::{PathId, PathInfo};
 use crate::probe::evidence::Seen;
-use crate::probe::given::TimestampClock;
+use crate::probe::given::{Given, TimestampClock};
 use crate::probe::matcher::Rejection;
+use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Close, Plan, ProbeBytes};
 use crate::probe::script::{ACK, DATA, FIN, RST, SYN_ACK, Say, Script, plan, resting};
-use crate::probe::sender::Interruption;
-use crate::wire::{Checksums, LinkType, Options, Packet, SeqNumber, Timestamps, parse};
+use crate::probe::sender::{Interruption, Poll, Sender, Start, Target};
+use crate::probe::table::{Family, Table};
+use crate::time::Instant;
+use crate::wire::{Checksums, LinkType, MacAddr, Options, Packet, SeqNumber, Timestamps, parse};
 use proptest::prelude::*;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 const PROBE: &str = "0 [.] 0 ack 1";
@@ -264,6 +270,52 @@ fn timestamps_are_live_and_tell_which_probe_was_answered() {
     assert!(!script.done);
     script.at(4_000);
     assert!(script.done);
+}
+
+/// A connection that we open must not be on the 4-tuple of a given one.
+#[test]
+fn targets_leave_the_tuples_of_given_flows_alone() {
+    let (source, peer) = (IpAddr::from([10, 98, 0, 1]), SocketAddr::from(([10, 99, 0, 7], 80)));
+    for taken in [61_000, 61_001] {
+        let number = SeqNumber(1);
+        let (wnd, clock, obstacle) = (1, None, None);
+        let (snd_una, snd_nxt, rcv_nxt) = (number, number, number);
+        let local = SocketAddr::new(source, taken);
+        let given = Given { local, peer, snd_una, snd_nxt, rcv_nxt, wnd, clock, obstacle };
+        let path = PathInfo {
+            id: PathId(0),
+            interface: "test0".into(),
+            link: LinkType::Ip,
+            mac: MacAddr::default(),
+            mtu: 1500,
+        };
+        let mut sender = Sender::new(Start {
+            plan: plan(),
+            targets: vec![Target { peer, hop: Some(HopId(0)) }; 2],
+            given: vec![given],
+            first_slot: 0,
+            hops: vec![Hop { path: PathId(0), next_hop: peer.ip(), source }],
+            paths: vec![path],
+            resolve: true,
+            source_ports: 61_000..=61_001,
+            table: Arc::new(Table::with_capacity(2, Family::V4, [1, 2])),
+            now: Instant::ZERO,
+        })
+        .expect("a sender");
+        let mut sent = Vec::new();
+        while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
+            let mut frame = [0; 256];
+            let len = sender.emit(&due, &mut frame).expect("a frame");
+            let Ok(Packet::Tcp(segment)) = parse(&frame[..len], LinkType::Ip, Checksums::Verify)
+            else {
+                panic!("TCP")
+            };
+            sent.push((segment.flags.0, segment.src_port));
+        }
+        sent.sort_unstable();
+        let free = if taken == 61_000 { 61_001 } else { 61_000 };
+        assert_eq!(sent, [(0x02, free), (0x10, taken)]);
+    }
 }
 
 proptest! {
