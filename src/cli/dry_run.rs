@@ -9,14 +9,13 @@ use crate::probe::evidence::Seen;
 use crate::probe::given::Given;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
 use crate::report::table::shown;
-use crate::wire::{Checksums, Flags, LinkType, Packet, PcapWriter, describe, parse};
+use crate::wire::{Checksums, LinkType, PcapWriter, describe, parse};
 use anyhow::anyhow;
 use humantime::format_duration;
 use indicatif::HumanCount;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,10 +26,8 @@ pub struct FirstFrames {
     octets: Vec<u8>,
     /// In the order in which they would be sent.
     frames: Vec<Frame>,
-    /// By peer, the index in `frames` of the SYN. Who has no route is not in it.
-    by_peer: HashMap<SocketAddr, usize>,
-    /// By local end and peer, that of the first keepalive on a given flow.
-    by_flow: HashMap<(SocketAddr, SocketAddr), usize>,
+    /// The index in `frames`. Who has no route is not in it.
+    by_target: HashMap<TargetId, usize>,
     /// Of the given flows, by index, why they are not probed.
     obstacles: Vec<Option<Seen>>,
 }
@@ -50,26 +47,20 @@ impl FirstFrames {
     /// The sweep itself would fail in the same way.
     pub fn craft(setup: &Setup) -> Result<FirstFrames, Failure> {
         let mut first = FirstFrames::default();
-        let flows = engine::preview(setup, &mut |interface, frame| first.add(interface, frame))?;
+        let flows = engine::preview(setup, &mut |target, interface, frame| {
+            first.add(target, interface, frame);
+        })?;
         first.obstacles = flows.iter().map(Given::obstacle).collect();
         Ok(first)
     }
 
-    fn add(&mut self, interface: &str, octets: &[u8]) {
+    fn add(&mut self, target: TargetId, interface: &str, octets: &[u8]) {
         let known = self.interfaces.iter().position(|name| name == interface);
         let interface = known.unwrap_or_else(|| {
             self.interfaces.push(interface.to_owned());
             self.interfaces.len() - 1
         });
-        if let Ok(Packet::Tcp(segment)) = parse(octets, LinkType::Ethernet, Checksums::Verify) {
-            let peer = SocketAddr::new(segment.ip.dst, segment.dst_port);
-            let local = SocketAddr::new(segment.ip.src, segment.src_port);
-            if segment.flags.contains(Flags::SYN) {
-                self.by_peer.insert(peer, self.frames.len());
-            } else {
-                self.by_flow.insert((local, peer), self.frames.len());
-            }
-        }
+        self.by_target.insert(target, self.frames.len());
         self.frames.push(Frame { interface, start: self.octets.len() });
         self.octets.extend_from_slice(octets);
     }
@@ -79,25 +70,17 @@ impl FirstFrames {
         &self.octets[self.frames[index].start..end]
     }
 
-    /// Writes what would be sent to a target, and through which interface.
-    fn describe(&self, peer: &SocketAddr, out: &mut impl Write) -> io::Result<()> {
-        self.describe_frame(self.by_peer.get(peer).copied(), out)
-    }
-
-    /// Writes what would be sent on the given flow `flow`, which is the one of `index`, or why nothing
-    /// would.
-    fn describe_flow(&self, index: usize, flow: &Given, out: &mut impl Write) -> io::Result<()> {
-        if let Some(obstacle) = self.obstacles.get(index).copied().flatten() {
+    /// Writes what would be sent, and through which interface, or why nothing would be.
+    fn describe(
+        &self,
+        target: TargetId,
+        obstacle: Option<Seen>,
+        out: &mut impl Write,
+    ) -> io::Result<()> {
+        if let Some(obstacle) = obstacle {
             return write!(out, "not probed: {}", obstacle.name());
         }
-        // A frame knows no scope identifier.
-        let plain = |address: SocketAddr| SocketAddr::new(address.ip(), address.port());
-        let ends = (plain(flow.local), plain(flow.peer));
-        self.describe_frame(self.by_flow.get(&ends).copied(), out)
-    }
-
-    fn describe_frame(&self, index: Option<usize>, out: &mut impl Write) -> io::Result<()> {
-        let Some(index) = index else { return write!(out, "no route") };
+        let Some(&index) = self.by_target.get(&target) else { return write!(out, "no route") };
         let interface = &self.interfaces[self.frames[index].interface];
         match parse(self.octets(index), LinkType::Ethernet, Checksums::Verify) {
             Ok(packet) => write!(out, "{interface}: {}", describe(&packet)),
@@ -202,30 +185,23 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
         format_duration(most)
     )?;
     writeln!(out)?;
-    for (peer, index) in setup.targets.iter().zip(0..) {
-        let (name, label) = request.names.of(TargetId(index));
+    let targets = setup.targets.iter().map(|peer| (peer, None));
+    let flows = setup.flows.iter().zip(&first.obstacles);
+    let flows = flows.map(|(flow, obstacle)| (&flow.peer, *obstacle));
+    for ((peer, obstacle), target) in targets.chain(flows).zip((0..).map(TargetId)) {
+        let (name, label) = request.names.of(target);
         write!(out, "{peer}")?;
         for text in [name, label].into_iter().flatten() {
             write!(out, "  {}", shown(text))?;
         }
         write!(out, "  ")?;
-        first.describe(peer, out)?;
-        writeln!(out)?;
-    }
-    for (index, flow) in setup.flows.iter().enumerate() {
-        let (name, _) = request.names.of(TargetId((setup.targets.len() + index) as u32));
-        write!(out, "{}", flow.peer)?;
-        if let Some(name) = name {
-            write!(out, "  {}", shown(name))?;
-        }
-        write!(out, "  ")?;
-        first.describe_flow(index, flow, out)?;
+        first.describe(target, obstacle, out)?;
         writeln!(out)?;
     }
     Ok(())
 }
 
-/// Frames for one peer, ARP and answers to what the peer sends left aside.
+/// Frames for one peer, ARP, ND and answers to what the peer sends left aside.
 struct Frames {
     answering: u64,
     silent: u64,

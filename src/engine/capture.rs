@@ -8,8 +8,10 @@ use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// Addresses unknown, EtherType IPv4.
-const NO_ETHERNET: [u8; 14] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0];
+/// Addresses unknown.
+const NO_ADDRESSES: [u8; 12] = [0; 12];
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// Every probe and reply, in the order in which the threads came to write them.
 pub(super) struct Capture {
@@ -42,7 +44,9 @@ impl Capture {
         let frame = match link {
             LinkType::Ethernet => frame,
             LinkType::Ip => {
-                framed.extend_from_slice(&NO_ETHERNET);
+                let is_v6 = frame.first().is_some_and(|octet| octet >> 4 == 6);
+                framed.extend_from_slice(&NO_ADDRESSES);
+                framed.extend_from_slice(if is_v6 { &ETHERTYPE_IPV6 } else { &ETHERTYPE_IPV4 });
                 framed.extend_from_slice(frame);
                 &framed
             }

@@ -119,7 +119,7 @@ impl fmt::Debug for Sweep {
     }
 }
 
-/// Returns the octets of memory that a sweep takes per target.
-pub const fn memory_per_target() -> usize {
-    Sender::memory_per_target() + Table::memory_for(1 << 16, Family::V4) / (1 << 16)
+/// Returns the octets of memory that a sweep takes per target, if its targets are of `family`.
+pub const fn memory_per_target(family: Family) -> usize {
+    Sender::memory_per_target() + Table::memory_for(1 << 16, family) / (1 << 16)
 }

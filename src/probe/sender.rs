@@ -6,7 +6,7 @@
 
 use crate::io::{PathId, PathInfo};
 use crate::probe::classify::{State, classify};
-use crate::probe::craft::{CraftError, Crafter, Outgoing, WINDOW, emit_arp_request};
+use crate::probe::craft::{CraftError, Crafter, Outgoing, WINDOW, emit_solicitation};
 use crate::probe::evidence::{Seen, Sighting, Verdict};
 use crate::probe::flow::{Flow, MAX_OPENS, SegmentKind, Stage, Step};
 use crate::probe::given::{Given, Origin};
@@ -56,7 +56,7 @@ pub struct Due {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Content {
     Segment { crafter: u16, outgoing: Outgoing },
-    ArpRequest { source: IpAddr, next_hop: IpAddr },
+    Solicitation { source: IpAddr, next_hop: IpAddr },
 }
 
 /// What the sender wants next.
@@ -86,6 +86,7 @@ pub enum Interruption {
 pub struct TxCounts {
     segments: [u64; 6],
     arp: u64,
+    nd: u64,
 }
 
 impl TxCounts {
@@ -95,14 +96,14 @@ impl TxCounts {
         [Syn, Ack, Probe0, Probe1, Fin, Rst]
             .iter()
             .map(|&kind| (kind.name(), self.segments[kind as usize]))
-            .chain([("arp", self.arp)])
+            .chain([("arp", self.arp), ("nd", self.nd)])
             .filter(|&(_, count)| count > 0)
             .collect()
     }
 
     /// Returns the number of frames of all kinds.
     pub fn total(&self) -> u64 {
-        self.segments.iter().sum::<u64>() + self.arp
+        self.segments.iter().sum::<u64>() + self.arp + self.nd
     }
 }
 
@@ -421,8 +422,11 @@ impl Sender {
             }
             if let Some(hop) = self.neighbours.poll_request(now) {
                 let Hop { path, next_hop, source } = *hop;
-                self.sent.arp += 1;
-                let content = Content::ArpRequest { source, next_hop };
+                match next_hop {
+                    IpAddr::V4(_) => self.sent.arp += 1,
+                    IpAddr::V6(_) => self.sent.nd += 1,
+                }
+                let content = Content::Solicitation { source, next_hop };
                 return Some(Due { path, slot: None, content });
             }
             if let Some(slot) = self.ready.pop_front() {
@@ -548,9 +552,9 @@ impl Sender {
             Content::Segment { crafter, outgoing } => {
                 self.crafters[usize::from(*crafter)].emit(outgoing, buf)
             }
-            Content::ArpRequest { source, next_hop } => {
+            Content::Solicitation { source, next_hop } => {
                 let path = &self.paths[usize::from(due.path.0)];
-                emit_arp_request(path, *source, *next_hop, buf)
+                emit_solicitation(path, *source, *next_hop, buf)
             }
         }
     }
@@ -683,9 +687,14 @@ impl Sender {
 fn keyed_hash(seed: u64, purpose: &[u8], peer: SocketAddr, salt: u16) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(seed, !seed);
     hasher.write(purpose);
-    match peer.ip() {
-        IpAddr::V4(ip) => hasher.write(&ip.octets()),
-        IpAddr::V6(ip) => hasher.write(&ip.octets()),
+    match peer {
+        SocketAddr::V4(peer) => hasher.write(&peer.ip().octets()),
+        SocketAddr::V6(peer) => {
+            hasher.write(&peer.ip().octets());
+            // One link-local address on two links: two peers, and the flow table tells them apart by
+            // our port alone if our own address is the same on both.
+            hasher.write_u32(peer.scope_id());
+        }
     }
     hasher.write_u16(peer.port());
     hasher.write_u16(salt);
