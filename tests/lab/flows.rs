@@ -5,15 +5,15 @@ use crate::support::{Lab, Sweep};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::fmt::Write;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use tempfile::NamedTempFile;
 
 /// Where the fleet echoes.
 const PORT: u16 = 8085;
 const PEERS: usize = 256;
 
-fn peers() -> impl Iterator<Item = Ipv4Addr> {
-    (0..PEERS as u32).map(|host| Ipv4Addr::from_bits(0x0a63_0000 + host))
+fn peers() -> impl Iterator<Item = IpAddr> {
+    (0..PEERS as u32).map(|host| Ipv4Addr::from_bits(0x0a63_0000 + host).into())
 }
 
 /// Every other flow with its timestamps, as an audit or a checkpoint would write them.
@@ -64,7 +64,10 @@ fn sweep(lab: &Lab, file: &NamedTempFile, more: &[&str]) -> Sweep {
 fn assert_only_probes(sweep: &Sweep) {
     let sent = sweep.summary["sent_by_kind"].as_object().expect("an object");
     let kinds: Vec<_> = sent.keys().map(String::as_str).collect();
-    assert!(kinds.iter().all(|kind| ["arp", "probe-0", "probe-1"].contains(kind)), "{kinds:?}");
+    assert!(
+        kinds.iter().all(|kind| ["arp", "nd", "probe-0", "probe-1"].contains(kind)),
+        "{kinds:?}"
+    );
 }
 
 #[test]
@@ -145,13 +148,10 @@ fn what_the_kernel_owns_or_is_elsewhere_is_not_probed() {
     // Beside targets, and one flow that nobody owns.
     let (owned, orphan) = inside(&prober, || {
         let owned = TcpStream::connect((Ipv4Addr::new(10, 99, 0, 1), PORT)).expect("connect");
-        (owned, orphan([Ipv4Addr::new(10, 99, 0, 2)].into_iter(), PORT)[0])
+        (owned, orphan([Ipv4Addr::new(10, 99, 0, 2).into()].into_iter(), PORT)[0])
     });
-    let (std::net::SocketAddr::V4(local), std::net::SocketAddr::V4(peer)) =
-        (owned.local_addr().expect("an address"), owned.peer_addr().expect("an address"))
-    else {
-        panic!("IPv4")
-    };
+    let local = owned.local_addr().expect("an address");
+    let peer = owned.peer_addr().expect("an address");
     let flows = [
         Orphan { local, peer, ..orphan },
         orphan,
@@ -179,4 +179,18 @@ fn what_the_kernel_owns_or_is_elsewhere_is_not_probed() {
         assert!(sweep.stderr.contains(note), "{}", sweep.stderr);
     }
     assert_eq!(lab.connections("8085"), 2);
+}
+
+#[test]
+fn given_connections_of_both_families_are_left_as_they_were() {
+    let Some(lab) = Lab::up("flows6", &[]) else { return };
+    let prober = lab.namespace("prober");
+    let first = "fd99::1".parse::<Ipv6Addr>().expect("an address").to_bits();
+    let v6 = (0..32).map(|host| Ipv6Addr::from_bits(first + host).into());
+    let mut orphans = inside(&prober, || orphan(peers().take(32).chain(v6), PORT));
+    let alive = sweep(&lab, &write_ndjson(&orphans), &[]);
+    assert_eq!(alive.code, Some(0), "{}\n{}", alive.stderr, alive.summary);
+    assert_eq!(alive.count("alive"), 64, "{}", alive.summary);
+    assert_eq!(alive.summary["guard_dropped"], 64, "{}", alive.summary);
+    inside(&prober, || continue_all(&mut orphans));
 }

@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::mem::size_of;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ const SEND_QUEUE: c_int = 2;
 /// The numbers of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Orphan {
-    pub local: SocketAddrV4,
-    pub peer: SocketAddrV4,
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
     pub snd_una: u32,
     pub rcv_nxt: u32,
     pub ts_offset_ms: u32,
@@ -52,13 +52,6 @@ fn queue_seq(stream: &TcpStream, queue: c_int) -> u32 {
     get(stream, TCP_QUEUE_SEQ)
 }
 
-fn v4(address: std::io::Result<SocketAddr>) -> SocketAddrV4 {
-    match address.expect("an address") {
-        SocketAddr::V4(address) => address,
-        SocketAddr::V6(address) => panic!("{address}"),
-    }
-}
-
 /// Says something to an echoing peer and waits for the answer.
 fn converse(stream: &mut TcpStream, text: &[u8]) {
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
@@ -82,8 +75,8 @@ impl Orphan {
         set(stream, TCP_REPAIR, 1);
         let monotonic_ms = (Clock.now().as_nanos() / 1_000_000) as u32;
         Orphan {
-            local: v4(stream.local_addr()),
-            peer: v4(stream.peer_addr()),
+            local: stream.local_addr().expect("an address"),
+            peer: stream.peer_addr().expect("an address"),
             snd_una: queue_seq(stream, SEND_QUEUE),
             rcv_nxt: queue_seq(stream, RECV_QUEUE),
             ts_offset_ms: get(stream, TCP_TIMESTAMP).wrapping_sub(monotonic_ms),
@@ -92,13 +85,14 @@ impl Orphan {
 
     /// Gives the connection a socket again, as if it had never been without.
     pub fn adopt(&self) -> TcpStream {
+        let family = if self.local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         // SAFETY: takes no pointer.
-        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+        let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
         assert!(fd >= 0, "socket: {}", std::io::Error::last_os_error());
         // SAFETY: just opened, and nobody else's.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         set(&fd, TCP_REPAIR, 1);
-        let address = |at: SocketAddrV4| nix::sys::socket::SockaddrIn::from(at);
+        let address = nix::sys::socket::SockaddrStorage::from;
         nix::sys::socket::bind(fd.as_raw_fd(), &address(self.local)).expect("bind");
         for (queue, seq) in [(SEND_QUEUE, self.snd_una), (RECV_QUEUE, self.rcv_nxt)] {
             set(&fd, TCP_REPAIR_QUEUE, queue);
@@ -124,7 +118,7 @@ pub fn inside<T: Send>(namespace: &str, job: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Opens a connection to each of `peers`, exchanges a few octets with it, and takes its socket away.
-pub fn orphan(peers: impl Iterator<Item = Ipv4Addr>, port: u16) -> Vec<Orphan> {
+pub fn orphan(peers: impl Iterator<Item = IpAddr>, port: u16) -> Vec<Orphan> {
     let connect = |peer| {
         let mut stream = TcpStream::connect((peer, port)).expect("connect");
         converse(&mut stream, b"before");

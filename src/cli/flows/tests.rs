@@ -182,6 +182,28 @@ fn refusals_name_place_field_and_remedy() {
 }
 
 #[test]
+fn public_ipv6_peers_are_refused_as_ipv4_ones_are() {
+    for (ip, said) in [
+        ("ff02::1", Some("multicast (ff00::/8)")),
+        ("::", Some("unspecified (::)")),
+        ("2600::1", Some("--allow-public")),
+        ("3fff:1000::1", Some("--allow-public")),
+        ("2001:db8::1", None),
+        ("3fff:fff::1", None),
+        ("fd00::1", None),
+        ("fe80::1", None),
+        ("::1", None),
+    ] {
+        let line = json(&[("local_ip", "\"fd00::9\""), ("peer_ip", &format!("\"{ip}\""))]);
+        match (run(&line), said) {
+            (Ok(_), None) => {}
+            (Err(error), Some(said)) => assert!(error.to_string().contains(said), "{error}"),
+            (other, _) => panic!("{ip}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn csv_faults_name_their_lines() {
     assert_eq!(
         message("local_ip,local_port\n"),
