@@ -59,6 +59,8 @@ Examples:
     sudo keepsweep sweep 10.1.0.0/16 -p 22 --rate max --only down,rebooted,unreachable
   A fleet from a file ('db1.example.net:5432 rack-7', one a line), as NDJSON:
     sudo keepsweep sweep --targets fleet.txt --format ndjson -o fleet.ndjson
+  Connections that something else has opened, from a list of their numbers:
+    sudo keepsweep sweep --flows connections.ndjson --format ndjson
   Does it survive an idle minute? Twice a second after that, eight times:
     sudo keepsweep sweep 10.1.2.3:443 --idle 60s --interval 500ms --count 8
 
@@ -86,6 +88,17 @@ pub struct SweepArgs {
     /// records. Blank lines and what follows a '#' are ignored.
     #[arg(long = "targets", value_name = "FILE", help_heading = "Targets")]
     pub target_file: Option<PathBuf>,
+
+    /// Probe given connections that keepsweep did not open, and never close them; '-' is standard
+    /// input
+    ///
+    /// NDJSON or CSV with a header line: local_ip, local_port, peer_ip, peer_port, snd_una, rcv_nxt
+    /// and optionally snd_nxt, wnd, ts_recent with ts_offset_ms, name; other fields are ignored.
+    /// Nothing but keepalives is sent on them. Not probed, and reported as undetermined, are those
+    /// with data in flight (snd_nxt beyond snd_una), those that this host's kernel still owns, and
+    /// those whose local_ip is not of this host. May be given together with targets.
+    #[arg(long, value_name = "FILE", help_heading = "Targets")]
+    pub flows: Option<PathBuf>,
 
     /// Leave out these addresses; may be repeated
     ///

@@ -4,10 +4,11 @@
 use super::args::{Format, Rate, SweepArgs};
 use super::dry_run::{self, FirstFrames};
 use super::exit::{Exit, Failure};
+use super::flows::{self, Flows};
 use super::output::{Destination, Output, Written};
 use super::progress::Progress;
 use super::say;
-use super::targets::{self, Given, Names};
+use super::targets::{self, Given, Names, Targets as Peers};
 use crate::engine::{Control, EngineError, Setup, Sweep};
 use crate::probe::classify::State;
 use crate::probe::evidence::Verdict;
@@ -18,7 +19,7 @@ use indicatif::HumanCount;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,8 +65,20 @@ impl Request {
             ports: &args.ports,
             allow_public: args.allow_public,
         };
-        let targets = targets::collect(&given).map_err(|error| Failure::Usage(error.into()))?;
+        let (mut targets, flows) = peers(&given, args.flows.as_deref())?;
         let mut notes = Vec::new();
+        if flows.duplicates > 0 {
+            let again = HumanCount(flows.duplicates);
+            notes.push(format!(
+                "note: flows given again: {again}; each is probed once, by its last line"
+            ));
+        }
+        // Behind the targets, in the engine as well.
+        for (index, name) in &flows.names {
+            let id = targets.peers.len() + index;
+            targets.names.push(id as u32, Some(name), None);
+            targets.names.push(id as u32 + 1, None, None);
+        }
         if targets.duplicates > 0 {
             let again = HumanCount(targets.duplicates);
             notes.push(format!("note: duplicate targets: {again}; each peer is probed once"));
@@ -88,6 +101,7 @@ impl Request {
             setup: Setup {
                 plan,
                 targets: targets.peers,
+                flows: flows.given,
                 io: args.io,
                 interface: args.interface,
                 source: args.source,
@@ -113,7 +127,9 @@ impl Request {
             Format::Ndjson => Box::new(Ndjson),
             Format::Csv => Box::new(Csv),
             Format::Table => {
-                let widths = self.setup.targets.iter().map(|peer| peer.to_string().len());
+                let flows = self.setup.flows.iter().map(|flow| &flow.peer);
+                let peers = self.setup.targets.iter().chain(flows);
+                let widths = peers.map(|peer| peer.to_string().len());
                 Box::new(Table::new(widths.max().unwrap_or(0), self.names.iter()))
             }
         }
@@ -130,6 +146,25 @@ impl Reporting {
     fn output_name(&self) -> String {
         self.output.as_deref().map_or("standard output".into(), |path| path.display().to_string())
     }
+}
+
+/// Reads targets and flows; there must be some of either.
+fn peers(given: &Given<'_>, flows: Option<&Path>) -> Result<(Peers, Flows), Failure> {
+    let is_stdin = |path: &Path| path.as_os_str() == "-";
+    if given.file.is_some_and(is_stdin) && flows.is_some_and(is_stdin) {
+        let text = "--targets - and --flows -: both cannot be standard input; give a file for one";
+        return Err(Failure::Usage(anyhow!(text)));
+    }
+    let collected = match flows {
+        Some(_) if given.arguments.is_empty() && given.file.is_none() => Peers::default(),
+        _ => targets::collect(given).map_err(|error| Failure::Usage(error.into()))?,
+    };
+    let flows = match flows {
+        Some(path) => flows::collect(path, given.allow_public)
+            .map_err(|error| Failure::Usage(anyhow!("--flows: {error}")))?,
+        None => Flows::default(),
+    };
+    Ok((collected, flows))
 }
 
 fn plan(args: &SweepArgs) -> Result<Plan, Failure> {
@@ -186,7 +221,7 @@ pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
     }
     let layout = request.layout();
     let Request { setup, names, reporting, verbose, .. } = request;
-    let peers = setup.targets.len() as u64;
+    let peers = (setup.targets.len() + setup.flows.len()) as u64;
     tracing::info!(peers, seed = setup.plan.seed, keepalive = ?setup.plan.keepalive, "sweep");
 
     // From here on a signal asks for an orderly end instead of killing the process with flows open.
@@ -196,6 +231,9 @@ pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
     // Capabilities are per thread (capabilities(7)): the helper threads of `drive` start only after
     // the engine has dropped them, and so never have any.
     let sweep = Sweep::open(setup)?;
+    if !reporting.quiet {
+        sweep.notes().iter().for_each(|note| say(format!("note: {note}")));
+    }
     destination
         .clear()
         .with_context(|| format!("empty {}", reporting.output_name()))

@@ -1,16 +1,18 @@
 //! Everything that must be in place before the first frame: privilege, ports, routes, paths, guard.
 
 use super::capture::Capture;
+use super::given;
 use super::{EngineError, IoKind, Path, Setup, Sweep};
 use crate::io::guard::{Guard, GuardSpec, Guarded};
-use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, RxOptions};
+use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, PortRanges, RxOptions};
 use crate::io::ports::PortsError;
 use crate::io::raw::{Egress, RawTx};
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
-use crate::probe::Slot;
+use crate::probe::TargetId;
+use crate::probe::given::Given;
 use crate::probe::neighbour::{Hop, HopId};
-use crate::probe::plan::Plan;
+use crate::probe::plan::{Keepalive, Plan};
 use crate::probe::receiver::Post;
 use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
@@ -22,6 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 /// Replies between receivers and sender; beyond it receivers wait and the kernel's ring fills.
 const HEARD: usize = 1 << 16;
@@ -40,10 +43,13 @@ impl Sweep {
     pub fn open(setup: Setup) -> Result<Sweep, EngineError> {
         let layout = Layout::new(&setup)?;
         privilege::require(privilege::SWEEP).map_err(EngineError::system)?;
-        ports::check(&setup.source_ports).map_err(|error| match error {
-            PortsError::Io(error) => EngineError::system(error),
-            error => EngineError::Usage(error.to_string()),
-        })?;
+        // Given flows have ports of their own.
+        if !setup.targets.is_empty() {
+            ports::check(&setup.source_ports).map_err(|error| match error {
+                PortsError::Io(error) => EngineError::system(error),
+                error => EngineError::Usage(error.to_string()),
+            })?;
+        }
         let capture = match &setup.pcap {
             None => None,
             Some(path) => Some(Capture::create(path, layout.link(&setup)).map_err(|error| {
@@ -52,12 +58,18 @@ impl Sweep {
         };
         let senders = number_of_senders(&setup);
         let (guard, paths) = layout.open_paths(&setup, senders)?;
-        let peers = setup.targets.len();
+        let peers = layout.targets.len();
+        let notes = given::notes(&layout.given);
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
-        Ok(Sweep { senders, paths, table, post, guard, capture, peers, io })
+        Ok(Sweep { senders, paths, table, post, guard, capture, peers, io, notes })
+    }
+
+    /// Returns what the user should know of the flows that were given, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 
@@ -67,28 +79,31 @@ fn number_of_senders(setup: &Setup) -> usize {
         return 1;
     }
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    cores.min(setup.targets.len() / PEERS_WORTH_A_SENDER).clamp(1, MAX_SENDERS)
+    let peers = setup.targets.len() + setup.flows.len();
+    cores.min(peers / PEERS_WORTH_A_SENDER).clamp(1, MAX_SENDERS)
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together
-/// with the peer and the path it would leave through. Sends nothing and needs no privilege;
-/// MAC addresses of next hops are not asked for and stay zero.
+/// with its target and the path it would leave through. Sends nothing and needs no privilege; MAC
+/// addresses of next hops are not asked for and stay zero.
 ///
-/// Returns the peers that have no route.
+/// Returns the given flows with what forbids probing them; on the others the first frame is a
+/// keepalive, as if there were no rest.
 ///
 /// # Errors
 /// [`EngineError::Usage`] if the setup is impossible, [`EngineError::System`] if routes cannot be
 /// read.
 pub fn preview(
     setup: &Setup,
-    show: &mut dyn FnMut(SocketAddr, &PathInfo, &[u8]),
-) -> Result<Vec<SocketAddr>, EngineError> {
+    show: &mut dyn FnMut(TargetId, &PathInfo, &[u8]),
+) -> Result<Vec<Given>, EngineError> {
     let layout = Layout::new(setup)?;
     let infos = layout.path_infos(setup);
-    let unroutable = layout.targets.iter().filter(|target| target.hop.is_none());
-    let unroutable = unroutable.map(|target| target.peer).collect();
+    let given = layout.given.clone();
     let mut setup = setup.clone();
-    setup.plan = Plan { rate_pps: None, ..setup.plan };
+    // Without a rest, so that the first frame of a given flow is there to be seen.
+    let keepalive = Keepalive { idle: Duration::ZERO, ..setup.plan.keepalive };
+    setup.plan = Plan { rate_pps: None, keepalive, ..setup.plan };
     let share = layout.targets.len().max(1);
     let (senders, _) = layout.into_senders(&setup, share, Instant::ZERO, false)?;
     let mut frame = [0; 256];
@@ -96,13 +111,12 @@ pub fn preview(
         // Time stands still, so nothing is repeated.
         while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
             let len = sender.emit(&due, &mut frame).map_err(EngineError::system)?;
-            if let Some(Slot(slot)) = due.slot {
-                let peer = setup.targets[slot as usize];
-                show(peer, &infos[usize::from(due.path.0)], &frame[..len]);
+            if let Some(slot) = due.slot {
+                show(TargetId(slot.0), &infos[usize::from(due.path.0)], &frame[..len]);
             }
         }
     }
-    Ok(unroutable)
+    Ok(given)
 }
 
 /// Which peer is reached through which interface and next hop.
@@ -111,19 +125,39 @@ struct Layout {
     /// The interfaces that frames leave through, by `PathId`.
     egress: Vec<Interface>,
     hops: Vec<Hop>,
+    /// The targets, and behind them the given flows.
     targets: Vec<Target>,
+    given: Vec<Given>,
 }
 
 impl Layout {
     fn new(setup: &Setup) -> Result<Self, EngineError> {
         let interfaces = interfaces().map_err(EngineError::system)?;
         let constraint = constraint(setup, &interfaces)?;
-        let mut layout =
-            Layout { interfaces, egress: Vec::new(), hops: Vec::new(), targets: Vec::new() };
         let mut routes = Routes::open().map_err(EngineError::system)?;
+        let mut layout = Layout {
+            interfaces,
+            egress: Vec::new(),
+            hops: Vec::new(),
+            targets: Vec::with_capacity(setup.targets.len() + setup.flows.len()),
+            given: given::examine(&setup.flows, &mut routes)?,
+        };
         let mut known = HashMap::new();
-        layout.targets.reserve(setup.targets.len());
-        for &peer in &setup.targets {
+        let targets = setup.targets.iter().map(|&peer| (peer, Some(constraint)));
+        let flows: Vec<_> = layout
+            .given
+            .iter()
+            .map(|flow| {
+                let own = Constraint { source: Some(flow.local.ip()), ..constraint };
+                (flow.peer, flow.obstacle().is_none().then_some(own))
+            })
+            .collect();
+        for (peer, constraint) in targets.chain(flows) {
+            let Some(constraint) = constraint else {
+                // Nothing is sent there, whatever the way.
+                layout.targets.push(Target { peer, hop: None });
+                continue;
+            };
             let constraint = constraint_of(peer, &constraint, &layout.interfaces)?;
             let route = routes.lookup(peer.ip(), &constraint).map_err(EngineError::system)?;
             let hop = match route {
@@ -299,7 +333,7 @@ impl Layout {
                 is_egress: egress.contains(&interface.index),
             })
             .collect();
-        let spec = GuardSpec { sources: self.sources(), ports: setup.source_ports.clone() };
+        let spec = self.guard_spec(setup);
         let infos = self.path_infos(setup);
         thread::scope(|scope| {
             let guard = scope.spawn(|| Guard::attach(&up, &spec).map_err(EngineError::system));
@@ -320,6 +354,28 @@ impl Layout {
             // Not a frame leaves before all of them are there.
             Ok((Some(join(guard)?), paths))
         })
+    }
+
+    /// Source ports on the addresses that connections are opened from, and every flow that is given
+    /// and probed.
+    fn guard_spec(&self, setup: &Setup) -> GuardSpec {
+        let (targets, flows) = self.targets.split_at(setup.targets.len());
+        let hops: HashSet<HopId> = targets.iter().filter_map(|target| target.hop).collect();
+        let sources: HashSet<IpAddr> =
+            hops.iter().map(|&HopId(hop)| self.hops[hop as usize].source).collect();
+        let probed = flows.iter().zip(&self.given).filter(|(target, _)| target.hop.is_some());
+        GuardSpec {
+            sources: sources.into_iter().collect(),
+            ports: setup.source_ports.clone(),
+            tuples: probed.map(|(_, flow)| (flow.local, flow.peer)).collect(),
+        }
+    }
+
+    /// The ports on which there may be answers.
+    fn port_ranges(&self, setup: &Setup) -> PortRanges {
+        let opened = (!setup.targets.is_empty()).then(|| setup.source_ports.clone());
+        let given = self.given.iter().map(|flow| flow.local.port()..=flow.local.port());
+        PortRanges::covering(opened.into_iter().chain(given))
     }
 
     /// Listens on the interfaces that no frame leaves through: what the guard keeps from the kernel
@@ -375,7 +431,7 @@ impl Layout {
     }
 
     fn cooked_filter(&self, setup: &Setup, interfaces: Vec<u32>) -> ElsewhereSpec {
-        let ports = setup.source_ports.clone();
+        let ports = self.port_ranges(setup);
         ElsewhereSpec { interfaces, addresses: self.sources(), ports }
     }
 
@@ -398,7 +454,7 @@ impl Layout {
         {
             addresses.push(asks_from);
         }
-        let filter = FilterSpec { addresses, ports: setup.source_ports.clone(), mac: info.mac };
+        let filter = FilterSpec { addresses, ports: self.port_ranges(setup), mac: info.mac };
         let receive = PacketRx::open(ifindex, name, &filter, RxOptions::default())
             .map_err(EngineError::system)?;
         let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
@@ -454,6 +510,8 @@ impl Layout {
         let family = Family::of(self.targets.iter().map(|target| target.peer.ip()));
         let table = Arc::new(Table::with_capacity(self.targets.len(), family, hash_key));
         let paths = self.path_infos(setup);
+        // The slot of the first given flow.
+        let owned = self.targets.len() - self.given.len();
         let loopback = self.egress.iter().position(|interface| interface.loopback);
         let loopback = loopback.map(|index| PathId(index as u8));
         let asks_as: HashSet<_> = self
@@ -462,10 +520,13 @@ impl Layout {
             .filter_map(|hop| Some((hop.path, hop.source, self.asks_from(hop)?)))
             .collect();
         let shares = self.targets.chunks(share).enumerate().map(|(index, targets)| {
+            let given = |slot: usize| slot.saturating_sub(owned);
+            let given = given(index * share)..given(index * share + targets.len());
             let (targets, hops) = own_hops(targets, &self.hops);
             let mut sender = Sender::new(Start {
                 plan: setup.plan,
                 targets,
+                given: self.given[given].to_vec(),
                 first_slot: (index * share) as u32,
                 hops,
                 paths: paths.clone(),

@@ -16,9 +16,11 @@ pub struct Sighting {
     pub at: Duration,
     /// TTL or hop limit of the frame, where there was one.
     pub ttl: Option<u8>,
-    /// SEG.SEQ relative to the peer's initial sequence number (absolute while that is unknown).
+    /// SEG.SEQ relative to the peer's initial sequence number (absolute while that is unknown). Of
+    /// a flow that was given, RCV.NXT counts as 1.
     pub seg_seq: Option<SeqNumber>,
-    /// SEG.ACK relative to our initial sequence number.
+    /// SEG.ACK relative to our initial sequence number. Of a flow that was given, SND.UNA counts
+    /// as 1.
     pub seg_ack: Option<SeqNumber>,
     /// Who sent it, where that is not the peer itself (the reporter of an ICMP error).
     pub from: Option<IpAddr>,
@@ -55,6 +57,12 @@ pub enum Seen {
     ObserverFault,
     /// The run was interrupted before a verdict.
     Interrupted,
+    /// The flow was given with data in flight (SND.NXT beyond SND.UNA).
+    DataInFlight,
+    /// The flow was given, and is one of this host's kernel.
+    KernelOwned,
+    /// The flow was given with a local address that is not of this host.
+    NotLocal,
 }
 
 impl Seen {
@@ -83,6 +91,9 @@ impl Seen {
             Seen::ObserverDrops => "observer-drops",
             Seen::ObserverFault => "observer-fault",
             Seen::Interrupted => "interrupted",
+            Seen::DataInFlight => "data-in-flight",
+            Seen::KernelOwned => "kernel-owned",
+            Seen::NotLocal => "not-local",
         }
     }
 }
@@ -120,8 +131,11 @@ pub struct Facts {
     pub neighbour_reports: u8,
     /// No route to the peer.
     pub no_route: bool,
-    /// ACKs for some other connection came from our own 4-tuple, on every tuple that we tried.
+    /// ACKs for some other connection came from our own 4-tuple, on every tuple that we tried; or
+    /// ACKs beyond what the flow was given with: somebody has gone on with it since.
     pub taken: bool,
+    /// The flow must not be probed.
+    pub unprobeable: bool,
     /// The whole probe plan went by without an answer.
     pub exhausted: bool,
     /// Frames were lost on our own side, or our side was sick, while the plan ran.
@@ -135,7 +149,8 @@ pub struct Verdict {
     pub target: TargetId,
     /// The peer.
     pub peer: SocketAddr,
-    /// Our side of the flow; `None` if no flow was ever started (no route, neighbour failed).
+    /// Our side of the flow; `None` if no flow was ever started (no route, neighbour failed), unless
+    /// it was given.
     pub local: Option<SocketAddr>,
     /// Round, from 1.
     pub round: u32,

@@ -8,13 +8,14 @@ use crate::io::{PathId, PathInfo};
 use crate::probe::classify::{State, classify};
 use crate::probe::craft::{CraftError, Crafter, Outgoing, WINDOW, emit_solicitation};
 use crate::probe::evidence::{Seen, Sighting, Verdict};
-use crate::probe::flow::{Flow, SegmentKind, Stage, Step};
+use crate::probe::flow::{Flow, MAX_OPENS, SegmentKind, Stage, Step};
+use crate::probe::given::{Given, Origin};
 use crate::probe::matcher::{Rejection, Reply, ReplyKind};
 use crate::probe::neighbour::{Answer, Hop, HopId, Neighbours};
 use crate::probe::pace::Pacer;
 use crate::probe::plan::Plan;
 use crate::probe::receiver::Heard;
-use crate::probe::table::{FlowKey, Table};
+use crate::probe::table::{FlowKey, InsertError, Table};
 use crate::probe::wheel::{Entry, Wheel};
 use crate::probe::{Slot, TargetId};
 use crate::time::Instant;
@@ -113,6 +114,8 @@ pub struct Start {
     pub plan: Plan,
     /// The peers; a peer's slot and [`TargetId`] are its index here, counted from `first_slot`.
     pub targets: Vec<Target>,
+    /// The flows of the last of `targets`, which somebody else has opened.
+    pub given: Vec<Given>,
     /// The first of the table's slots that this sender owns: one for every target.
     pub first_slot: u32,
     /// The next hops that the targets name.
@@ -134,6 +137,8 @@ pub struct Start {
 pub struct Sender {
     plan: Plan,
     targets: Vec<Target>,
+    /// The flows of the last targets, as they were given.
+    given: Vec<Given>,
     first_slot: u32,
     flows: Vec<Flow>,
     /// Targets in the seeded random order in which they are started, so that no subnet is hit in
@@ -176,8 +181,18 @@ impl Sender {
     /// # Errors
     /// [`EmitError`] if a source address cannot be crafted for.
     pub fn new(start: Start) -> Result<Self, EmitError> {
-        let Start { plan, targets, first_slot, hops, paths, resolve, source_ports, table, now } =
-            start;
+        let Start {
+            plan,
+            targets,
+            given,
+            first_slot,
+            hops,
+            paths,
+            resolve,
+            source_ports,
+            table,
+            now,
+        } = start;
         let mut crafters = Vec::new();
         let mut known = HashMap::new();
         let mut crafter_of_hop = Vec::with_capacity(hops.len());
@@ -199,9 +214,12 @@ impl Sender {
         fastrand::Rng::with_seed(seed).shuffle(&mut order);
         let needs_mac =
             |path: PathId| resolve && paths[usize::from(path.0)].link == LinkType::Ethernet;
-        Ok(Sender {
+        let owned = targets.len().saturating_sub(given.len());
+        let mut flows: Vec<Flow> = targets[..owned].iter().map(|_| Flow::new()).collect();
+        flows.extend(given.iter().map(Flow::given));
+        let mut sender = Sender {
             neighbours: Neighbours::new(hops, plan.keepalive.count, needs_mac),
-            flows: targets.iter().map(|_| Flow::new()).collect(),
+            flows,
             unfinished: targets.len(),
             wheel: Wheel::new(now),
             pacer: Pacer::new(plan.rate_pps, now),
@@ -219,6 +237,7 @@ impl Sender {
             rejected: [0; Rejection::ALL.len()],
             plan,
             targets,
+            given,
             first_slot,
             order,
             paths,
@@ -227,7 +246,32 @@ impl Sender {
             crafter_of_hop,
             source_ports,
             table,
-        })
+        };
+        sender.enter_given();
+        Ok(sender)
+    }
+
+    /// Enters the given flows into the table before anything is sent, so that no sender opens a
+    /// connection on a 4-tuple of theirs.
+    fn enter_given(&mut self) {
+        let owned = self.flows.len() - self.given.len();
+        for (index, given) in (owned..).zip(&mut self.given) {
+            if given.obstacle().is_some() || self.targets[index].hop.is_none() {
+                continue;
+            }
+            let flow = &mut self.flows[index];
+            let slot = Slot(self.first_slot + index as u32);
+            let key = FlowKey { local: given.local, peer: given.peer };
+            match self.table.insert(slot, &key, &flow.expect()) {
+                Ok(generation) => flow.generation = generation,
+                Err(_) => given.obstacle = Some(Seen::ObserverFault),
+            }
+        }
+    }
+
+    fn given(&self, slot: Slot) -> Option<&Given> {
+        let owned = self.flows.len() - self.given.len();
+        self.given.get(self.index(slot).checked_sub(owned)?)
     }
 
     /// Has next hops on `path` asked for from `address` where probes come from `source`.
@@ -439,6 +483,12 @@ impl Sender {
 
     fn begin(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
+        if let Some(obstacle) = self.given(slot).and_then(Given::obstacle) {
+            let flow = &mut self.flows[index];
+            flow.facts.unprobeable = true;
+            flow.note_local(obstacle, now);
+            return self.judge(slot, now);
+        }
         let Some(hop) = self.targets[index].hop else {
             let flow = &mut self.flows[index];
             flow.facts.no_route = true;
@@ -452,12 +502,16 @@ impl Sender {
         }
     }
 
-    /// Begins a handshake on a 4-tuple that this run has not used before.
+    /// Begins a handshake on a 4-tuple that this run has not used before, or takes up a given flow.
     fn open(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
         let Target { peer, hop: Some(hop) } = self.targets[index] else { return };
         let source = self.neighbours.hop(hop).source;
         let flow = &mut self.flows[index];
+        if !flow.origin().is_owned() {
+            flow.take_up(now, &self.plan);
+            return self.touch(slot);
+        }
         let span = u32::from(self.source_ports.end() - self.source_ports.start()) + 1;
         // Consecutive ports for one target: a closed 4-tuple is never used again (2 MSL).
         let offset = (keyed_hash(self.plan.seed, b"port", peer, 0) as u32)
@@ -472,6 +526,8 @@ impl Sender {
                 flow.generation = generation;
                 self.touch(slot);
             }
+            // A given flow has it.
+            Err(InsertError::Duplicate) if flow.opens < MAX_OPENS => self.open(slot, now),
             Err(_) => {
                 flow.note_local(Seen::ObserverFault, now);
                 flow.facts.exhausted = true;
@@ -502,7 +558,12 @@ impl Sender {
                 SegmentKind::Fin => flow.snd_una(),
                 SegmentKind::Ack | SegmentKind::Rst => flow.snd_nxt(),
             };
-            let variant = flow.sent_in_all % WINDOW_VARIANTS;
+            // A repeat differs by its window, which is never 0 and never above the real one.
+            let wnd = match flow.origin() {
+                Origin::Owned => WINDOW,
+                Origin::Given { wnd, .. } => wnd,
+            };
+            let variant = flow.sent_in_all % WINDOW_VARIANTS.min(wnd).max(1);
             let outgoing = Outgoing {
                 kind,
                 mac: self.neighbours.mac(hop).unwrap_or_default(),
@@ -510,9 +571,10 @@ impl Sender {
                 peer,
                 seq,
                 ack: (kind != SegmentKind::Syn && knew_peer).then_some(flow.rcv_nxt),
-                wnd: WINDOW - variant,
+                wnd: wnd - variant,
                 // Tells frames of one flow apart in captures; DF is set, so no more is needed.
                 ip_id: (slot.0 as u16).wrapping_mul(31).wrapping_add(flow.sent_in_all),
+                timestamps: flow.origin().timestamps(now),
             };
             self.sent.segments[kind as usize] += 1;
             self.touch(slot);
@@ -572,11 +634,13 @@ impl Sender {
     fn verdict(&mut self, slot: Slot, correction: bool) -> Verdict {
         let index = self.index(slot);
         let Target { peer, hop } = self.targets[index];
+        let given = self.given(slot).map(|given| given.local);
         let flow = &mut self.flows[index];
         let (state, reason) = classify(&flow.facts);
-        let local = hop
-            .filter(|_| flow.opens > 0)
-            .map(|hop| SocketAddr::new(self.neighbours.hop(hop).source, flow.local_port));
+        let local = given.or_else(|| {
+            hop.filter(|_| flow.opens > 0)
+                .map(|hop| SocketAddr::new(self.neighbours.hop(hop).source, flow.local_port))
+        });
         Verdict {
             target: TargetId(slot.0),
             peer,

@@ -98,6 +98,7 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
     let mut sender = Sender::new(Start {
         plan,
         targets,
+        given: Vec::new(),
         first_slot: 0,
         hops,
         paths: vec![path],

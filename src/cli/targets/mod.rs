@@ -4,7 +4,7 @@
 mod entry;
 mod memory;
 mod resolve;
-mod scope;
+pub(super) mod scope;
 
 use crate::probe::TargetId;
 use entry::{BadEntry, Entry, Host, Origin};
@@ -38,7 +38,7 @@ pub struct Given<'a> {
 }
 
 /// The peers to probe.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Targets {
     /// Each once; `TargetId` is the index.
     pub peers: Vec<SocketAddr>,
@@ -79,7 +79,8 @@ impl Names {
         self.runs.iter().map(|run| (run.name.as_deref(), run.label.as_deref()))
     }
 
-    fn push(&mut self, first: u32, name: Option<&str>, label: Option<&str>) {
+    /// Says what the targets from `first` on were called; `first` never goes back.
+    pub(super) fn push(&mut self, first: u32, name: Option<&str>, label: Option<&str>) {
         let last = self
             .runs
             .last()

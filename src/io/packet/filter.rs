@@ -1,13 +1,13 @@
 //! The classic BPF program that lets in what may be an answer to us, and nothing else.
 #![forbid(unsafe_code)]
 
+use super::PortRanges;
 use crate::wire::MacAddr;
 use libc::{
     BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K,
     BPF_LD, BPF_LDX, BPF_MEM, BPF_MSH, BPF_RET, BPF_ST, BPF_W, sock_filter,
 };
 use std::net::{IpAddr, Ipv6Addr};
-use std::ops::RangeInclusive;
 
 /// What the receiving end lets in.
 ///
@@ -23,7 +23,7 @@ pub struct FilterSpec {
     /// Our addresses on the interface.
     pub addresses: Vec<IpAddr>,
     /// Our source ports.
-    pub ports: RangeInclusive<u16>,
+    pub ports: PortRanges,
     /// The interface's address.
     pub mac: MacAddr,
 }
@@ -105,7 +105,7 @@ pub struct ElsewhereSpec {
     /// Our addresses.
     pub addresses: Vec<IpAddr>,
     /// Our source ports.
-    pub ports: RangeInclusive<u16>,
+    pub ports: PortRanges,
 }
 
 impl ElsewhereSpec {
@@ -132,8 +132,8 @@ impl ElsewhereSpec {
     }
 }
 
-/// A program as it grows; every conditional jump spans one instruction, so that no jump can be too
-/// far for its eight bits.
+/// A program as it grows; every conditional jump spans two instructions at most, so that no jump can be
+/// too far for its eight bits.
 #[derive(Default)]
 struct Program(Vec<sock_filter>);
 
@@ -173,7 +173,7 @@ impl Program {
 
     /// Accepts first fragments of TCP segments to `ports` and of ICMP errors in the IPv4 packet that
     /// begins at `network`, and nothing else.
-    fn accept_replies(&mut self, network: u32, ports: &RangeInclusive<u16>) {
+    fn accept_replies(&mut self, network: u32, ports: &PortRanges) {
         self.load_half(network + 6);
         self.reject_if(BPF_JSET, 0x1fff); // fragment offset
         self.load_index_with_ihl(network);
@@ -191,7 +191,7 @@ impl Program {
 
     /// Accepts TCP segments to `ports`, ICMPv6 messages of `icmp_types`, and everything behind extension
     /// headers, in the IPv6 packet that begins at `network`, and nothing else.
-    fn accept_replies_v6(&mut self, network: u32, ports: &RangeInclusive<u16>, icmp_types: &[u32]) {
+    fn accept_replies_v6(&mut self, network: u32, ports: &PortRanges, icmp_types: &[u32]) {
         let upper = network + 40;
         self.load_byte(network + 6);
         let tcp = self.placeholder();
@@ -210,10 +210,14 @@ impl Program {
     }
 
     /// Accepts if the port in the accumulator is one of `ports`, else rejects.
-    fn accept_ports(&mut self, ports: &RangeInclusive<u16>) {
-        self.require(BPF_JGE, u32::from(*ports.start()));
-        self.reject_if(BPF_JGT, u32::from(*ports.end()));
-        self.ret(ACCEPT);
+    fn accept_ports(&mut self, ports: &PortRanges) {
+        for range in ports.iter() {
+            // Past the test of the end and its return if the port is below; past the return if above.
+            self.push(BPF_JMP | BPF_JGE | BPF_K, 0, 2, u32::from(*range.start()));
+            self.push(BPF_JMP | BPF_JGT | BPF_K, 1, 0, u32::from(*range.end()));
+            self.ret(ACCEPT);
+        }
+        self.ret(0);
     }
 
     /// Goes on only with frames to `mac`.
@@ -317,7 +321,7 @@ mod tests {
 
     fn spec() -> FilterSpec {
         let addresses = vec![OURS.into(), OURS_V6.into(), ALSO_OURS.into(), LINK_LOCAL.into()];
-        FilterSpec { addresses, ports: 61000..=61999, mac: MacAddr(MAC) }
+        FilterSpec { addresses, ports: PortRanges::from(61000..=61999), mac: MacAddr(MAC) }
     }
 
     /// Runs a filter in the kernel: a datagram socket lets in what its filter does.
@@ -425,6 +429,29 @@ mod tests {
         let mut ipv6 = ipv4(6, OURS, 0, 0, &tcp(61000));
         ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
         assert!(!gate.lets_in(&ipv6));
+    }
+
+    #[test]
+    fn lets_in_each_of_several_ranges() {
+        let mixed = [61000..=61999, 443..=443, 0..=0, 8000..=8001, u16::MAX..=u16::MAX];
+        let many = (0..32_000).map(|n| 2 * n..=2 * n);
+        for (ports, inside, outside) in [
+            (
+                PortRanges::covering(mixed),
+                &[0, 443, 8000, 8001, 61000, 61999, u16::MAX][..],
+                &[1, 442, 444, 7999, 8002, 60999, 62000, u16::MAX - 1][..],
+            ),
+            (PortRanges::covering(many), &[0, 2, 31_998, 63_998], &[64_000, u16::MAX]),
+            (PortRanges::default(), &[], &[0, 80, u16::MAX]),
+        ] {
+            let gate = Gate::new(&FilterSpec { ports, ..spec() });
+            for &port in inside {
+                assert!(gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(port))), "port {port}");
+            }
+            for &port in outside {
+                assert!(!gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(port))), "port {port}");
+            }
+        }
     }
 
     #[test]

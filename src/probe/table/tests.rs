@@ -30,6 +30,7 @@ fn expect(owner: u32, n: u32) -> Expect {
         probe_ack: SeqNumber(owner),
         probe_outstanding: n & 8 != 0,
         confirmed: n & 16 != 0,
+        given: n & 32 != 0,
     }
 }
 
