@@ -159,6 +159,12 @@ pub struct SweepArgs {
           help_heading = "Probing")]
     pub rate: Rate,
 
+    /// Most frames per second towards one IPv4 /24 or IPv6 /48 [default: as --rate]
+    ///
+    /// ARP and ND aside. Meanwhile the others are probed.
+    #[arg(long, value_name = "PPS", value_parser = positive_rate, help_heading = "Probing")]
+    pub rate_per_prefix: Option<u64>,
+
     /// Seed of the probing order, sequence numbers and source ports [default: random]
     #[arg(long, value_name = "N", help_heading = "Probing")]
     pub seed: Option<u64>,
@@ -395,6 +401,14 @@ fn rate(text: &str) -> Result<Rate, String> {
     }
 }
 
+fn positive_rate(text: &str) -> Result<u64, String> {
+    match rate(text) {
+        Ok(Rate::Pps(pps)) => Ok(pps),
+        Ok(Rate::Max) => Err("expected frames per second; without a cap, leave it out".into()),
+        Err(why) => Err(why.replace(", or 'max'", "")),
+    }
+}
+
 fn state(text: &str) -> Result<State, String> {
     State::ALL.into_iter().find(|state| state.name() == text).ok_or_else(|| {
         format!("no such state; there are {}", State::ALL.map(State::name).join(", "))
@@ -436,6 +450,8 @@ mod tests {
         assert_eq!(rate("max"), Ok(Rate::Max));
         assert_eq!(rate("20000"), Ok(Rate::Pps(20_000)));
         assert!(["0", "-1", "1e3", "MAX", ""].iter().all(|text| rate(text).is_err()));
+        assert_eq!(positive_rate("50"), Ok(50));
+        assert!(["0", "max", "x"].iter().all(|text| positive_rate(text).is_err()));
         assert_eq!(count("8"), Ok(8));
         assert!(["0", "65536", ""].iter().all(|text| count(text).is_err()));
     }

@@ -211,6 +211,7 @@ fn plan(args: &SweepArgs) -> Result<Plan, Failure> {
             Rate::Pps(pps) => Some(pps),
             Rate::Max => None,
         },
+        rate_per_prefix_pps: args.rate_per_prefix,
         seed,
     })
 }

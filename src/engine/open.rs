@@ -63,7 +63,8 @@ impl Sweep {
 
 /// How many senders a sweep is worth: one for each core at full rate, unless there are few peers.
 fn number_of_senders(setup: &Setup) -> usize {
-    if setup.plan.rate_pps.is_some() {
+    // One keeps the rate; several could each only keep a share.
+    if setup.plan.rate_pps.is_some() || setup.plan.rate_per_prefix_pps.is_some() {
         return 1;
     }
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
@@ -88,7 +89,7 @@ pub fn preview(
     let unroutable = layout.targets.iter().filter(|target| target.hop.is_none());
     let unroutable = unroutable.map(|target| target.peer).collect();
     let mut setup = setup.clone();
-    setup.plan = Plan { rate_pps: None, ..setup.plan };
+    setup.plan = Plan { rate_pps: None, rate_per_prefix_pps: None, ..setup.plan };
     let share = layout.targets.len().max(1);
     let (senders, _) = layout.into_senders(&setup, share, Instant::ZERO, false)?;
     let mut frame = [0; 256];
