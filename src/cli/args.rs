@@ -76,14 +76,16 @@ pub struct SweepArgs {
     /// Peers: a host name (all its addresses), an IP address or a CIDR, each with optional :PORT
     ///
     /// Every address of a CIDR counts, the first and the last included. A target without a port of
-    /// its own is probed on each port of -p.
+    /// its own is probed on each port of -p. IPv6 with a port is [ADDRESS]:PORT, and a link-local
+    /// address names its interface: fe80::1%eth0. A name without an address is reported as
+    /// undetermined.
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
 
     /// Read targets from FILE, or from standard input if FILE is '-'
     ///
     /// One target a line, with an optional label after white space; the label travels into the
-    /// records. Blank lines and what follows a '#' are ignored.
+    /// records, and has no control characters. Blank lines and what follows a '#' are ignored.
     #[arg(long = "targets", value_name = "FILE", help_heading = "Targets")]
     pub target_file: Option<PathBuf>,
 
@@ -98,7 +100,7 @@ pub struct SweepArgs {
           value_parser = port, help_heading = "Targets")]
     pub ports: Vec<u16>,
 
-    /// Allow targets outside private, loopback, link-local and documentation ranges
+    /// Allow targets outside private, loopback, link-local and documentation ranges of IPv4 and IPv6
     ///
     /// Probe only what you are entitled to probe. Multicast, broadcast and unspecified addresses
     /// are refused with or without it.

@@ -17,7 +17,7 @@ use crate::probe::table::{Family, Table};
 use crate::time::{Clock, Instant};
 use crate::wire::{EmitError, LinkType, MacAddr};
 use ipnet::IpNet;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ const HEARD: usize = 1 << 16;
 /// Below this many peers a second sender costs more than it brings.
 const PEERS_WORTH_A_SENDER: usize = 4096;
 const MAX_SENDERS: usize = 16;
+/// Addresses named in one message.
+const REFUSED_SHOWN: usize = 16;
 /// The receive ring for interfaces through which answers are the exception.
 const ELSEWHERE: RxOptions = RxOptions { ring_octets: 4 << 20, retire_ms: 2 };
 
@@ -124,6 +126,7 @@ impl Layout {
         let mut routes = Routes::open().map_err(EngineError::system)?;
         let mut known = HashMap::new();
         layout.targets.reserve(setup.targets.len());
+        let mut not_peers = BTreeSet::new();
         for &peer in &setup.targets {
             let constraint = constraint_of(peer, &constraint, &layout.interfaces)?;
             let route = routes.lookup(peer.ip(), &constraint).map_err(EngineError::system)?;
@@ -139,12 +142,8 @@ impl Layout {
                     Some((ifindex, source, source))
                 }
                 Route::Broadcast | Route::Multicast => {
-                    return Err(EngineError::Usage(format!(
-                        "{}: a broadcast or multicast address of a connected network, which must \
-                         not be probed; leave it out (--exclude {})",
-                        peer.ip(),
-                        peer.ip()
-                    )));
+                    not_peers.insert(peer.ip());
+                    continue;
                 }
             };
             let hop = match hop {
@@ -160,6 +159,9 @@ impl Layout {
                 }),
             };
             layout.targets.push(Target { peer, hop });
+        }
+        if !not_peers.is_empty() {
+            return Err(EngineError::Usage(broadcast(&not_peers)));
         }
         Ok(layout)
     }
@@ -520,6 +522,28 @@ fn listening_only(interface: &str) -> PathInfo {
         link: LinkType::Ip,
         mac: MacAddr::default(),
         mtu: 0,
+    }
+}
+
+/// Says all at once that these addresses must be left out, and how.
+fn broadcast(addresses: &BTreeSet<IpAddr>) -> String {
+    let first = || addresses.iter().take(REFUSED_SHOWN).map(IpAddr::to_string);
+    let excludes: Vec<_> = first().map(|address| format!("--exclude {address}")).collect();
+    let (named, excludes) = (first().collect::<Vec<_>>().join(", "), excludes.join(" "));
+    match addresses.len() {
+        1 => format!(
+            "{named}: a broadcast or multicast address of a connected network, which must not be \
+             probed; leave it out ({excludes})"
+        ),
+        ..=REFUSED_SHOWN => format!(
+            "{named}: broadcast or multicast addresses of connected networks, which must not be \
+             probed; leave them out ({excludes})"
+        ),
+        all => format!(
+            "{named} and {} more: broadcast or multicast addresses of connected networks, which \
+             must not be probed; leave them out ({excludes} …, or a file of them: --exclude FILE)",
+            all - REFUSED_SHOWN
+        ),
     }
 }
 
