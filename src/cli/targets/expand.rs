@@ -8,6 +8,7 @@ use super::resolve::{self, Found, Resolved};
 use super::space::{self, Range, Set};
 use super::{FAULTS_SHOWN, Given, TargetError, Targets, memory, scope, shown};
 use crate::probe::TargetId;
+use crate::probe::table::Family;
 use indicatif::{BinaryBytes, HumanCount};
 use std::collections::HashSet;
 use std::iter;
@@ -63,6 +64,7 @@ pub fn expand(
         pieces: Vec::new(),
         room: room(available),
         asked: 0,
+        family: Family::V4,
         largest: (0, 0),
         unresolved: Vec::new(),
         resolver: Vec::new(),
@@ -73,17 +75,19 @@ pub fn expand(
         expansion.add(index, excluded)?;
     }
     tracing::debug!(pieces = expansion.pieces.len(), "targets checked");
-    let Expansion { mut pieces, asked, largest, mut unresolved, resolver, .. } = expansion;
+    let Expansion { mut pieces, asked, family, largest, mut unresolved, resolver, .. } = expansion;
     let (without_address, other_family) = (expansion.without_address, expansion.other_family);
 
     let too_many = |targets, limit| TargetError::TooMany {
         targets,
         largest: list.shown(&list.entries[largest.0]),
         largest_targets: largest.1,
+        need: memory::needed(targets, family),
         limit,
     };
     let check_room = |targets: u128| {
-        if let Some(available) = available.filter(|&octets| memory::needed(targets) > octets) {
+        let need = memory::needed(targets, family);
+        if let Some(available) = available.filter(|&octets| need > octets) {
             return Err(too_many(targets, format!("{} are available", BinaryBytes(available))));
         }
         if targets > u32::MAX.into() {
@@ -175,6 +179,8 @@ struct Expansion<'a> {
     room: u64,
     /// Targets, duplicates included.
     asked: u128,
+    /// IPv6 if any target is.
+    family: Family,
     /// The entry that stands for the most targets, and how many that is.
     largest: (usize, u128),
     /// Index of an entry whose name has no address, and port.
@@ -275,6 +281,9 @@ impl Expansion<'_> {
         {
             let (origin, target) = (self.list.origin(entry), self.list.shown(entry));
             return Err(TargetError::OtherFamily(origin, target, source));
+        }
+        if space::address(*range.start()).is_ipv6() {
+            self.family = Family::V6;
         }
         for part in excluded.gaps(range) {
             let scope = self.check(entry, &part, scope)?;

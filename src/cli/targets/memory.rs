@@ -6,13 +6,15 @@ use crate::probe::table::Family;
 use std::fs;
 use std::net::SocketAddr;
 
-/// Octets that one target takes: its address as resolved, and what the engine keeps of it.
-pub const OCTETS_PER_TARGET: u64 =
-    (size_of::<SocketAddr>() + engine::memory_per_target(Family::V4)) as u64;
+/// Returns the octets that one target takes, if there are none but of `family` or smaller ones: its
+/// address as resolved, and what the engine keeps of it.
+pub const fn per_target(family: Family) -> u64 {
+    (size_of::<SocketAddr>() + engine::memory_per_target(family)) as u64
+}
 
 /// Returns the octets that a sweep of `targets` needs.
-pub fn needed(targets: u128) -> u64 {
-    u64::try_from(targets.saturating_mul(OCTETS_PER_TARGET.into())).unwrap_or(u64::MAX)
+pub fn needed(targets: u128, family: Family) -> u64 {
+    u64::try_from(targets.saturating_mul(per_target(family).into())).unwrap_or(u64::MAX)
 }
 
 /// Returns the octets that can be had without swapping (MemAvailable, proc_meminfo(5)), if the
@@ -52,8 +54,9 @@ mod tests {
 
     #[test]
     fn need_never_wraps() {
-        assert_eq!(needed(2), 2 * OCTETS_PER_TARGET);
+        assert_eq!(needed(2, Family::V4), 2 * per_target(Family::V4));
+        assert!(needed(2, Family::V6) > needed(2, Family::V4));
         assert!(peak().is_some_and(|octets| octets > 0));
-        assert_eq!(needed(u128::MAX), u64::MAX);
+        assert_eq!(needed(u128::MAX, Family::V4), u64::MAX);
     }
 }

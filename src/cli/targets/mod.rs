@@ -14,6 +14,7 @@ pub use memory::peak as memory_peak;
 pub use names::Names;
 
 use crate::probe::TargetId;
+use crate::probe::table::Family;
 use entry::{BadEntry, Origin};
 use indicatif::{BinaryBytes, HumanCount};
 use list::List;
@@ -69,7 +70,8 @@ impl Targets {
 
     /// Returns the octets that the engine takes for as many peers, about.
     pub fn memory_of_engine(&self) -> u64 {
-        memory::needed(self.peers.len() as u128)
+        let family = Family::of(self.peers.iter().map(SocketAddr::ip));
+        memory::needed(self.peers.len() as u128, family)
             .saturating_sub((self.peers.len() * size_of::<SocketAddr>()) as u64)
     }
 }
@@ -153,7 +155,7 @@ pub enum TargetError {
     NoneOfFamily(IpAddr),
     /// More than this machine can take.
     #[error("{} targets ({largest} alone {}) need {} of memory, and {limit}; sweep them in parts",
-            count(*.targets), count(*.largest_targets), octets(memory::needed(*.targets)))]
+            count(*.targets), count(*.largest_targets), octets(*.need))]
     TooMany {
         /// All of them.
         targets: u128,
@@ -161,6 +163,8 @@ pub enum TargetError {
         largest: String,
         /// How many that is.
         largest_targets: u128,
+        /// Octets that they would need.
+        need: u64,
         /// What is exceeded.
         limit: String,
     },

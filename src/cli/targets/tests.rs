@@ -247,7 +247,7 @@ fn names_without_an_address_are_kept_apart() {
 
 #[test]
 fn too_many_targets_say_what_they_would_need() {
-    let need = memory::needed(65_536 + 1);
+    let need = memory::needed(65_536 + 1, Family::V4);
     assert!(run_with(&["10.0.0.0/16", "10.1.0.0"], &[], &[80], Some(need)).is_ok());
     let text = message(run_with(&["10.0.0.0/16", "10.1.0.0"], &[], &[80], Some(need - 1)));
     let says = format!(
