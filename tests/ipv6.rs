@@ -78,6 +78,7 @@ fn setup(targets: Vec<SocketAddr>) -> Setup {
             connect_timeout: Duration::from_secs(3),
             close: Close::Rst,
             rate_pps: Some(10_000),
+            rate_per_prefix_pps: None,
             seed: 1,
         },
         targets,

@@ -78,14 +78,16 @@ pub struct SweepArgs {
     /// Peers: a host name (all its addresses), an IP address or a CIDR, each with optional :PORT
     ///
     /// Every address of a CIDR counts, the first and the last included. A target without a port of
-    /// its own is probed on each port of -p.
+    /// its own is probed on each port of -p. IPv6 with a port is [ADDRESS]:PORT, and a link-local
+    /// address names its interface: fe80::1%eth0. A name without an address is reported as
+    /// undetermined.
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
 
     /// Read targets from FILE, or from standard input if FILE is '-'
     ///
     /// One target a line, with an optional label after white space; the label travels into the
-    /// records. Blank lines and what follows a '#' are ignored.
+    /// records, and has no control characters. Blank lines and what follows a '#' are ignored.
     #[arg(long = "targets", value_name = "FILE", help_heading = "Targets")]
     pub target_file: Option<PathBuf>,
 
@@ -111,7 +113,7 @@ pub struct SweepArgs {
           value_parser = port, help_heading = "Targets")]
     pub ports: Vec<u16>,
 
-    /// Allow targets outside private, loopback, link-local and documentation ranges
+    /// Allow targets outside private, loopback, link-local and documentation ranges of IPv4 and IPv6
     ///
     /// Probe only what you are entitled to probe. Multicast, broadcast and unspecified addresses
     /// are refused with or without it.
@@ -171,6 +173,12 @@ pub struct SweepArgs {
     #[arg(long, value_name = "PPS|max", default_value = "10000", value_parser = rate,
           help_heading = "Probing")]
     pub rate: Rate,
+
+    /// Most frames per second towards one IPv4 /24 or IPv6 /48 [default: as --rate]
+    ///
+    /// ARP and ND aside. Meanwhile the others are probed.
+    #[arg(long, value_name = "PPS", value_parser = positive_rate, help_heading = "Probing")]
+    pub rate_per_prefix: Option<u64>,
 
     /// Seed of the probing order, sequence numbers and source ports [default: random]
     #[arg(long, value_name = "N", help_heading = "Probing")]
@@ -408,6 +416,14 @@ fn rate(text: &str) -> Result<Rate, String> {
     }
 }
 
+fn positive_rate(text: &str) -> Result<u64, String> {
+    match rate(text) {
+        Ok(Rate::Pps(pps)) => Ok(pps),
+        Ok(Rate::Max) => Err("expected frames per second; without a cap, leave it out".into()),
+        Err(why) => Err(why.replace(", or 'max'", "")),
+    }
+}
+
 fn state(text: &str) -> Result<State, String> {
     State::ALL.into_iter().find(|state| state.name() == text).ok_or_else(|| {
         format!("no such state; there are {}", State::ALL.map(State::name).join(", "))
@@ -449,6 +465,8 @@ mod tests {
         assert_eq!(rate("max"), Ok(Rate::Max));
         assert_eq!(rate("20000"), Ok(Rate::Pps(20_000)));
         assert!(["0", "-1", "1e3", "MAX", ""].iter().all(|text| rate(text).is_err()));
+        assert_eq!(positive_rate("50"), Ok(50));
+        assert!(["0", "max", "x"].iter().all(|text| positive_rate(text).is_err()));
         assert_eq!(count("8"), Ok(8));
         assert!(["0", "65536", ""].iter().all(|text| count(text).is_err()));
     }

@@ -9,7 +9,7 @@ use crate::probe::TargetId;
 use crate::probe::evidence::Seen;
 use crate::probe::given::Given;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
-use crate::report::table::shown;
+use crate::report::table::{by_name, shown};
 use crate::wire::{Checksums, LinkType, PcapWriter, describe, parse};
 use anyhow::anyhow;
 use humantime::format_duration;
@@ -49,6 +49,10 @@ impl FirstFrames {
     /// The sweep itself would fail in the same way.
     pub fn craft(setup: &Setup) -> Result<FirstFrames, Failure> {
         let mut first = FirstFrames::default();
+        // Nobody to send to: nothing to ask the system about.
+        if setup.targets.is_empty() && setup.flows.is_empty() {
+            return Ok(first);
+        }
         let flows = engine::preview(setup, &mut |target, path, frame| {
             first.add(target, path, frame);
         })?;
@@ -164,6 +168,10 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
         format_duration(plan.connect_timeout)
     )?;
     writeln!(out, "rate         {rate}")?;
+    if let Some(pps) = plan.rate_per_prefix_pps {
+        let pps = HumanCount(pps);
+        writeln!(out, "per prefix   at most {pps} frames/s to an IPv4 /24 or IPv6 /48")?;
+    }
     writeln!(out, "order        random, seed {}", plan.seed)?;
     writeln!(
         out,
@@ -203,6 +211,14 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
         write!(out, "  ")?;
         first.describe(target, obstacle, out)?;
         writeln!(out)?;
+    }
+    for &(target, port) in &request.unresolved {
+        let (name, label) = request.names.of(target);
+        write!(out, "{}", by_name(name.unwrap_or_default(), port))?;
+        if let Some(label) = label {
+            write!(out, "  {}", shown(label))?;
+        }
+        writeln!(out, "  no address")?;
     }
     Ok(())
 }
@@ -254,6 +270,7 @@ mod tests {
             connect_timeout: Duration::from_secs(15),
             close: Close::Rst,
             rate_pps: Some(10_000),
+            rate_per_prefix_pps: None,
             seed: 1,
         }
     }

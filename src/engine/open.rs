@@ -19,7 +19,7 @@ use crate::probe::table::{Family, Table};
 use crate::time::{Clock, Instant};
 use crate::wire::{EmitError, LinkType, MacAddr};
 use ipnet::IpNet;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ const HEARD: usize = 1 << 16;
 /// Below this many peers a second sender costs more than it brings.
 const PEERS_WORTH_A_SENDER: usize = 4096;
 const MAX_SENDERS: usize = 16;
+/// Addresses named in one message.
+const REFUSED_SHOWN: usize = 16;
 /// The receive ring for interfaces through which answers are the exception.
 const ELSEWHERE: RxOptions = RxOptions { ring_octets: 4 << 20, retire_ms: 2 };
 
@@ -75,7 +77,8 @@ impl Sweep {
 
 /// How many senders a sweep is worth: one for each core at full rate, unless there are few peers.
 fn number_of_senders(setup: &Setup) -> usize {
-    if setup.plan.rate_pps.is_some() {
+    // One keeps the rate; several could each only keep a share.
+    if setup.plan.rate_pps.is_some() || setup.plan.rate_per_prefix_pps.is_some() {
         return 1;
     }
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
@@ -103,7 +106,7 @@ pub fn preview(
     let mut setup = setup.clone();
     // Without a rest, so that the first frame of a given flow is there to be seen.
     let keepalive = Keepalive { idle: Duration::ZERO, ..setup.plan.keepalive };
-    setup.plan = Plan { rate_pps: None, keepalive, ..setup.plan };
+    setup.plan = Plan { rate_pps: None, rate_per_prefix_pps: None, keepalive, ..setup.plan };
     let share = layout.targets.len().max(1);
     let (senders, _) = layout.into_senders(&setup, share, Instant::ZERO, false)?;
     let mut frame = [0; 256];
@@ -152,6 +155,7 @@ impl Layout {
                 (flow.peer, flow.obstacle().is_none().then_some(own))
             })
             .collect();
+        let mut not_peers = BTreeSet::new();
         for (peer, constraint) in targets.chain(flows) {
             let Some(constraint) = constraint else {
                 // Nothing is sent there, whatever the way.
@@ -172,12 +176,8 @@ impl Layout {
                     Some((ifindex, source, source))
                 }
                 Route::Broadcast | Route::Multicast => {
-                    return Err(EngineError::Usage(format!(
-                        "{}: a broadcast or multicast address of a connected network, which must \
-                         not be probed; leave it out (--exclude {})",
-                        peer.ip(),
-                        peer.ip()
-                    )));
+                    not_peers.insert(peer.ip());
+                    continue;
                 }
             };
             let hop = match hop {
@@ -193,6 +193,9 @@ impl Layout {
                 }),
             };
             layout.targets.push(Target { peer, hop });
+        }
+        if !not_peers.is_empty() {
+            return Err(EngineError::Usage(broadcast(&not_peers)));
         }
         Ok(layout)
     }
@@ -580,6 +583,28 @@ fn listening_only(interface: &str) -> PathInfo {
         link: LinkType::Ip,
         mac: MacAddr::default(),
         mtu: 0,
+    }
+}
+
+/// Says all at once that these addresses must be left out, and how.
+fn broadcast(addresses: &BTreeSet<IpAddr>) -> String {
+    let first = || addresses.iter().take(REFUSED_SHOWN).map(IpAddr::to_string);
+    let excludes: Vec<_> = first().map(|address| format!("--exclude {address}")).collect();
+    let (named, excludes) = (first().collect::<Vec<_>>().join(", "), excludes.join(" "));
+    match addresses.len() {
+        1 => format!(
+            "{named}: a broadcast or multicast address of a connected network, which must not be \
+             probed; leave it out ({excludes})"
+        ),
+        ..=REFUSED_SHOWN => format!(
+            "{named}: broadcast or multicast addresses of connected networks, which must not be \
+             probed; leave them out ({excludes})"
+        ),
+        all => format!(
+            "{named} and {} more: broadcast or multicast addresses of connected networks, which \
+             must not be probed; leave them out ({excludes} …, or a file of them: --exclude FILE)",
+            all - REFUSED_SHOWN
+        ),
     }
 }
 

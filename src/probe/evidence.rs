@@ -4,7 +4,7 @@
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
 use crate::wire::{IcmpKind, SeqNumber};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// One thing that was seen of a peer.
@@ -63,6 +63,8 @@ pub enum Seen {
     KernelOwned,
     /// The flow was given with a local address that is not of this host.
     NotLocal,
+    /// The target's name has no address.
+    Unresolved,
 }
 
 impl Seen {
@@ -94,6 +96,7 @@ impl Seen {
             Seen::DataInFlight => "data-in-flight",
             Seen::KernelOwned => "kernel-owned",
             Seen::NotLocal => "not-local",
+            Seen::Unresolved => "unresolved",
         }
     }
 }
@@ -147,7 +150,7 @@ pub struct Facts {
 pub struct Verdict {
     /// Which target.
     pub target: TargetId,
-    /// The peer.
+    /// The peer; of the unspecified address if none is known.
     pub peer: SocketAddr,
     /// Our side of the flow; `None` if no flow was ever started (no route, neighbour failed), unless
     /// it was given.
@@ -168,4 +171,30 @@ pub struct Verdict {
     pub evidence: Vec<Sighting>,
     /// Whether this overturns a verdict already given in this round.
     pub correction: bool,
+}
+
+impl Verdict {
+    /// Returns what is said of a target whose name has no address: it cannot be asked anything.
+    pub fn unresolved(target: TargetId, port: u16) -> Verdict {
+        Verdict {
+            target,
+            peer: SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            local: None,
+            round: 1,
+            state: State::Undetermined,
+            reason: Reason::Unprobeable,
+            probes: 0,
+            replies: 0,
+            rtt: None,
+            evidence: vec![Sighting {
+                kind: Seen::Unresolved,
+                at: Duration::ZERO,
+                ttl: None,
+                seg_seq: None,
+                seg_ack: None,
+                from: None,
+            }],
+            correction: false,
+        }
+    }
 }

@@ -12,6 +12,7 @@ pub mod matcher;
 pub mod neighbour;
 pub mod pace;
 pub mod plan;
+pub mod prefix;
 pub mod receiver;
 #[cfg(test)]
 mod script;

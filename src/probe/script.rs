@@ -60,6 +60,7 @@ pub(crate) fn plan() -> Plan {
         connect_timeout: Duration::from_secs(15),
         close: Close::Rst,
         rate_pps: None,
+        rate_per_prefix_pps: None,
         seed: 1,
     }
 }

@@ -14,6 +14,7 @@ use crate::probe::matcher::{Rejection, Reply, ReplyKind};
 use crate::probe::neighbour::{Answer, Hop, HopId, Neighbours};
 use crate::probe::pace::Pacer;
 use crate::probe::plan::Plan;
+use crate::probe::prefix::{Prefix, PrefixCap, Waiting};
 use crate::probe::receiver::Heard;
 use crate::probe::table::{FlowKey, InsertError, Table};
 use crate::probe::wheel::{Entry, Wheel};
@@ -157,6 +158,7 @@ pub struct Sender {
     table: Arc<Table>,
     wheel: Wheel,
     pacer: Pacer,
+    per_prefix: Option<PrefixCap>,
     /// Slots of flows that owe a segment.
     owing: VecDeque<Slot>,
     /// Slots of flows whose next hop has answered, to be opened in their turn: all at once they
@@ -223,6 +225,7 @@ impl Sender {
             unfinished: targets.len(),
             wheel: Wheel::new(now),
             pacer: Pacer::new(plan.rate_pps, now),
+            per_prefix: plan.rate_per_prefix_pps.map(PrefixCap::new),
             owing: VecDeque::new(),
             ready: VecDeque::new(),
             verdicts: VecDeque::new(),
@@ -429,7 +432,7 @@ impl Sender {
     /// Returns what is to be sent now, if anything.
     pub fn poll_transmit(&mut self, now: Instant) -> Poll {
         let ready_at = self.pacer.ready_at(now);
-        if ready_at > now && self.has_work() {
+        if ready_at > now && self.has_work(now) {
             return Poll::Pace(ready_at);
         }
         match self.next_due(now) {
@@ -443,8 +446,10 @@ impl Sender {
         }
     }
 
-    fn has_work(&self) -> bool {
-        !self.owing.is_empty()
+    fn has_work(&self, now: Instant) -> bool {
+        let released = self.per_prefix.as_ref().and_then(PrefixCap::next_wakeup);
+        released.is_some_and(|at| at <= now)
+            || !self.owing.is_empty()
             || !self.ready.is_empty()
             || self.started < self.order.len()
             || self.neighbours.wants_request()
@@ -452,7 +457,10 @@ impl Sender {
 
     fn next_wakeup(&self) -> Instant {
         let wheel = self.wheel.next_wakeup().unwrap_or(Instant::FAR_FUTURE);
-        wheel.min(self.neighbours.next_wakeup().unwrap_or(Instant::FAR_FUTURE))
+        let released = self.per_prefix.as_ref().and_then(PrefixCap::next_wakeup);
+        wheel
+            .min(self.neighbours.next_wakeup().unwrap_or(Instant::FAR_FUTURE))
+            .min(released.unwrap_or(Instant::FAR_FUTURE))
     }
 
     /// Flows under way come first, then address resolution, then new flows.
@@ -460,6 +468,17 @@ impl Sender {
         loop {
             if let Some(due) = self.next_owed(now) {
                 return Some(due);
+            }
+            match self.per_prefix.as_mut().and_then(|cap| cap.release(now)) {
+                Some(Waiting::Owing(slot)) => {
+                    self.owing.push_back(slot);
+                    continue;
+                }
+                Some(Waiting::Unstarted(slot)) => {
+                    self.begin(slot, now);
+                    continue;
+                }
+                None => {}
             }
             if let Some(hop) = self.neighbours.poll_request(now) {
                 let Hop { path, next_hop, source } = *hop;
@@ -472,13 +491,29 @@ impl Sender {
                 return Some(Due { path, slot: None, content });
             }
             if let Some(slot) = self.ready.pop_front() {
-                self.open(slot, now);
+                if self.has_turn(slot, now) {
+                    self.open(slot, now);
+                }
                 continue;
             }
             let slot = Slot(self.first_slot + *self.order.get(self.started)?);
             self.started += 1;
-            self.begin(slot, now);
+            if self.has_turn(slot, now) {
+                self.begin(slot, now);
+            }
         }
+    }
+
+    /// Says whether a flow may be begun now; else it waits for its network.
+    fn has_turn(&mut self, slot: Slot, now: Instant) -> bool {
+        let index = self.index(slot);
+        let Some(cap) = &mut self.per_prefix else { return true };
+        let prefix = Prefix::of(self.targets[index].peer.ip());
+        let has_turn = cap.has_turn(prefix, now);
+        if !has_turn {
+            cap.wait(prefix, Waiting::Unstarted(slot));
+        }
+        has_turn
     }
 
     fn begin(&mut self, slot: Slot, now: Instant) {
@@ -546,6 +581,13 @@ impl Sender {
                 self.owing.pop_front();
                 continue;
             };
+            if let Some(cap) = &mut self.per_prefix
+                && !cap.allows(Prefix::of(peer.ip()), now)
+            {
+                self.owing.pop_front();
+                cap.wait(Prefix::of(peer.ip()), Waiting::Owing(slot));
+                continue;
+            }
             let knew_peer = flow.knows_peer();
             let Some(kind) = flow.next_segment(now, &self.plan) else {
                 flow.queued = false;
@@ -577,6 +619,9 @@ impl Sender {
                 timestamps: flow.origin().timestamps(now),
             };
             self.sent.segments[kind as usize] += 1;
+            if let Some(cap) = &mut self.per_prefix {
+                cap.charge(Prefix::of(peer.ip()), now);
+            }
             self.touch(slot);
             let path = self.neighbours.hop(hop).path;
             let crafter = self.crafter_of_hop[hop.0 as usize];
@@ -688,6 +733,9 @@ impl Sender {
     pub fn interrupt(&mut self, now: Instant, why: Interruption) {
         self.started = self.order.len();
         self.ready.clear();
+        if let Some(cap) = &mut self.per_prefix {
+            cap.abandon_unstarted();
+        }
         self.neighbours.abandon();
         for index in 0..self.flows.len() {
             let flow = &mut self.flows[index];
@@ -708,6 +756,12 @@ impl Sender {
     /// Sends what is still owed as fast as the path takes it: the user cannot wait any longer.
     pub fn hurry(&mut self, now: Instant) {
         self.pacer = Pacer::new(None, now);
+        for waiting in self.per_prefix.take().into_iter().flat_map(PrefixCap::into_waiting) {
+            match waiting {
+                Waiting::Owing(slot) => self.owing.push_back(slot),
+                Waiting::Unstarted(slot) => self.begin(slot, now),
+            }
+        }
     }
 
     /// Returns the next verdict.

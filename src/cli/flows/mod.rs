@@ -7,13 +7,13 @@ mod ndjson;
 #[cfg(test)]
 mod tests;
 
-use super::targets::scope;
+use super::targets::{scope, space};
 use crate::probe::given::Given;
 use indicatif::HumanCount;
 use line::{FIELDS, Fields, Malformed, NEEDED};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 /// Faults named in one message; a file of another kind altogether would have thousands.
@@ -220,16 +220,10 @@ impl Intake<'_> {
 
     /// The rules for targets hold for the peers of flows.
     fn check(&self, peer: IpAddr) -> Result<(), Fault> {
-        let (refused, public) = match peer {
-            IpAddr::V4(ip) => {
-                let range = ip.to_bits()..=ip.to_bits();
-                let refused = scope::first_refused(&range).map(|(_, why)| why);
-                (refused, scope::first_public(&range).is_some())
-            }
-            IpAddr::V6(ip) if ip.is_multicast() => (Some("multicast (ff00::/8)"), false),
-            IpAddr::V6(ip) if ip.is_unspecified() => (Some("unspecified (::)"), false),
-            IpAddr::V6(ip) => (None, is_public(ip)),
-        };
+        let number = space::number(peer);
+        let range = number..=number;
+        let refused = scope::first_refused(&range).map(|(_, why)| why);
+        let public = scope::first_public(&range).is_some();
         match refused {
             Some(why) => Err(Fault::Refused(peer, why)),
             None if public && !self.allow_public => Err(Fault::Public(peer)),
@@ -246,15 +240,6 @@ impl Intake<'_> {
         }
         Ok(each_once(self.flows))
     }
-}
-
-/// Global unicast (RFC 4291 §2.5.4, 2000::/3) that is not set aside for documentation (RFC 3849,
-/// RFC 9637).
-fn is_public(ip: Ipv6Addr) -> bool {
-    let [first, second, ..] = ip.segments();
-    let documentation =
-        (first, second) == (0x2001, 0xdb8) || (first == 0x3fff && second >> 12 == 0);
-    first >> 13 == 1 && !documentation
 }
 
 /// Keeps the last of the lines that describe the same flow: in a file that grows it is the newest.
