@@ -8,11 +8,6 @@ use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// Addresses unknown.
-const NO_ADDRESSES: [u8; 12] = [0; 12];
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
-
 /// Every probe and reply, in the order in which the threads came to write them.
 pub(super) struct Capture {
     path: PathBuf,
@@ -27,35 +22,23 @@ struct State {
 }
 
 impl Capture {
-    pub fn create(path: &Path) -> io::Result<Self> {
+    /// Begins a file whose frames start with `link`.
+    pub fn create(path: &Path, link: LinkType) -> io::Result<Self> {
         let file = BufWriter::new(File::create(path)?);
-        let pcap = PcapWriter::new(file, LinkType::Ethernet)?;
+        let pcap = PcapWriter::new(file, link)?;
         let state = Mutex::new(State { pcap, frames: 0, error: None });
         Ok(Capture { path: path.to_owned(), state })
     }
 
     /// Writes one frame that was sent or received at `at`.
-    ///
-    /// The file is of Ethernet frames: what begins with an IP header gets an empty one before it.
     pub fn frame(&self, at: Instant, link: LinkType, frame: &[u8]) {
         let age = Clock.now().since(at).as_nanos() as u64;
         let stamp = Clock.realtime_nanos().saturating_sub(age);
-        let mut framed = Vec::new();
-        let frame = match link {
-            LinkType::Ethernet => frame,
-            LinkType::Ip => {
-                let is_v6 = frame.first().is_some_and(|octet| octet >> 4 == 6);
-                framed.extend_from_slice(&NO_ADDRESSES);
-                framed.extend_from_slice(if is_v6 { &ETHERTYPE_IPV6 } else { &ETHERTYPE_IPV4 });
-                framed.extend_from_slice(frame);
-                &framed
-            }
-        };
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if state.error.is_some() {
             return;
         }
-        match state.pcap.frame(stamp, frame) {
+        match state.pcap.frame_of(link, stamp, frame) {
             Ok(()) => state.frames += 1,
             Err(error) => state.error = Some(error),
         }

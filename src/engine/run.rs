@@ -53,7 +53,7 @@ impl Sweep {
         control: &Control,
         report: &mut dyn FnMut(Verdict),
     ) -> Result<Summary, EngineError> {
-        let Sweep { senders, paths, table, post, guard, capture, peers, .. } = self;
+        let Sweep { senders, paths, table, post, guard, capture, peers, io, .. } = self;
         let guard_counts = |guard: &Option<Guard>| {
             guard.as_ref().map_or(Ok(GuardCounts::default()), Guard::counts)
         };
@@ -72,18 +72,14 @@ impl Sweep {
         let (ended, counts, kernel) = thread::scope(|scope| {
             let mut listeners = Vec::with_capacity(paths.len());
             for (path, hearing) in paths.into_iter().zip(&hearings) {
-                let Path { info, next_hops, transmits: ends, receive } = path;
+                let Path { info, next_hops, transmits: ends, receive, loopback } = path;
                 for (transmits, end) in transmits.iter_mut().zip(ends) {
-                    transmits.push(Outlet { end, batch: VecDeque::new() });
+                    transmits.push(Outlet { end, link: info.link, batch: VecDeque::new() });
                 }
+                let receiver =
+                    Receiver::new(info.id, info.link, table.clone(), next_hops, post.clone());
                 let listener = Listener {
-                    receiver: Receiver::new(
-                        info.id,
-                        info.link,
-                        table.clone(),
-                        next_hops,
-                        post.clone(),
-                    ),
+                    receiver: if loopback { receiver.on_loopback() } else { receiver },
                     receive,
                     hearing,
                     finished: &finished,
@@ -138,7 +134,7 @@ impl Sweep {
         let (counts, rx_errors): (Vec<_>, Vec<_>) = counts.into_iter().flatten().unzip();
         let mut summary = summarise(tally, &ended, counts.into_iter());
         let kernel = kernel.map_err(EngineError::system)?;
-        summary.io = "packet".into();
+        summary.io = io.into();
         summary.peers = peers as u64;
         summary.guard_dropped = kernel.dropped - kernel_before.dropped;
         summary.kernel_rsts = kernel.kernel_rsts - kernel_before.kernel_rsts;
@@ -218,6 +214,7 @@ struct Driver<'a> {
 /// A path's sending end, and which flow each frame of its batch belongs to.
 struct Outlet {
     end: Box<dyn Transmit>,
+    link: LinkType,
     batch: VecDeque<Option<Slot>>,
 }
 
@@ -317,13 +314,13 @@ impl Driver<'_> {
         if self.transmits[index].end.reserve().is_none() {
             self.flush(index, now);
         }
-        let Outlet { end, batch } = &mut self.transmits[index];
+        let Outlet { end, link, batch } = &mut self.transmits[index];
         // There is room after a flush, whether it succeeded or not.
         let Some(buf) = end.reserve() else { return };
         match self.sender.emit(due, buf) {
             Ok(len) => {
                 if let Some(capture) = self.capture {
-                    capture.frame(now, LinkType::Ethernet, &buf[..len]);
+                    capture.frame(now, *link, &buf[..len]);
                 }
                 end.submit(len);
                 batch.push_back(due.slot);
@@ -336,7 +333,7 @@ impl Driver<'_> {
     }
 
     fn flush(&mut self, index: usize, now: Instant) {
-        let Outlet { end, batch } = &mut self.transmits[index];
+        let Outlet { end, batch, .. } = &mut self.transmits[index];
         while !batch.is_empty() {
             match end.flush() {
                 Ok(_) => {

@@ -15,6 +15,7 @@
 
 mod close;
 mod handshake;
+mod local;
 mod resume;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ mod tx;
 pub use filter::{ElsewhereSpec, FilterSpec};
 pub use ports::PortRanges;
 pub use rx::{PacketRx, RxOptions};
-pub use tx::{FRAME_OCTETS, PacketTx};
+pub use tx::PacketTx;
 
 use super::IoError;
 use nix::errno::Errno;

@@ -4,4 +4,5 @@ mod close;
 mod given;
 mod handshake;
 mod keepalive;
+mod local;
 mod network;
