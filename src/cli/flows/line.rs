@@ -29,6 +29,9 @@ pub const NEEDED: usize = 6;
 /// The fields of one flow in the order of [`FIELDS`], as text.
 pub type Fields<'a> = [Option<Cow<'a, str>>; FIELDS.len()];
 
+/// A flow and its name.
+pub type Named = (Given, Option<Box<str>>);
+
 /// A window that is likely enough where none is given: what Linux offers at first on Ethernet.
 const USUAL_WINDOW: u16 = 64_240;
 
@@ -88,7 +91,7 @@ pub enum Malformed {
 ///
 /// # Errors
 /// [`Malformed`], naming the field and what is expected there.
-pub fn parse(fields: &Fields<'_>) -> Result<Option<(Given, Option<Box<str>>)>, Malformed> {
+pub fn parse(fields: &Fields<'_>) -> Result<Option<Named>, Malformed> {
     let [local_ip, local_port, peer_ip, peer_port, snd_una, rcv_nxt, optional @ ..] = fields;
     let [snd_nxt, wnd, ts_recent, ts_offset_ms, name, kind] = optional;
     if kind.as_deref() == Some("summary") {

@@ -133,18 +133,19 @@ fn read(file: &str, reader: impl Read, allow_public: bool) -> Result<Flows, Flow
     let first = skip_blank(&mut reader, &mut before).map_err(unreadable)?;
     let lines_before = before.iter().filter(|&&octet| octet == b'\n').count() as u64;
     let mut header = None;
-    let mut sink = |number, line: &[u8]| {
-        if first == Some(b'{') {
-            intake.take(number, ndjson::fields(line));
-            return Ok(());
+    let mut line = Vec::new();
+    for number in lines_before + 1.. {
+        line.clear();
+        if reader.read_until(b'\n', &mut line).map_err(unreadable)? == 0 {
+            break;
         }
-        match &mut header {
-            None => header = Some(csv::Header::parse(file, line)?),
-            Some(header) => intake.take(number, header.fields(line)),
+        match (line.trim_ascii(), &mut header) {
+            (b"", _) => {}
+            (line, _) if first == Some(b'{') => intake.take(number, ndjson::fields(line)),
+            (line, None) => header = Some(csv::Header::parse(file, line)?),
+            (line, Some(header)) => intake.take(number, header.fields(line)),
         }
-        Ok(())
-    };
-    each_line(&mut reader, lines_before, &mut sink, &unreadable)?;
+    }
     intake.finish()
 }
 
@@ -164,26 +165,6 @@ fn skip_blank(reader: &mut impl BufRead, skipped: &mut Vec<u8>) -> io::Result<Op
         reader.consume(1);
         skipped.push(octet);
     }
-}
-
-/// Hands every line that says something to `sink`, with its number.
-fn each_line(
-    reader: &mut impl BufRead,
-    lines_before: u64,
-    sink: &mut dyn FnMut(u64, &[u8]) -> Result<(), FlowsError>,
-    unreadable: &dyn Fn(io::Error) -> FlowsError,
-) -> Result<(), FlowsError> {
-    let mut line = Vec::new();
-    for number in lines_before + 1.. {
-        line.clear();
-        if reader.read_until(b'\n', &mut line).map_err(unreadable)? == 0 {
-            break;
-        }
-        if !line.trim_ascii().is_empty() {
-            sink(number, line.trim_ascii())?;
-        }
-    }
-    Ok(())
 }
 
 /// What the lines amount to.

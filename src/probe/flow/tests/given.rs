@@ -10,7 +10,7 @@ use crate::probe::script::{ACK, DATA, FIN, RST, SYN_ACK, Say, Script, plan, rest
 use crate::probe::sender::{Interruption, Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
 use crate::time::Instant;
-use crate::wire::{Checksums, LinkType, MacAddr, Options, Packet, SeqNumber, Timestamps, parse};
+use crate::wire::{Checksums, LinkType, MacAddr, Packet, SeqNumber, Timestamps, parse};
 use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -252,11 +252,7 @@ fn timestamps_are_live_and_tell_which_probe_was_answered() {
         // The sweep starts at 1 s of CLOCK_MONOTONIC.
         let tsval = |at: u32| Some(Timestamps { tsval: at.wrapping_sub(500), tsecr: 77 });
         assert_eq!(timestamps(&script), [tsval(0), tsval(1_000)]);
-        let echo = |tsecr| Options {
-            timestamps: Some(Timestamps { tsval: 78, tsecr }),
-            ..Options::default()
-        };
-        script.options = echo(500);
+        script.options.timestamps = Some(Timestamps { tsval: 78, tsecr: 500 });
         script.hear(ACK);
         assert_eq!(script.said(&["alive/ack"])[0].rtt, Some(Duration::from_millis(7)));
         assert!(script.done);
