@@ -215,9 +215,20 @@ fn hears_answers_elsewhere() {
         ip("addr add fd97::1/64 dev near1 nodad");
         ip("-6 route add fd99::/120 via fd98::2");
         await_addresses(&["fd98::1", "fd97::1"]);
-        let (verdicts, summary) = sweep(setup(vec![at("fd99::1", 80)]));
+        let pcap = tempfile::NamedTempFile::new().expect("a file");
+        let setup = Setup { pcap: Some(pcap.path().to_owned()), ..setup(vec![at("fd99::1", 80)]) };
+        let (verdicts, summary) = sweep(setup);
         assert_said(&verdicts, at("fd99::1", 80), State::Alive, Reason::Ack);
         assert_eq!(summary.kernel_rsts, 0);
+
+        let capture = PcapReader::new(pcap.reopen().expect("open")).expect("a capture");
+        let frames = capture.map(|record| record.expect("a frame").1);
+        // What comes in elsewhere is taken without its Ethernet header.
+        let elsewhere = frames.filter(|frame| frame[..12] == [0; 12]).filter(|frame| {
+            let packet = parse(frame, LinkType::Ethernet, Checksums::Trust);
+            matches!(packet, Ok(Packet::Tcp(segment)) if segment.src_port == 80)
+        });
+        assert!(elsewhere.count() >= 2, "SYN-ACK and ACK");
     });
 }
 
