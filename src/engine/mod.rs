@@ -8,6 +8,7 @@
 mod capture;
 mod open;
 mod run;
+mod watch;
 
 pub use open::preview;
 
@@ -17,6 +18,7 @@ use crate::probe::receiver::Post;
 use crate::probe::sender::Sender;
 use crate::probe::table::{Family, Table};
 use capture::Capture;
+use crossbeam::queue::SegQueue;
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -24,6 +26,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use watch::HostWatch;
 
 /// Which I/O path to take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -67,6 +70,8 @@ pub struct Control {
     pub replies: AtomicU64,
     /// Verdicts by state, in the order of `State::ALL`.
     pub states: [AtomicU64; 5],
+    /// What happened to this host meanwhile, in words, for whoever looks on. To be taken away.
+    pub notices: SegQueue<String>,
 }
 
 /// Why a sweep could not start or go on.
@@ -103,6 +108,7 @@ pub struct Sweep {
     /// None if no target has a route.
     guard: Option<Guard>,
     capture: Option<Capture>,
+    watch: Option<HostWatch>,
     peers: usize,
 }
 
@@ -115,5 +121,7 @@ impl fmt::Debug for Sweep {
 
 /// Returns the octets of memory that a sweep takes per target.
 pub const fn memory_per_target() -> usize {
-    Sender::memory_per_target() + Table::memory_for(1 << 16, Family::V4) / (1 << 16)
+    Sender::memory_per_target()
+        + size_of::<(IpAddr, Option<u32>)>()
+        + Table::memory_for(1 << 16, Family::V4) / (1 << 16)
 }

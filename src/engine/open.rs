@@ -1,11 +1,13 @@
 //! Everything that must be in place before the first frame: privilege, ports, routes, paths, guard.
 
 use super::capture::Capture;
+use super::watch::{Baseline, HostWatch, Way};
 use super::{EngineError, IoKind, Path, Setup, Sweep};
 use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, RxOptions};
 use crate::io::ports::PortsError;
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
+use crate::io::watch::Watch;
 use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::Plan;
@@ -35,6 +37,8 @@ impl Sweep {
     /// # Errors
     /// [`EngineError`], each naming operation, object and remedy.
     pub fn open(setup: Setup) -> Result<Sweep, EngineError> {
+        // First: what changes from here on is noticed.
+        let watch = Watch::open().map_err(EngineError::system)?;
         let layout = Layout::new(&setup)?;
         privilege::require(privilege::SWEEP).map_err(EngineError::system)?;
         ports::check(&setup.source_ports).map_err(|error| match error {
@@ -51,9 +55,10 @@ impl Sweep {
         let (guard, paths) = layout.open_paths(&setup, senders)?;
         let peers = setup.targets.len();
         let post = Arc::new(Post::new(senders, peers, HEARD));
+        let watch = HostWatch::new(watch, layout.baseline(&paths));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
-        Ok(Sweep { senders, paths, table, post, guard, capture, peers })
+        Ok(Sweep { senders, paths, table, post, guard, capture, watch: Some(watch), peers })
     }
 }
 
@@ -100,6 +105,7 @@ pub fn preview(
 
 /// Which peer is reached through which interface and next hop.
 struct Layout {
+    constraint: Constraint,
     interfaces: Vec<Interface>,
     /// The interfaces that frames leave through, by `PathId`.
     egress: Vec<Interface>,
@@ -114,8 +120,13 @@ impl Layout {
         }
         let interfaces = interfaces().map_err(EngineError::system)?;
         let constraint = constraint(setup, &interfaces)?;
-        let mut layout =
-            Layout { interfaces, egress: Vec::new(), hops: Vec::new(), targets: Vec::new() };
+        let mut layout = Layout {
+            constraint,
+            interfaces,
+            egress: Vec::new(),
+            hops: Vec::new(),
+            targets: Vec::new(),
+        };
         let mut routes = Routes::open().map_err(EngineError::system)?;
         let mut known = HashMap::new();
         layout.targets.reserve(setup.targets.len());
@@ -196,6 +207,35 @@ impl Layout {
         Ok(HopId((self.hops.len() - 1) as u32))
     }
 
+    /// Returns what the host looked like to those who made this layout and `paths` from it.
+    fn baseline(&self, paths: &[Path]) -> Baseline {
+        let egress: Vec<_> =
+            (0u8..).map(PathId).zip(self.egress.iter().map(|interface| interface.index)).collect();
+        let is_egress = |path: PathId| egress.iter().any(|&(egress, _)| egress == path);
+        let elsewhere = paths.iter().map(|path| path.info.id).find(|&path| !is_egress(path));
+        let elsewhere = elsewhere
+            .into_iter()
+            .flat_map(|path| self.elsewhere().map(move |interface| (path, interface.index)));
+        let ways = self.hops.iter().map(|hop| Way {
+            path: hop.path,
+            ifindex: self.egress[usize::from(hop.path.0)].index,
+            next_hop: hop.next_hop,
+            source: hop.source,
+        });
+        let peers = self.targets.iter().map(|target| {
+            let way = target.hop.map(|HopId(hop)| hop);
+            (target.peer.ip(), way)
+        });
+        Baseline {
+            constraint: self.constraint,
+            interfaces: self.interfaces.clone(),
+            elsewhere: elsewhere.collect(),
+            ways: ways.collect(),
+            peers: peers.collect(),
+            egress,
+        }
+    }
+
     fn path_infos(&self) -> Vec<PathInfo> {
         let info = |(index, interface): (usize, &Interface)| PathInfo {
             id: PathId(index as u8),
@@ -269,17 +309,21 @@ impl Layout {
         })
     }
 
-    /// Listens on the interfaces that no frame leaves through: what the guard keeps from the kernel
-    /// there may be the answer. Only those with an IPv4 address of their own: what passes through
-    /// another (the port of a bridge) comes in a second time where the address is.
-    fn open_elsewhere(&self, setup: &Setup) -> Result<Option<Path>, EngineError> {
-        let others = self.interfaces.iter().filter(|interface| {
+    /// Returns the interfaces that [`open_elsewhere`](Self::open_elsewhere) listens on.
+    fn elsewhere(&self) -> impl Iterator<Item = &Interface> {
+        self.interfaces.iter().filter(|interface| {
             interface.up
                 && !interface.loopback
                 && interface.addresses.iter().any(|address| address.addr().is_ipv4())
                 && !self.egress.iter().any(|egress| egress.index == interface.index)
-        });
-        let interfaces: Vec<_> = others.map(|interface| interface.index).collect();
+        })
+    }
+
+    /// Listens on the interfaces that no frame leaves through: what the guard keeps from the kernel
+    /// there may be the answer. Only those with an IPv4 address of their own: what passes through
+    /// another (the port of a bridge) comes in a second time where the address is.
+    fn open_elsewhere(&self, setup: &Setup) -> Result<Option<Path>, EngineError> {
+        let interfaces: Vec<_> = self.elsewhere().map(|interface| interface.index).collect();
         if interfaces.is_empty() {
             return Ok(None);
         }

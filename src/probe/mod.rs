@@ -7,6 +7,7 @@ pub mod classify;
 pub mod craft;
 pub mod evidence;
 pub mod flow;
+pub mod health;
 pub mod matcher;
 pub mod neighbour;
 pub mod pace;

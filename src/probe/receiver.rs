@@ -10,14 +10,19 @@ use crate::wire::{ArpOp, LinkType, MacAddr, Packet, ParseError, parse};
 use crossbeam::queue::ArrayQueue;
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// What a receiver tells the sender.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Heard {
     /// A reply matched to a flow.
-    Reply(Reply),
+    Reply {
+        /// Through which path it came.
+        path: PathId,
+        /// What it says.
+        reply: Reply,
+    },
     /// An ARP reply.
     Neighbour {
         /// On which path.
@@ -37,6 +42,8 @@ pub struct Post {
     /// Whose sender has ended: nobody takes anything from such a queue any more.
     closed: Box<[AtomicBool]>,
     share: usize,
+    /// Next hops that the senders ask for beside those known from the start.
+    asked: RwLock<HashSet<(PathId, IpAddr)>>,
 }
 
 impl Post {
@@ -47,7 +54,17 @@ impl Post {
             queues: (0..senders).map(|_| ArrayQueue::new(capacity)).collect(),
             closed: (0..senders).map(|_| AtomicBool::new(false)).collect(),
             share: slots.div_ceil(senders).max(1),
+            asked: RwLock::default(),
         }
+    }
+
+    /// Lets the receiver of `path` believe answers of the next hop `ip` too.
+    pub fn ask(&self, path: PathId, ip: IpAddr) {
+        self.asked.write().unwrap_or_else(PoisonError::into_inner).insert((path, ip));
+    }
+
+    fn is_asked(&self, path: PathId, ip: IpAddr) -> bool {
+        self.asked.read().unwrap_or_else(PoisonError::into_inner).contains(&(path, ip))
     }
 
     /// Returns how many slots each sender owns; the last may own fewer.
@@ -61,7 +78,7 @@ impl Post {
     /// A queue is full; the message comes back, and may have reached others already.
     pub fn push(&self, heard: Heard) -> Result<(), Heard> {
         match heard {
-            Heard::Reply(Reply { slot: Slot(slot), .. }) => {
+            Heard::Reply { reply: Reply { slot: Slot(slot), .. }, .. } => {
                 // A slot beyond the shares cannot come from the table; the last owner refuses it.
                 let owner = (slot as usize / self.share).min(self.queues.len() - 1);
                 self.push_to(owner, heard)
@@ -175,6 +192,10 @@ impl Receiver {
         &self.counts
     }
 
+    fn reply(&self, reply: Reply) -> Heard {
+        Heard::Reply { path: self.path, reply }
+    }
+
     fn judge(&self, frame: RxFrame<'_>) -> Result<Heard, (Rejection, Option<Heard>)> {
         let reject = |rejection| (rejection, None);
         let packet =
@@ -186,16 +207,17 @@ impl Receiver {
             Packet::Tcp(segment) => {
                 let reply = match_segment(&self.table, &segment, frame.at).map_err(reject)?;
                 if reply.kind == ReplyKind::OldConnection {
-                    return Err((Rejection::AckUnacceptable, Some(Heard::Reply(reply))));
+                    return Err((Rejection::AckUnacceptable, Some(self.reply(reply))));
                 }
-                Ok(Heard::Reply(reply))
+                Ok(self.reply(reply))
             }
             Packet::Icmp(error) => {
-                match_icmp(&self.table, &error, frame.at).map(Heard::Reply).map_err(reject)
+                let reply = match_icmp(&self.table, &error, frame.at).map_err(reject)?;
+                Ok(self.reply(reply))
             }
             Packet::Arp(arp) if arp.op == ArpOp::Reply => {
                 let ip = arp.sender_ip.into();
-                if !self.next_hops.contains(&ip) {
+                if !self.next_hops.contains(&ip) && !self.post.is_asked(self.path, ip) {
                     return Err(reject(Rejection::ArpUnasked));
                 }
                 Ok(Heard::Neighbour { path: self.path, ip, mac: arp.sender_mac })

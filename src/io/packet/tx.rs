@@ -17,8 +17,9 @@ pub const FRAME_OCTETS: usize = 256;
 
 const BATCH: usize = 256;
 
-/// How long a batch may make no progress before it is given up.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a batch may make no progress before its frames are handed back. Short, since other paths
+/// wait meanwhile; a queue that moves at all makes room for a frame in less, even at 10 Mbit/s.
+const PATIENCE: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 
@@ -79,6 +80,11 @@ impl PacketTx {
                 // No buffer space: the device's queue is full (dev_direct_xmit), or memory is short.
                 result @ (Ok(_) | Err(Errno::ENOBUFS | Errno::EAGAIN | Errno::ENOMEM)) => {
                     let errno = result.err().unwrap_or(Errno::EAGAIN);
+                    // A device without carrier drops what it is given, and says the same
+                    // (dev_direct_xmit): no use in waiting.
+                    if errno == Errno::ENOBUFS {
+                        self.socket.check_link("send frames")?;
+                    }
                     let now = self.clock.now();
                     if now.since(*stuck_since.get_or_insert(now)) >= PATIENCE {
                         return Err(self.socket.error("send frames", errno.into()));

@@ -24,6 +24,7 @@ impl Flow {
     pub fn close(&mut self, plan: &Plan, accused: bool, path_loses: bool) {
         self.accused = accused;
         self.closing_tries = 0;
+        self.refused = 0;
         self.deadline = Instant::FAR_FUTURE;
         let established =
             !matches!(self.stage, Stage::SynSent | Stage::Unstarted | Stage::Resolving);
