@@ -720,3 +720,6 @@ impl Listener<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
