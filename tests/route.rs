@@ -47,6 +47,16 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
+/// Waits until `condition` holds, ten seconds at most.
+#[track_caller]
+fn await_that(condition: impl Fn() -> bool) {
+    let begun = Clock.now();
+    while !condition() {
+        assert!(Clock.now().since(begun) < Duration::from_secs(10), "waited in vain");
+        Clock.sleep(Duration::from_millis(1));
+    }
+}
+
 fn index_of(name: &str) -> u32 {
     let all = interfaces().expect("list interfaces");
     all.iter().find(|interface| interface.name == name).expect("interface exists").index
@@ -172,6 +182,105 @@ fn obeys_constraints() {
         let mut routes = Routes::open().expect("open");
         let error = routes.lookup(address("10.72.0.1"), &Constraint::default());
         assert!(error.expect_err("not supported").to_string().contains("fe80::1"));
+    });
+}
+
+#[test]
+fn chooses_ipv6_sources_as_the_kernel_does() {
+    in_namespace(|| {
+        network();
+        for arguments in [
+            // Global beside unique local, of which the destination decides; and one that is outdated.
+            "addr add 2001:db8:1::1/64 dev one nodad",
+            "addr add 2001:db8:1::2/64 dev one nodad preferred_lft 0",
+            "addr add fe80::1:1/64 dev one nodad",
+            "addr add fe80::2:1/64 dev two nodad",
+            "-6 route add 2001:db8::/32 via fe80::fe dev one",
+        ] {
+            ip(arguments);
+        }
+        // A link that has just come up gets its local routes a moment later.
+        for own in ["2001:db8:1::2", "fe80::1:1", "fe80::2:1"] {
+            await_that(|| ip("-6 route show table local").contains(&format!("local {own} ")));
+        }
+        let (one, two) = (index_of("one"), index_of("two"));
+        let mut routes = Routes::open().expect("open");
+        let bound = |oif: u32, source: Option<&str>| Constraint {
+            oif: (oif > 0).then_some(oif),
+            source: source.map(address),
+        };
+        let mut of = |dst, constraint| routes.lookup(address(dst), &constraint).expect("look up");
+        let via = |ifindex, next_hop, source| Route::Via {
+            ifindex,
+            next_hop: address(next_hop),
+            source: address(source),
+        };
+        // By a router that is known by its link-local address only; never the outdated source.
+        assert_eq!(of("2001:db8:9::7", bound(0, None)), via(one, "fe80::fe", "2001:db8:1::1"));
+        assert_eq!(of("2001:db8:1::7", bound(0, None)), via(one, "2001:db8:1::7", "2001:db8:1::1"));
+        assert_eq!(of("fd77::7", bound(0, None)), via(one, "fd01::fe", "fd03::1"), "ULA to ULA");
+        // Unless it is asked for.
+        let outdated = Some("2001:db8:1::2");
+        let route = via(one, "fe80::fe", "2001:db8:1::2");
+        assert_eq!(of("2001:db8:9::7", bound(0, outdated)), route);
+
+        // The link decides what a link-local address means.
+        let link_local = |name: &str| {
+            let all = interfaces().expect("list interfaces");
+            let found = all.into_iter().find(|known| known.name == name).expect("exists");
+            let own: Vec<IpAddr> = found.addresses.iter().map(|own| own.addr()).collect();
+            move |source: IpAddr| own.contains(&source)
+        };
+        for (oif, is_own) in [(one, link_local("one")), (two, link_local("two"))] {
+            let Route::Via { ifindex, next_hop, source } = of("fe80::77", bound(oif, None)) else {
+                panic!("on link");
+            };
+            assert_eq!((ifindex, next_hop), (oif, address("fe80::77")));
+            assert!(is_own(source) && source.to_string().starts_with("fe80:"), "{source}");
+        }
+        let route = of("fe80::77", bound(two, Some("fe80::2:1")));
+        assert_eq!(route, via(two, "fe80::77", "fe80::2:1"));
+
+        // Through an interface without such a route there is none, with a source and without.
+        let unrouted = [bound(two, None), bound(two, Some("fd01::1"))];
+        for constraint in unrouted {
+            let route = of("2001:db8:9::7", constraint);
+            assert!(matches!(route, Route::None(_)), "{route:?}");
+        }
+    });
+}
+
+#[test]
+fn a_route_without_a_source_is_none() {
+    in_namespace(|| {
+        network();
+        // `two` has link-local addresses only, which no router forwards.
+        ip("-6 route add 2001:db8::/32 via fe80::fe dev two");
+        ip("-6 route add 2001:db8:2::/48 dev two");
+        ip("addr add fe80::2:1/64 dev two nodad");
+        for address in ["fd01::1/64", "fd03::1/64"] {
+            ip(&format!("addr del {address} dev one"));
+        }
+        let mut routes = Routes::open().expect("open");
+        let mut of = |dst| routes.lookup(address(dst), &Constraint::default()).expect("look up");
+        assert_eq!(of("2001:db8:9::7"), Route::None(NoRoute::NoSource));
+        let Route::Via { source, .. } = of("2001:db8:2::7") else { panic!("on link") };
+        assert!(source.to_string().starts_with("fe80:"), "{source}");
+
+        // An address whose uniqueness is still being checked is no source yet.
+        ip("-6 addr flush dev two scope link");
+        std::fs::write("/proc/sys/net/ipv6/conf/two/dad_transmits", "1000").expect("set sysctl");
+        ip("addr add 2001:db8:2::1/64 dev two");
+        for interface in ["one", "one-peer", "two-peer"] {
+            ip(&format!("-6 addr flush dev {interface}"));
+        }
+        let mut routes = Routes::open().expect("open");
+        let dst = address("2001:db8:2::7");
+        let route = routes.lookup(dst, &Constraint::default()).expect("look up");
+        assert_eq!(route, Route::None(NoRoute::NoSource));
+        let tentative = Constraint { oif: None, source: Some(address("2001:db8:2::1")) };
+        let error = routes.lookup(dst, &tentative).expect_err("not usable");
+        assert!(error.to_string().contains("2001:db8:2::1"), "{error}");
     });
 }
 

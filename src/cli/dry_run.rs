@@ -7,7 +7,7 @@ use crate::engine::{self, Setup};
 use crate::probe::TargetId;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
 use crate::report::table::shown;
-use crate::wire::{Checksums, LinkType, Packet, PcapWriter, describe, parse};
+use crate::wire::{Checksums, LinkType, PcapWriter, describe, parse};
 use anyhow::anyhow;
 use humantime::format_duration;
 use indicatif::HumanCount;
@@ -44,20 +44,19 @@ impl FirstFrames {
     /// The sweep itself would fail in the same way.
     pub fn craft(setup: &Setup) -> Result<FirstFrames, Failure> {
         let mut first = FirstFrames::default();
-        engine::preview(setup, &mut |interface, frame| first.add(interface, frame))?;
+        engine::preview(setup, &mut |peer, interface, frame| {
+            first.add(peer, interface, frame);
+        })?;
         Ok(first)
     }
 
-    fn add(&mut self, interface: &str, octets: &[u8]) {
+    fn add(&mut self, peer: SocketAddr, interface: &str, octets: &[u8]) {
         let known = self.interfaces.iter().position(|name| name == interface);
         let interface = known.unwrap_or_else(|| {
             self.interfaces.push(interface.to_owned());
             self.interfaces.len() - 1
         });
-        if let Ok(Packet::Tcp(segment)) = parse(octets, LinkType::Ethernet, Checksums::Verify) {
-            let peer = SocketAddr::new(segment.ip.dst, segment.dst_port);
-            self.by_peer.insert(peer, self.frames.len());
-        }
+        self.by_peer.insert(peer, self.frames.len());
         self.frames.push(Frame { interface, start: self.octets.len() });
         self.octets.extend_from_slice(octets);
     }
@@ -178,7 +177,7 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
     Ok(())
 }
 
-/// Frames for one peer, ARP and answers to what the peer sends left aside.
+/// Frames for one peer, ARP, ND and answers to what the peer sends left aside.
 struct Frames {
     answering: u64,
     silent: u64,

@@ -60,9 +60,6 @@ struct Reporting {
 impl Request {
     fn resolve(args: SweepArgs) -> Result<(Request, Vec<String>), Failure> {
         let plan = plan(&args)?;
-        if args.source.is_some_and(|source| source.is_ipv6()) {
-            return Err(Failure::Usage(anyhow!("--source: IPv6 is not probed yet")));
-        }
         let given = Given {
             arguments: &args.targets,
             file: args.target_file.as_deref(),

@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Addresses unknown, EtherType IPv4.
-const NO_ETHERNET: [u8; 14] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0];
+/// Addresses unknown.
+const NO_ADDRESSES: [u8; 12] = [0; 12];
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// Frames, and octets of frames, that may wait to be written. What comes beyond is missing from the
 /// file, and counted.
@@ -66,7 +68,11 @@ impl Capture {
     pub fn frame(&self, at: Instant, link: LinkType, frame: Box<[u8]>) {
         let frame = match link {
             LinkType::Ethernet => frame,
-            LinkType::Ip => [&NO_ETHERNET[..], &frame].concat().into(),
+            LinkType::Ip => {
+                let is_v6 = frame.first().is_some_and(|octet| octet >> 4 == 6);
+                let ethertype = if is_v6 { &ETHERTYPE_IPV6 } else { &ETHERTYPE_IPV4 };
+                [&NO_ADDRESSES[..], ethertype, &frame].concat().into()
+            }
         };
         let octets = frame.len();
         let waiting = self.waiting_octets.fetch_add(octets, Ordering::Relaxed);

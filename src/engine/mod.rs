@@ -119,9 +119,9 @@ impl fmt::Debug for Sweep {
     }
 }
 
-/// Returns the octets of memory that a sweep takes per target.
-pub const fn memory_per_target() -> usize {
+/// Returns the octets of memory that a sweep takes per target, if its targets are of `family`.
+pub const fn memory_per_target(family: Family) -> usize {
     Sender::memory_per_target()
         + size_of::<(IpAddr, Option<u32>)>()
-        + Table::memory_for(1 << 16, Family::V4) / (1 << 16)
+        + Table::memory_for(1 << 16, family) / (1 << 16)
 }

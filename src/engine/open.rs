@@ -9,6 +9,7 @@ use crate::io::ports::PortsError;
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::watch::Watch;
 use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
+use crate::probe::Slot;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::Plan;
 use crate::probe::receiver::Post;
@@ -16,8 +17,9 @@ use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
 use crate::time::{Clock, Instant};
 use crate::wire::{LinkType, MacAddr};
+use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::thread;
@@ -72,7 +74,7 @@ fn number_of_senders(setup: &Setup) -> usize {
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together
-/// with the name of the interface it would leave through. Sends nothing and needs no privilege;
+/// with the peer and the name of the interface it would leave through. Sends nothing and needs no privilege;
 /// MAC addresses of next hops are not asked for and stay zero.
 ///
 /// Returns the peers that have no route.
@@ -82,7 +84,7 @@ fn number_of_senders(setup: &Setup) -> usize {
 /// read.
 pub fn preview(
     setup: &Setup,
-    show: &mut dyn FnMut(&str, &[u8]),
+    show: &mut dyn FnMut(SocketAddr, &str, &[u8]),
 ) -> Result<Vec<SocketAddr>, EngineError> {
     let layout = Layout::new(setup)?;
     let infos = layout.path_infos();
@@ -97,7 +99,10 @@ pub fn preview(
         // Time stands still, so nothing is repeated.
         while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
             let len = sender.emit(&due, &mut frame).map_err(EngineError::system)?;
-            show(&infos[usize::from(due.path.0)].interface, &frame[..len]);
+            if let Some(Slot(slot)) = due.slot {
+                let peer = setup.targets[slot as usize];
+                show(peer, &infos[usize::from(due.path.0)].interface, &frame[..len]);
+            }
         }
     }
     Ok(unroutable)
@@ -131,6 +136,7 @@ impl Layout {
         let mut known = HashMap::new();
         layout.targets.reserve(setup.targets.len());
         for &peer in &setup.targets {
+            let constraint = constraint_of(peer, &constraint, &layout.interfaces)?;
             let route = routes.lookup(peer.ip(), &constraint).map_err(EngineError::system)?;
             let hop = match route {
                 Route::Via { ifindex, next_hop, source } => {
@@ -248,15 +254,8 @@ impl Layout {
     }
 
     /// Our addresses, on whatever path: the answer to a frame of one path may come by another.
-    fn sources(&self) -> Vec<Ipv4Addr> {
-        let mut sources: Vec<_> = self
-            .hops
-            .iter()
-            .filter_map(|hop| match hop.source {
-                IpAddr::V4(source) => Some(source),
-                IpAddr::V6(_) => None,
-            })
-            .collect();
+    fn sources(&self) -> Vec<IpAddr> {
+        let mut sources: Vec<_> = self.hops.iter().map(|hop| hop.source).collect();
         sources.sort_unstable();
         sources.dedup();
         sources
@@ -285,10 +284,7 @@ impl Layout {
                 is_egress: egress.contains(&interface.index),
             })
             .collect();
-        let mut sources: Vec<IpAddr> = self.hops.iter().map(|hop| hop.source).collect();
-        sources.sort_unstable();
-        sources.dedup();
-        let spec = GuardSpec { sources, ports: setup.source_ports.clone() };
+        let spec = GuardSpec { sources: self.sources(), ports: setup.source_ports.clone() };
         let infos = self.path_infos();
         thread::scope(|scope| {
             let guard = scope.spawn(|| Guard::attach(&up, &spec).map_err(EngineError::system));
@@ -311,27 +307,30 @@ impl Layout {
 
     /// Returns the interfaces that [`open_elsewhere`](Self::open_elsewhere) listens on.
     fn elsewhere(&self) -> impl Iterator<Item = &Interface> {
-        self.interfaces.iter().filter(|interface| {
+        let addresses = self.sources();
+        let is_of_use = move |own: &IpNet| {
+            addresses.iter().any(|source| source.is_ipv4() == own.addr().is_ipv4())
+        };
+        self.interfaces.iter().filter(move |interface| {
             interface.up
                 && !interface.loopback
-                && interface.addresses.iter().any(|address| address.addr().is_ipv4())
+                && !interface.is_port
+                && interface.addresses.iter().any(&is_of_use)
                 && !self.egress.iter().any(|egress| egress.index == interface.index)
         })
     }
 
     /// Listens on the interfaces that no frame leaves through: what the guard keeps from the kernel
-    /// there may be the answer. Only those with an IPv4 address of their own: what passes through
-    /// another (the port of a bridge) comes in a second time where the address is.
+    /// there may be the answer. Only those with an address of their own: what passes through another
+    /// (the port of a bridge, which may have a link-local one) comes in a second time where the
+    /// address is.
     fn open_elsewhere(&self, setup: &Setup) -> Result<Option<Path>, EngineError> {
         let interfaces: Vec<_> = self.elsewhere().map(|interface| interface.index).collect();
         if interfaces.is_empty() {
             return Ok(None);
         }
-        let filter = ElsewhereSpec {
-            interfaces,
-            addresses: self.sources(),
-            ports: setup.source_ports.clone(),
-        };
+        let addresses = self.sources();
+        let filter = ElsewhereSpec { interfaces, addresses, ports: setup.source_ports.clone() };
         let options = RxOptions { ring_octets: ELSEWHERE_RING, ..RxOptions::default() };
         let receive = PacketRx::open_elsewhere(&filter, options).map_err(EngineError::system)?;
         let info = PathInfo {
@@ -382,7 +381,8 @@ impl Layout {
         for half in &mut hash_key {
             *half = getrandom::u64().map_err(EngineError::system)?;
         }
-        let table = Arc::new(Table::with_capacity(self.targets.len(), Family::V4, hash_key));
+        let family = Family::of(self.targets.iter().map(|target| target.peer.ip()));
+        let table = Arc::new(Table::with_capacity(self.targets.len(), family, hash_key));
         let paths = self.path_infos();
         let shares = self.targets.chunks(share).enumerate().map(|(index, targets)| {
             let (targets, hops) = own_hops(targets, &self.hops);
@@ -422,6 +422,43 @@ fn own_hops(targets: &[Target], hops: &[Hop]) -> (Vec<Target>, Vec<Hop>) {
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, Result<T, EngineError>>) -> Result<T, EngineError> {
     thread.join().unwrap_or_else(|_| Err(EngineError::System("a thread panicked".into())))
+}
+
+/// Returns what the look-up of the route to `peer` is bound to: beside `constraint`, the interface
+/// that its scope names.
+fn constraint_of(
+    peer: SocketAddr,
+    constraint: &Constraint,
+    interfaces: &[Interface],
+) -> Result<Constraint, EngineError> {
+    let usage = |text: String| Err(EngineError::Usage(format!("{}: {text}", peer.ip())));
+    if let Some(source) = constraint.source
+        && source.is_ipv4() != peer.is_ipv4()
+    {
+        return usage(format!(
+            "source address {source} is of another address family; sweep the two families apart"
+        ));
+    }
+    let SocketAddr::V6(peer) = peer else { return Ok(*constraint) };
+    if let Some(v4) = peer.ip().to_ipv4_mapped() {
+        return usage(format!("an IPv4 address as IPv6 writes it; give it as {v4}"));
+    }
+    let name = |index| interfaces.iter().find(|known| known.index == index).map(|i| &i.name);
+    match (peer.scope_id(), constraint.oif) {
+        (0, None) if peer.ip().is_unicast_link_local() => usage(format!(
+            "a link-local address, which says nothing of its link; write {}%IFACE",
+            peer.ip()
+        )),
+        (0, _) => Ok(*constraint),
+        (scope, Some(oif)) if scope != oif => match (name(scope), name(oif)) {
+            (Some(scope), Some(oif)) => usage(format!("is on {scope}, but -i says {oif}")),
+            _ => usage(format!("interface {scope}: no such interface; see: ip link")),
+        },
+        (scope, _) if name(scope).is_none() => {
+            usage(format!("interface {scope}: no such interface; see: ip link"))
+        }
+        (scope, _) => Ok(Constraint { oif: Some(scope), ..*constraint }),
+    }
 }
 
 /// Checks `-i` and `--source` against the interfaces that there are.

@@ -290,7 +290,13 @@ impl HostWatch {
             }
             let Some(way) = way.map(|way| way as usize).filter(|&way| !down[way]) else { continue };
             let way = &baseline.ways[way];
-            let compared = baseline.compare(way, &routes.lookup(peer, &baseline.constraint));
+            // A link-local address is one of its link only.
+            let oif = match peer {
+                IpAddr::V6(peer) if peer.is_unicast_link_local() => Some(way.ifindex),
+                _ => baseline.constraint.oif,
+            };
+            let constraint = Constraint { oif, ..baseline.constraint };
+            let compared = baseline.compare(way, &routes.lookup(peer, &constraint));
             let before = told.get(&slot).copied().unwrap_or(Compared::Same);
             if compared == before {
                 continue;

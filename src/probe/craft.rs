@@ -5,8 +5,8 @@
 use crate::io::PathInfo;
 use crate::probe::flow::SegmentKind;
 use crate::wire::{
-    Arp, ArpOp, EmitError, Flags, IpHeader, LinkHeader, LinkType, MacAddr, Options, Segment,
-    SeqNumber, checksum,
+    Arp, ArpOp, EmitError, Flags, IpHeader, LinkHeader, LinkType, MacAddr, Nd, Options, Segment,
+    SeqNumber, checksum, nd,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -225,29 +225,32 @@ impl Patch {
     }
 }
 
-/// Writes an ARP request for `next_hop` and returns its length in octets.
+/// Writes the question for the MAC address of `next_hop`, an ARP request or a Neighbour Solicitation,
+/// and returns its length in octets.
 ///
 /// # Errors
 /// [`CraftError`]; `buf` is then unchanged.
-pub fn emit_arp_request(
+pub fn emit_solicitation(
     path: &PathInfo,
     source: IpAddr,
     next_hop: IpAddr,
     buf: &mut [u8],
 ) -> Result<usize, CraftError> {
-    let (IpAddr::V4(sender_ip), IpAddr::V4(target_ip)) = (source, next_hop) else {
-        return Err(CraftError::MixedFamilies);
-    };
-    let arp = Arp {
-        op: ArpOp::Request,
-        sender_mac: path.mac,
-        sender_ip,
-        target_mac: MacAddr::default(),
-        target_ip,
-    };
-    let link = LinkHeader::Ethernet { src: path.mac, dst: MacAddr::BROADCAST, vlan: None };
+    let to = |dst| LinkHeader::Ethernet { src: path.mac, dst, vlan: None };
     let have = buf.len();
-    arp.emit(&link, buf).map_err(|error| match error {
+    let emitted = match (source, next_hop) {
+        (IpAddr::V4(sender_ip), IpAddr::V4(target_ip)) => {
+            let (sender_mac, target_mac) = (path.mac, MacAddr::default());
+            Arp { op: ArpOp::Request, sender_mac, sender_ip, target_mac, target_ip }
+                .emit(&to(MacAddr::BROADCAST), buf)
+        }
+        (IpAddr::V6(source), IpAddr::V6(next_hop)) => {
+            let solicitation = Nd::solicit(source, next_hop, path.mac);
+            solicitation.emit(&to(nd::multicast_mac(solicitation.dst)), buf)
+        }
+        _ => return Err(CraftError::MixedFamilies),
+    };
+    emitted.map_err(|error| match error {
         EmitError::TooShort { need, .. } => CraftError::TooShort { need, have },
         _ => CraftError::MixedFamilies,
     })
@@ -331,6 +334,39 @@ mod tests {
             let parsed = parse(&patched[..len], path.link, Checksums::Verify);
             prop_assert_eq!(parsed, Ok(Packet::Tcp(segment)));
         }
+    }
+
+    #[test]
+    fn next_hops_are_asked_for_in_their_own_way() {
+        let path = path(LinkType::Ethernet);
+        let mut buf = [7; 128];
+        let mut ask = |source: &str, next_hop: &str| {
+            let (source, next_hop) = (source.parse().unwrap(), next_hop.parse().unwrap());
+            emit_solicitation(&path, source, next_hop, &mut buf).map(|len| buf[..len].to_vec())
+        };
+        let frame = ask("10.0.0.1", "10.0.0.2").unwrap();
+        let Ok(Packet::Arp(arp)) = parse(&frame, LinkType::Ethernet, Checksums::Verify) else {
+            panic!("no ARP")
+        };
+        assert_eq!((arp.op, arp.sender_mac), (ArpOp::Request, path.mac));
+        assert_eq!(
+            (arp.sender_ip.octets(), arp.target_ip.octets()),
+            ([10, 0, 0, 1], [10, 0, 0, 2])
+        );
+        assert_eq!(frame[..6], [0xff; 6]);
+
+        let frame = ask("fd00::1", "fd00::12:3456").unwrap();
+        let asked =
+            Nd::solicit("fd00::1".parse().unwrap(), "fd00::12:3456".parse().unwrap(), path.mac);
+        let parsed = parse(&frame, LinkType::Ethernet, Checksums::Verify);
+        assert_eq!(parsed, Ok(Packet::Nd(asked)));
+        assert_eq!(frame[..6], [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
+        assert_eq!(frame[6..12], path.mac.0);
+
+        assert_eq!(ask("fd00::1", "10.0.0.2"), Err(CraftError::MixedFamilies));
+        let have = 60;
+        let short = emit_solicitation(&path, asked.src.into(), asked.target.into(), &mut [0; 60]);
+        assert_eq!(short, Err(CraftError::TooShort { need: 86, have }));
     }
 
     #[test]

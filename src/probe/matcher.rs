@@ -102,11 +102,12 @@ pub enum Rejection {
     IcmpQuote,
     IcmpIrrelevant,
     ArpUnasked,
+    NdUnasked,
 }
 
 impl Rejection {
     /// Every reason, in the order of its counters.
-    pub const ALL: [Rejection; 15] = [
+    pub const ALL: [Rejection; 16] = [
         Rejection::Malformed,
         Rejection::Checksum,
         Rejection::OtherProtocol,
@@ -122,6 +123,7 @@ impl Rejection {
         Rejection::IcmpQuote,
         Rejection::IcmpIrrelevant,
         Rejection::ArpUnasked,
+        Rejection::NdUnasked,
     ];
 
     /// Returns the name used in summaries.
@@ -142,6 +144,7 @@ impl Rejection {
             Rejection::IcmpQuote => "icmp-quote",
             Rejection::IcmpIrrelevant => "icmp-irrelevant",
             Rejection::ArpUnasked => "arp-unasked",
+            Rejection::NdUnasked => "nd-unasked",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Address resolution of our own: next hop → MAC, by ARP, bounded in flight.
+//! Address resolution of our own: next hop → MAC, by ARP or ND, bounded in flight.
 //!
 //! Never through the kernel's neighbour table, which a /16 would overflow (gc_thresh3 = 1,024).
 #![forbid(unsafe_code)]
@@ -374,6 +374,26 @@ mod tests {
             now = now + SPACING;
             neighbours.expire(now, |_, _| panic!("given up, although never asked"));
         }
+    }
+
+    #[test]
+    fn an_address_is_one_path_s() {
+        // Two routers of one link-local address, on two links.
+        let next_hop: IpAddr = "fe80::1".parse().unwrap();
+        let source = "fd00::1".parse().unwrap();
+        let hops = [0, 1].map(|path| Hop { path: PathId(path), next_hop, source });
+        let mut neighbours = Neighbours::new(hops.to_vec(), 5, |_| true);
+        let now = Instant::from_nanos(1);
+        for (hop, slot) in [(HopId(0), Slot(7)), (HopId(1), Slot(8))] {
+            assert_eq!(neighbours.resolve(hop, slot), Answer::Pending);
+            assert!(neighbours.poll_request(now).is_some());
+        }
+        let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+        assert_eq!(
+            neighbours.handle_answer(PathId(1), next_hop, mac, now),
+            Some((vec![Slot(8)], None))
+        );
+        assert_eq!((neighbours.mac(HopId(0)), neighbours.mac(HopId(1))), (None, Some(mac)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::io::{PathId, RxFrame};
 use crate::probe::Slot;
 use crate::probe::matcher::{Rejection, Reply, ReplyKind, match_icmp, match_segment};
 use crate::probe::table::Table;
-use crate::wire::{ArpOp, LinkType, MacAddr, Packet, ParseError, parse};
+use crate::wire::{ArpOp, LinkType, MacAddr, NdKind, Packet, ParseError, parse};
 use crossbeam::queue::ArrayQueue;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ pub enum Heard {
         /// What it says.
         reply: Reply,
     },
-    /// An ARP reply.
+    /// An ARP reply or Neighbour Advertisement.
     Neighbour {
         /// On which path.
         path: PathId,
@@ -192,6 +192,10 @@ impl Receiver {
         &self.counts
     }
 
+    fn is_asked(&self, next_hop: IpAddr) -> bool {
+        self.next_hops.contains(&next_hop) || self.post.is_asked(self.path, next_hop)
+    }
+
     fn reply(&self, reply: Reply) -> Heard {
         Heard::Reply { path: self.path, reply }
     }
@@ -217,12 +221,102 @@ impl Receiver {
             }
             Packet::Arp(arp) if arp.op == ArpOp::Reply => {
                 let ip = arp.sender_ip.into();
-                if !self.next_hops.contains(&ip) && !self.post.is_asked(self.path, ip) {
+                if !self.is_asked(ip) {
                     return Err(reject(Rejection::ArpUnasked));
                 }
                 Ok(Heard::Neighbour { path: self.path, ip, mac: arp.sender_mac })
             }
-            Packet::Arp(_) | Packet::Other => Err(reject(Rejection::OtherProtocol)),
+            Packet::Nd(advert) if advert.kind != NdKind::Solicitation => {
+                let ip = advert.target.into();
+                // Without an address it is no answer to a question put to the group (RFC 4861
+                // §7.2.4), and leaves open what is open (§7.2.5).
+                let mac = advert.mac.filter(|_| self.is_asked(ip));
+                let mac = mac.ok_or(reject(Rejection::NdUnasked))?;
+                Ok(Heard::Neighbour { path: self.path, ip, mac })
+            }
+            Packet::Arp(_) | Packet::Nd(_) | Packet::Other => Err(reject(Rejection::OtherProtocol)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::table::Family;
+    use crate::time::Instant;
+    use crate::wire::{Arp, Checksums, LinkHeader, Nd};
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    const US: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const THEIRS: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+    const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xfe);
+    const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
+
+    fn receiver() -> Receiver {
+        let table = Arc::new(Table::with_capacity(1, Family::V6, [1, 2]));
+        let next_hops = HashSet::from([ROUTER.into(), ROUTER_V4.into()]);
+        let post = Arc::new(Post::new(1, 1, 16));
+        Receiver::new(PathId(3), LinkType::Ethernet, table, next_hops, post)
+    }
+
+    /// What the sender hears of a frame, and under what the frame is counted.
+    fn hear(emit: impl Fn(&LinkHeader, &mut [u8]) -> usize) -> (Option<Heard>, Option<Rejection>) {
+        let mut receiver = receiver();
+        let mut bytes = [0; 128];
+        let len = emit(&LinkHeader::Ethernet { src: THEIRS, dst: US, vlan: None }, &mut bytes);
+        let (bytes, checksums) = (&bytes[..len], Checksums::Verify);
+        receiver.handle_frame(RxFrame { bytes, at: Instant::ZERO, checksums }).unwrap();
+        let counts = receiver.counts();
+        let refused = Rejection::ALL.into_iter().find(|&why| counts.rejected[why as usize] > 0);
+        assert_eq!(counts.matched + counts.rejected.iter().sum::<u64>(), 1);
+        (receiver.post.pop(0), refused)
+    }
+
+    fn advert() -> Nd {
+        let kind = NdKind::Advertisement { router: true, solicited: true, overrides: true };
+        let dst = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+        Nd { kind, src: ROUTER, dst, target: ROUTER, mac: Some(THEIRS) }
+    }
+
+    #[test]
+    fn neighbours_are_believed_if_they_were_asked_for() {
+        let heard = |message: Nd| hear(move |link, buf| message.emit(link, buf).unwrap());
+        let believed = Heard::Neighbour { path: PathId(3), ip: ROUTER.into(), mac: THEIRS };
+        assert_eq!(heard(advert()), (Some(believed), None));
+        // From another of its addresses, or by its proxy.
+        let proxied = Nd { src: Ipv6Addr::LOCALHOST, ..advert() };
+        assert_eq!(heard(proxied), (Some(believed), None));
+
+        let refused = |why| (None, Some(why));
+        let other = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xff);
+        assert_eq!(heard(Nd { target: other, ..advert() }), refused(Rejection::NdUnasked));
+        let mapped = Nd { target: ROUTER_V4.to_ipv6_mapped(), ..advert() };
+        assert_eq!(heard(mapped), refused(Rejection::NdUnasked));
+        assert_eq!(heard(Nd { mac: None, ..advert() }), refused(Rejection::NdUnasked));
+        let question = Nd { kind: NdKind::Solicitation, ..advert() };
+        assert_eq!(heard(question), refused(Rejection::OtherProtocol));
+        let forwarded = hear(|link, buf| {
+            let len = advert().emit(link, buf).unwrap();
+            buf[21] = 254;
+            len
+        });
+        assert_eq!(forwarded, refused(Rejection::Malformed));
+    }
+
+    #[test]
+    fn arp_replies_too() {
+        let heard = |sender_ip: Ipv4Addr, op: ArpOp| {
+            hear(move |link, buf| {
+                let target_ip = Ipv4Addr::new(10, 0, 0, 1);
+                Arp { op, sender_mac: THEIRS, sender_ip, target_mac: US, target_ip }
+                    .emit(link, buf)
+                    .unwrap()
+            })
+        };
+        let believed = Heard::Neighbour { path: PathId(3), ip: ROUTER_V4.into(), mac: THEIRS };
+        assert_eq!(heard(ROUTER_V4, ArpOp::Reply), (Some(believed), None));
+        let other = Ipv4Addr::new(10, 0, 0, 253);
+        assert_eq!(heard(other, ArpOp::Reply), (None, Some(Rejection::ArpUnasked)));
+        assert_eq!(heard(ROUTER_V4, ArpOp::Request), (None, Some(Rejection::OtherProtocol)));
     }
 }

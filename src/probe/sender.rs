@@ -6,7 +6,7 @@
 
 use crate::io::{PathId, PathInfo};
 use crate::probe::classify::{State, classify};
-use crate::probe::craft::{CraftError, Crafter, Outgoing, WINDOW, emit_arp_request};
+use crate::probe::craft::{CraftError, Crafter, Outgoing, WINDOW, emit_solicitation};
 use crate::probe::evidence::{Seen, Sighting, Verdict};
 use crate::probe::flow::{Flow, SegmentKind, Stage, Step};
 use crate::probe::health::{Health, Scope};
@@ -86,7 +86,7 @@ pub enum Refusal {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Content {
     Segment { crafter: u16, outgoing: Outgoing },
-    ArpRequest { source: IpAddr, next_hop: IpAddr },
+    Solicitation { source: IpAddr, next_hop: IpAddr },
 }
 
 /// What the sender wants next.
@@ -114,6 +114,7 @@ pub enum Interruption {
 pub struct TxCounts {
     segments: [u64; 6],
     arp: u64,
+    nd: u64,
 }
 
 impl TxCounts {
@@ -123,14 +124,19 @@ impl TxCounts {
         [Syn, Ack, Probe0, Probe1, Fin, Rst]
             .iter()
             .map(|&kind| (kind.name(), self.segments[kind as usize]))
-            .chain([("arp", self.arp)])
+            .chain([("arp", self.arp), ("nd", self.nd)])
             .filter(|&(_, count)| count > 0)
             .collect()
     }
 
+    /// Counts requests for the MAC address of `next_hop`.
+    fn requests(&mut self, next_hop: IpAddr) -> &mut u64 {
+        if next_hop.is_ipv4() { &mut self.arp } else { &mut self.nd }
+    }
+
     /// Returns the number of frames of all kinds.
     pub fn total(&self) -> u64 {
-        self.segments.iter().sum::<u64>() + self.arp
+        self.segments.iter().sum::<u64>() + self.arp + self.nd
     }
 }
 
@@ -356,7 +362,7 @@ impl Sender {
         }
         match what {
             What::Request { next_hop } => {
-                self.sent.arp -= 1;
+                *self.sent.requests(next_hop) -= 1;
                 self.neighbours.handle_unsent(path, next_hop);
             }
             What::Segment { slot, generation, kind } => {
@@ -539,8 +545,8 @@ impl Sender {
                     self.neighbours.handle_unsent(path, next_hop);
                     continue;
                 }
-                self.sent.arp += 1;
-                let content = Content::ArpRequest { source, next_hop };
+                *self.sent.requests(next_hop) += 1;
+                let content = Content::Solicitation { source, next_hop };
                 return Some(Due { path, slot: None, what: What::Request { next_hop }, content });
             }
             if let Some(slot) = self.ready.pop_front() {
@@ -679,9 +685,9 @@ impl Sender {
             Content::Segment { crafter, outgoing } => {
                 self.crafters[usize::from(*crafter)].emit(outgoing, buf)
             }
-            Content::ArpRequest { source, next_hop } => {
+            Content::Solicitation { source, next_hop } => {
                 let path = &self.paths[usize::from(due.path.0)];
-                emit_arp_request(path, *source, *next_hop, buf)
+                emit_solicitation(path, *source, *next_hop, buf)
             }
         }
     }
@@ -814,9 +820,14 @@ impl Sender {
 fn keyed_hash(seed: u64, purpose: &[u8], peer: SocketAddr, salt: u16) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(seed, !seed);
     hasher.write(purpose);
-    match peer.ip() {
-        IpAddr::V4(ip) => hasher.write(&ip.octets()),
-        IpAddr::V6(ip) => hasher.write(&ip.octets()),
+    match peer {
+        SocketAddr::V4(peer) => hasher.write(&peer.ip().octets()),
+        SocketAddr::V6(peer) => {
+            hasher.write(&peer.ip().octets());
+            // One link-local address on two links: two peers, and the flow table tells them apart by
+            // our port alone if our own address is the same on both.
+            hasher.write_u32(peer.scope_id());
+        }
     }
     hasher.write_u16(peer.port());
     hasher.write_u16(salt);

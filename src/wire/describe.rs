@@ -1,6 +1,6 @@
 //! A packet in one line, in tcpdump's words.
 
-use super::{Arp, ArpOp, IcmpError, IcmpKind, Options, Packet, Segment};
+use super::{Arp, ArpOp, IcmpError, IcmpKind, Nd, NdKind, Options, Packet, Segment};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,6 +20,7 @@ impl fmt::Display for Description<'_> {
             Packet::Tcp(segment) => tcp(segment, f),
             Packet::Icmp(error) => icmp(error, f),
             Packet::Arp(packet) => arp(packet, f),
+            Packet::Nd(message) => nd(message, f),
             Packet::Other => f.write_str("other"),
         }
     }
@@ -114,6 +115,29 @@ fn arp(packet: &Arp, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
 }
 
+fn nd(message: &Nd, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Nd { kind, src, dst, target, mac } = message;
+    write!(f, "IP6 {src} > {dst}: ICMP6, ")?;
+    let option = match kind {
+        NdKind::Solicitation => {
+            write!(f, "neighbor solicitation, who has {target}")?;
+            "source link-address"
+        }
+        NdKind::Advertisement { router, solicited, overrides } => {
+            write!(f, "neighbor advertisement, tgt is {target}")?;
+            let flags = [("router", router), ("solicited", solicited), ("override", overrides)];
+            for (name, _) in flags.iter().filter(|(_, set)| **set) {
+                write!(f, ", {name}")?;
+            }
+            "destination link-address"
+        }
+    };
+    match mac {
+        Some(mac) => write!(f, ", {option} {mac}"),
+        None => Ok(()),
+    }
+}
+
 fn family(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "IP" } else { "IP6" }
 }
@@ -203,6 +227,25 @@ mod tests {
         assert_eq!(
             describe(&Packet::Arp(Arp { op: ArpOp::Reply, ..request })).to_string(),
             "ARP, Reply 10.98.0.1 is-at 02:00:00:00:00:01"
+        );
+        let solicitation = Nd {
+            kind: NdKind::Solicitation,
+            src: "fd98::1".parse().unwrap(),
+            dst: "ff02::1:ff00:fe".parse().unwrap(),
+            target: "fd98::fe".parse().unwrap(),
+            mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
+        };
+        assert_eq!(
+            describe(&Packet::Nd(solicitation)).to_string(),
+            "IP6 fd98::1 > ff02::1:ff00:fe: ICMP6, neighbor solicitation, who has fd98::fe, \
+             source link-address 02:00:00:00:00:01"
+        );
+        let kind = NdKind::Advertisement { router: true, solicited: true, overrides: false };
+        let advertisement = Nd { kind, mac: None, ..solicitation };
+        assert_eq!(
+            describe(&Packet::Nd(advertisement)).to_string(),
+            "IP6 fd98::1 > ff02::1:ff00:fe: ICMP6, neighbor advertisement, tgt is fd98::fe, \
+             router, solicited"
         );
         assert_eq!(describe(&Packet::Other).to_string(), "other");
     }

@@ -11,6 +11,8 @@ const V4_LEN: usize = 20;
 const V6_LEN: usize = 40;
 /// Extension headers come in multiples of this (RFC 8200 §4).
 const EXTENSION_UNIT: usize = 8;
+/// But for the authentication header, which counts words and leaves out two of them (RFC 4302 §2.2).
+const AUTHENTICATION_UNIT: usize = 4;
 /// One of each kind, as RFC 8200 §4.1 recommends, and one more: nothing may keep us busy for long.
 const MAX_EXTENSIONS: usize = 8;
 
@@ -32,6 +34,8 @@ pub struct IpHeader {
 pub(super) struct Upper<'a> {
     pub(super) ip: IpHeader,
     pub(super) protocol: IpNextHeaderProtocol,
+    /// Whether there was a fragment header, even of a whole packet (IPv6 only).
+    pub(super) fragmented: bool,
     pub(super) bytes: &'a [u8],
 }
 
@@ -99,7 +103,7 @@ fn v4_upper<'a>(packet: &Ipv4Packet<'_>, bytes: &'a [u8]) -> Upper<'a> {
         ttl: packet.get_ttl(),
         id: packet.get_identification(),
     };
-    Upper { ip, protocol: packet.get_next_level_protocol(), bytes }
+    Upper { ip, protocol: packet.get_next_level_protocol(), fragmented: false, bytes }
 }
 
 fn v6_header(bytes: &[u8], layer: Layer) -> Result<Ipv6Packet<'_>, ParseError> {
@@ -115,6 +119,7 @@ fn v6_upper<'a>(
     quoted: bool,
 ) -> Result<Option<Upper<'a>>, ParseError> {
     let mut protocol = packet.get_next_header();
+    let mut fragmented = false;
     for position in 0..=MAX_EXTENSIONS {
         match protocol {
             // RFC 8200 §4.1: hop-by-hop options only directly behind the IPv6 header.
@@ -122,6 +127,7 @@ fn v6_upper<'a>(
             Protocols::Hopopt
             | Protocols::Ipv6Opts
             | Protocols::Ipv6Route
+            | Protocols::Ah
             | Protocols::Ipv6Frag => {}
             _ => {
                 let ip = IpHeader {
@@ -130,7 +136,7 @@ fn v6_upper<'a>(
                     ttl: packet.get_hop_limit(),
                     id: 0,
                 };
-                return Ok(Some(Upper { ip, protocol, bytes }));
+                return Ok(Some(Upper { ip, protocol, fragmented, bytes }));
             }
         }
         let truncated = ParseError::Truncated(layer);
@@ -139,12 +145,16 @@ fn v6_upper<'a>(
         let mut len = EXTENSION_UNIT * (1 + usize::from(units));
         if protocol == Protocols::Ipv6Frag {
             len = EXTENSION_UNIT;
+            fragmented = true;
             let (offset, more) = (u16::from_be_bytes([high, low]) >> 3, low & 1 != 0);
             // An atomic fragment (RFC 6946) is a whole packet. A first one is not, but a quote of
             // it holds the ports.
             if offset != 0 || (more && !quoted) {
                 return Ok(None);
             }
+        } else if protocol == Protocols::Ah {
+            // Not verified, as the kernel without a policy for it does not: TCP's own numbers decide.
+            len = AUTHENTICATION_UNIT * (2 + usize::from(units));
         } else if protocol == Protocols::Ipv6Route {
             let segments_left = low;
             if segments_left != 0 {
@@ -283,6 +293,8 @@ mod tests {
     const PAD_16: &[u8] = &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     const ROUTED: &[u8] = &[0, 4, 0, 0, 0, 0, 0];
     const ATOMIC: &[u8] = &[0, 0, 0, 0, 0, 0, 9];
+    /// 24 octets: four words beyond the first two.
+    const AUTHENTICATED: &[u8] = &[4; 23];
 
     #[test]
     fn v4_options_are_skipped() {
@@ -336,9 +348,10 @@ mod tests {
 
     #[test]
     fn v6_extension_headers_are_walked() {
-        let all = [(0, PAD_16), (60, PAD), (43, ROUTED), (44, ATOMIC), (60, PAD_16)];
-        for extensions in [&all[..], &all[..1], &all[1..2], &all[2..3], &all[3..4], &[(60, PAD); 8]]
-        {
+        let all =
+            [(0, PAD_16), (60, PAD), (43, ROUTED), (44, ATOMIC), (51, AUTHENTICATED), (60, PAD_16)];
+        let singly = all.chunks(1);
+        for extensions in singly.chain([&all[..], &[(60, PAD); 8]]) {
             let frame = v6_with(extensions);
             assert_eq!(verify(&frame), Ok(Packet::Tcp(v6())), "{extensions:?}");
             for len in 0..frame.len() {
@@ -370,6 +383,10 @@ mod tests {
         let malformed = Err(ParseError::Malformed(Layer::Ipv6));
         assert_eq!(verify(&v6_with(&[(60, PAD), (0, PAD)])), malformed, "hop-by-hop in the middle");
         assert_eq!(verify(&v6_with(&[(60, PAD); 9])), malformed, "too many");
+        // A word too many: TCP is then read four octets late.
+        let mut longer = AUTHENTICATED.to_vec();
+        longer[0] += 1;
+        assert!(verify(&v6_with(&[(51, &longer)])).is_err());
         let past_the_end: &[u8] = &[255, 1, 4, 0, 0, 0, 0];
         assert_eq!(
             verify(&v6_with(&[(60, past_the_end)])),

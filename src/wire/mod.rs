@@ -8,6 +8,7 @@ pub mod describe;
 pub mod eth;
 pub mod icmp;
 pub mod ip;
+pub mod nd;
 pub mod pcap;
 pub mod seq;
 pub mod tcp;
@@ -20,6 +21,7 @@ pub use describe::describe;
 pub use eth::{Arp, ArpOp, LinkHeader, MacAddr, MacAddrError};
 pub use icmp::{IcmpError, IcmpKind, Quoted};
 pub use ip::IpHeader;
+pub use nd::{Nd, NdKind};
 pub use pcap::{PcapReader, PcapWriter};
 pub use seq::SeqNumber;
 pub use tcp::{Flags, Options, Segment, Timestamps};
@@ -53,6 +55,8 @@ pub enum Packet<'a> {
     Icmp(IcmpError),
     /// An ARP request or reply for IPv4 over Ethernet.
     Arp(Arp),
+    /// A Neighbour Solicitation or Advertisement.
+    Nd(Nd),
     /// Well-formed, and of no interest: other protocols, echo, non-first fragments.
     Other,
 }
@@ -67,6 +71,7 @@ pub enum Layer {
     Ipv6,
     Tcp,
     Icmp,
+    Nd,
     Quote,
 }
 
@@ -101,8 +106,8 @@ pub enum EmitError {
     /// The TCP options take more than 40 octets, or the packet more than 65,535.
     #[error("packet too large")]
     TooLarge,
-    /// ARP without a link header to carry it.
-    #[error("ARP needs an Ethernet header")]
+    /// Address resolution without a link header to carry it.
+    #[error("address resolution needs an Ethernet header")]
     NoLinkHeader,
 }
 
@@ -134,6 +139,9 @@ pub fn parse(frame: &[u8], link: LinkType, checksums: Checksums) -> Result<Packe
     let Some(upper) = upper else { return Ok(Packet::Other) };
     match (upper.protocol, upper.ip.src) {
         (IpNextHeaderProtocols::Tcp, _) => Segment::parse(upper, checksums).map(Packet::Tcp),
+        (IpNextHeaderProtocols::Icmpv6, IpAddr::V6(_)) if nd::is_nd(upper.bytes) => {
+            Nd::parse(upper, checksums).map(Packet::Nd)
+        }
         (IpNextHeaderProtocols::Icmp, IpAddr::V4(_))
         | (IpNextHeaderProtocols::Icmpv6, IpAddr::V6(_)) => {
             Ok(IcmpError::parse(upper, checksums)?.map_or(Packet::Other, Packet::Icmp))

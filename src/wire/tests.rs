@@ -138,6 +138,16 @@ fn any_frame() -> impl Strategy<Value = (Vec<u8>, LinkType)> {
                         .emit(&link, &mut buf)
                         .unwrap()
                 }
+                (2 | 3, IpAddr::V6(src), _) if !link.is_empty() => {
+                    let kind = NdKind::Advertisement {
+                        router: code & 1 != 0,
+                        solicited: shape == 2,
+                        overrides: code & 2 != 0,
+                    };
+                    let (dst, target) = (Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+                    let mac = (code & 4 != 0).then_some(MacAddr([2; 6]));
+                    Nd { kind, src, dst, target, mac }.emit(&link, &mut buf).unwrap()
+                }
                 _ => {
                     let quote = segment.frame(&LinkHeader::Ip);
                     let icmp_type = [1, 2, 3, 4, 11, 12][usize::from(icmp_type) % 6];

@@ -6,10 +6,11 @@ use keepsweep::probe::classify::State;
 use keepsweep::probe::plan::{Keepalive, Plan};
 use keepsweep::time::Clock;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 const LOSS: f64 = 0.05;
+const MANY: u32 = 1_000_000;
 /// Loss begins when every flow is established, and long before the first keepalive.
 const LOSSY_FROM: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(60);
@@ -17,6 +18,13 @@ const IDLE: Duration = Duration::from_secs(60);
 fn flows(count: u32) -> Vec<SocketAddr> {
     let first = u32::from(Ipv4Addr::new(10, 0, 0, 0));
     (0..count).map(|n| SocketAddr::new(Ipv4Addr::from(first + n).into(), 8080)).collect()
+}
+
+fn flows_v6(count: u32) -> Vec<SocketAddr> {
+    let first = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0).to_bits();
+    (0..count)
+        .map(|n| SocketAddr::new(Ipv6Addr::from_bits(first + u128::from(n)).into(), 8080))
+        .collect()
 }
 
 fn network(seed: u64) -> NetworkConfig {
@@ -29,7 +37,9 @@ fn network(seed: u64) -> NetworkConfig {
             Phase { from_ms: 0, out: clean, back: clean },
             Phase { from_ms, out: lossy, back: lossy },
         ],
-        peers: vec![PeerGroup::new("10.0.0.0/8".parse().expect("a prefix"), Behaviour::Listen)],
+        peers: ["10.0.0.0/8", "fd00::/64"]
+            .map(|prefix| PeerGroup::new(prefix.parse().expect("a prefix"), Behaviour::Listen))
+            .to_vec(),
         ..NetworkConfig::default()
     }
 }
@@ -43,23 +53,22 @@ fn false_dead(outcome: &Outcome) -> usize {
 }
 
 /// RFC 9293 §3.8.4: silence to k independent probes is q^k, q = 1 − (1 − l)².
-fn false_dead_rate_is_q_to_the(count: u16) {
-    const FLOWS: u32 = 1_000_000;
-    let peers = flows(FLOWS);
+fn false_dead_rate_is_q_to_the(count: u16, peers: &[SocketAddr]) {
+    let flows = peers.len() as f64;
     let q: f64 = 1.0 - (1.0 - LOSS) * (1.0 - LOSS);
     let begun = Clock.now();
-    let outcome = sweep(keepalives(count), network(u64::from(count)), &peers);
+    let outcome = sweep(keepalives(count), network(u64::from(count)), peers);
     let took = Clock.now().since(begun);
     assert_eq!(outcome.verdicts.len(), peers.len());
     let rate = q.powi(i32::from(count));
-    let expected = f64::from(FLOWS) * rate;
+    let expected = flows * rate;
     let sigma = (expected * (1.0 - rate)).sqrt();
     let found = false_dead(&outcome) as f64;
     // Past the test harness, which would keep it to itself.
     let _ = writeln!(
         io::stderr(),
         "k = {count}: {found} false dead, {expected:.1} ± {sigma:.1} expected; {} ns per flow",
-        took.as_nanos() / u128::from(FLOWS)
+        took.as_nanos() / peers.len() as u128
     );
     if count == 9 {
         assert_eq!(found, 0.0);
@@ -74,22 +83,27 @@ fn false_dead_rate_is_q_to_the(count: u16) {
 
 #[test]
 fn false_dead_rate_with_two_probes() {
-    false_dead_rate_is_q_to_the(2);
+    false_dead_rate_is_q_to_the(2, &flows(MANY));
 }
 
 #[test]
 fn false_dead_rate_with_three_probes() {
-    false_dead_rate_is_q_to_the(3);
+    false_dead_rate_is_q_to_the(3, &flows(MANY));
+}
+
+#[test]
+fn false_dead_rate_with_three_probes_over_ipv6() {
+    false_dead_rate_is_q_to_the(3, &flows_v6(MANY / 4));
 }
 
 #[test]
 fn false_dead_rate_with_four_probes() {
-    false_dead_rate_is_q_to_the(4);
+    false_dead_rate_is_q_to_the(4, &flows(MANY));
 }
 
 #[test]
 fn nobody_is_false_dead_with_nine_probes() {
-    false_dead_rate_is_q_to_the(9);
+    false_dead_rate_is_q_to_the(9, &flows(MANY));
 }
 
 #[test]

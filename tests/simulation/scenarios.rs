@@ -2,12 +2,12 @@
 
 use crate::support::{plan, sweep};
 use ipnet::IpNet;
-use keepsweep::io::sim::NetworkConfig;
+use keepsweep::io::sim::{Event, Fault, NetworkConfig, PeerGroup};
 use keepsweep::probe::classify::{Reason, State};
 use keepsweep::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -96,22 +96,106 @@ fn resolve(config: &PlanConfig) -> Plan {
     }
 }
 
-fn addresses(prefix: IpNet) -> impl Iterator<Item = IpAddr> {
-    let IpNet::V4(prefix) = prefix else { panic!("IPv4 only") };
-    let (first, last) = (prefix.network().to_bits(), prefix.broadcast().to_bits());
-    (first..=last).map(|bits| IpAddr::V4(bits.into()))
+fn addresses(prefix: IpNet) -> Vec<IpAddr> {
+    match prefix {
+        IpNet::V4(prefix) => {
+            let (first, last) = (prefix.network().to_bits(), prefix.broadcast().to_bits());
+            (first..=last).map(|bits| IpAddr::V4(bits.into())).collect()
+        }
+        IpNet::V6(prefix) => {
+            let (first, last) = (prefix.network().to_bits(), prefix.broadcast().to_bits());
+            (first..=last).map(|bits| IpAddr::V6(bits.into())).collect()
+        }
+    }
 }
 
-fn run(path: &Path) {
+/// Which address families a scenario's peers are of.
+#[derive(Clone, Copy, Debug)]
+enum Families {
+    /// IPv4, as it is written.
+    AsWritten,
+    /// All of it over IPv6.
+    V6,
+    /// Every other group of peers over IPv6, in one sweep with the rest.
+    Mixed,
+}
+
+fn to_v6(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => Ipv6Addr::from_bits(0xfd << 120 | u128::from(ip.to_bits())).into(),
+        IpAddr::V6(_) => ip,
+    }
+}
+
+fn net_to_v6(net: IpNet) -> IpNet {
+    let length = if let IpNet::V4(_) = net { 96 + net.prefix_len() } else { net.prefix_len() };
+    IpNet::new(to_v6(net.addr()), length).expect("a prefix length")
+}
+
+/// What a router that says this over IPv4 says over IPv6 (RFC 7915 §4.2).
+fn icmp_to_v6(icmp_type: u8, code: u8) -> (u8, u8) {
+    match (icmp_type, code) {
+        (3, 0) => (1, 0),
+        (3, 1) => (1, 3),
+        (3, 4) => (2, 0),
+        (3, 13) => (1, 1),
+        other => panic!("no counterpart of ICMP {other:?} is known"),
+    }
+}
+
+fn event_to_v6(event: &Event) -> Event {
+    let what = match event.what {
+        Fault::Icmp { icmp_type, code, from, short_quote } => {
+            let (icmp_type, code) = icmp_to_v6(icmp_type, code);
+            Fault::Icmp { icmp_type, code, from: from.map(to_v6), short_quote }
+        }
+        Fault::TtlExceeded { from } => Fault::TtlExceeded { from: from.map(to_v6) },
+        other => other,
+    };
+    Event { prefix: net_to_v6(event.prefix), what, ..event.clone() }
+}
+
+/// Puts a scenario's peers, and what befalls them, into IPv6 too; then asks for those of `families`.
+fn translate(scenario: &mut Scenario, families: Families) {
+    if let Families::AsWritten = families {
+        return;
+    }
+    let network = &mut scenario.network;
+    let peers = network.peers.clone().into_iter();
+    network.peers.extend(peers.map(|group| PeerGroup { prefix: net_to_v6(group.prefix), ..group }));
+    let events: Vec<_> = network.events.iter().map(event_to_v6).collect();
+    network.events.extend(events);
+    // A simulated link has one prefix.
+    let on_link = network.on_link;
+    let is_v6 = |index: usize, peers: &IpNet| match families {
+        Families::V6 => true,
+        _ => index % 2 == 1 && !on_link.is_some_and(|link| link.contains(peers)),
+    };
+    for (index, expect) in scenario.expect.iter_mut().enumerate() {
+        if is_v6(index, &expect.peers) {
+            expect.peers = net_to_v6(expect.peers);
+        }
+    }
+    if let Families::V6 = families {
+        network.on_link = network.on_link.map(net_to_v6);
+        if let Some(count) = scenario.sent.remove("arp") {
+            scenario.sent.insert("nd".into(), count);
+        }
+    }
+}
+
+fn run(path: &Path, families: Families) {
     let text = std::fs::read_to_string(path).expect("read scenario");
     let name = path.file_stem().expect("a name").to_string_lossy();
-    let scenario: Scenario =
+    let mut scenario: Scenario =
         toml::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+    translate(&mut scenario, families);
     let mut peers = Vec::new();
     for expect in &scenario.expect {
-        peers.extend(addresses(expect.peers).map(|ip| SocketAddr::new(ip, expect.port)));
+        let hosts = addresses(expect.peers).into_iter();
+        peers.extend(hosts.map(|ip| SocketAddr::new(ip, expect.port)));
     }
-    let about = format!("{name}: {}", scenario.about);
+    let about = format!("{name}, {families:?}: {}", scenario.about);
     let outcome = sweep(resolve(&scenario.plan), scenario.network, &peers);
     for expect in &scenario.expect {
         for ip in addresses(expect.peers) {
@@ -156,6 +240,20 @@ fn run(path: &Path) {
 
 #[test]
 fn every_scenario_ends_as_written() {
+    run_all(Families::AsWritten);
+}
+
+#[test]
+fn every_scenario_ends_the_same_over_ipv6() {
+    run_all(Families::V6);
+}
+
+#[test]
+fn every_scenario_ends_the_same_with_both_families_in_one_sweep() {
+    run_all(Families::Mixed);
+}
+
+fn run_all(families: Families) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .expect("tests/scenarios")
@@ -166,6 +264,6 @@ fn every_scenario_ends_as_written() {
     assert!(files.len() >= 10, "scenarios are missing");
     for file in files {
         println!("{}", file.display());
-        run(&file);
+        run(&file, families);
     }
 }

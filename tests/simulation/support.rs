@@ -13,12 +13,17 @@ use keepsweep::wire::LinkType;
 use siphasher::sip::SipHasher13;
 use std::collections::HashMap;
 use std::hash::Hasher;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The prober's address.
-pub const SOURCE: [u8; 4] = [10, 98, 0, 1];
+/// The prober's addresses.
+const SOURCE: [u8; 4] = [10, 98, 0, 1];
+const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd98, 0, 0, 0, 0, 0, 0, 1);
+
+fn source_for(host: IpAddr) -> IpAddr {
+    if host.is_ipv4() { SOURCE.into() } else { SOURCE_V6.into() }
+}
 
 /// The default plan of the command line, at full rate.
 pub fn plan() -> Plan {
@@ -68,18 +73,22 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
         mac: config.prober_mac,
         mtu: 1500,
     };
-    let gateway = IpAddr::V4(config.gateway);
-    let mut hops = vec![Hop { path: PathId(0), next_hop: gateway, source: SOURCE.into() }];
+    let via = |next_hop| Hop { path: PathId(0), next_hop, source: source_for(next_hop) };
+    let mut hops = vec![via(config.gateway.into()), via(config.gateway_v6.into())];
     let mut targets = Vec::with_capacity(peers.len());
     for &peer in peers {
         let on_link = config.on_link.is_some_and(|prefix| prefix.contains(&peer.ip()));
         if on_link {
-            hops.push(Hop { path: PathId(0), next_hop: peer.ip(), source: SOURCE.into() });
+            hops.push(via(peer.ip()));
         }
-        let hop = if on_link { hops.len() - 1 } else { 0 };
+        let hop = if on_link { hops.len() - 1 } else { usize::from(peer.is_ipv6()) };
         targets.push(Target { peer, hop: Some(HopId(hop as u32)) });
     }
-    let table = Arc::new(Table::with_capacity(peers.len(), Family::V4, [1, 2]));
+    let table = Arc::new(Table::with_capacity(
+        peers.len(),
+        Family::of(peers.iter().map(SocketAddr::ip)),
+        [1, 2],
+    ));
     let post = Arc::new(Post::new(1, peers.len(), 1 << 16));
     let next_hops = hops.iter().map(|hop| hop.next_hop).collect();
     let mut receiver =

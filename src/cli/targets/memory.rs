@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 use crate::engine;
+use crate::probe::table::Family;
 use std::fs;
 use std::net::SocketAddr;
 
 /// Octets that one target takes: its address as resolved, and what the engine keeps of it.
-pub const OCTETS_PER_TARGET: u64 = (size_of::<SocketAddr>() + engine::memory_per_target()) as u64;
+pub const OCTETS_PER_TARGET: u64 =
+    (size_of::<SocketAddr>() + engine::memory_per_target(Family::V4)) as u64;
 
 /// Returns the octets that a sweep of `targets` needs.
 pub const fn needed(targets: u64) -> u64 {

@@ -6,20 +6,22 @@ use libc::{
     BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K,
     BPF_LD, BPF_LDX, BPF_MSH, BPF_RET, BPF_W, sock_filter,
 };
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 /// What the receiving end lets in.
 ///
-/// - TCP over IPv4 to one of `addresses` and a port in `ports`, first fragments only;
-/// - ICMP errors (types 3, 4, 11, 12) to one of `addresses`, first fragments only;
-/// - ARP requests and replies whose target address is one of `addresses`.
+/// - TCP to one of `addresses` and a port in `ports`, over IPv4 first fragments only;
+/// - ICMP (types 3, 4, 11, 12; first fragments only) and ICMPv6 errors (1 to 4) to one of `addresses`;
+/// - ARP requests and replies whose target address is one of `addresses`;
+/// - Neighbour Advertisements to one of `addresses`;
+/// - whatever has IPv6 extension headers and is for one of `addresses`: the parser walks them.
 ///
-/// IPv4 frames must also be addressed to `mac`, so that promiscuous mode changes nothing.
+/// IP packets must also be addressed to `mac`, so that promiscuous mode changes nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FilterSpec {
     /// Our addresses on the interface.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     /// Our source ports.
     pub ports: RangeInclusive<u16>,
     /// The interface's address.
@@ -29,27 +31,31 @@ pub struct FilterSpec {
 const ETHERTYPE: u32 = 12;
 const NETWORK: u32 = 14;
 const IPV4: u32 = 0x0800;
+const IPV6: u32 = 0x86dd;
 const ARP: u32 = 0x0806;
 const TCP: u32 = 6;
 const ICMP: u32 = 1;
+const ICMPV6: u32 = 58;
+const NEIGHBOUR_ADVERTISEMENT: u32 = 136;
+/// Hop-by-hop, routing, fragment, authentication, destination options (RFC 8200 §4).
+const EXTENSIONS: [u32; 5] = [0, 43, 44, 51, 60];
 
 /// Frames are taken whole: a segment cut off by a snap length would contradict its IP total length.
 const ACCEPT: u32 = u32::MAX;
 
 impl FilterSpec {
     /// Returns the program, or `None` if it would exceed the kernel's 4,096 instructions (about
-    /// 2,000 addresses).
+    /// 2,000 IPv4 or 450 IPv6 addresses). Attaching it also takes room within net.core.optmem_max: for
+    /// about 350 IPv6 addresses by default.
     pub(super) fn program(&self) -> Option<Vec<sock_filter>> {
-        let mac = self.mac.0;
+        let (v4, v6) = by_family(&self.addresses);
         let mut p = Program::default();
 
         p.load_half(ETHERTYPE);
         let arp = p.placeholder();
+        let ipv6 = p.placeholder();
         p.require(BPF_JEQ, IPV4);
-        p.load_word(2);
-        p.require(BPF_JEQ, u32::from_be_bytes([mac[2], mac[3], mac[4], mac[5]]));
-        p.load_half(0);
-        p.require(BPF_JEQ, u32::from_be_bytes([0, 0, mac[0], mac[1]]));
+        p.require_mac(self.mac);
         p.load_word(NETWORK + 16);
         let addresses = p.placeholder();
 
@@ -65,14 +71,30 @@ impl FilterSpec {
         // Both families of frame have their destination in the accumulator here, so that the list
         // of addresses, the only part that grows, is needed once.
         p.patch_always(addresses);
-        let ours: Vec<u32> = self.addresses.iter().map(|&address| address.into()).collect();
-        p.require_one_of(&ours);
+        p.require_one_of(&v4);
 
         p.load_half(ETHERTYPE);
         p.accept_if(BPF_JEQ, ARP);
         p.accept_replies(NETWORK, &self.ports);
+
+        p.patch_equal(ipv6, IPV6);
+        p.require_mac(self.mac);
+        p.require_one_of_v6(NETWORK + 24, &v6);
+        p.accept_replies_v6(NETWORK, &self.ports, &[1, 2, 3, 4, NEIGHBOUR_ADVERTISEMENT]);
         p.finished()
     }
+}
+
+/// The IPv4 addresses as words, and the IPv6 ones.
+fn by_family(addresses: &[IpAddr]) -> (Vec<u32>, Vec<Ipv6Addr>) {
+    let mut families = (Vec::new(), Vec::new());
+    for address in addresses {
+        match address {
+            IpAddr::V4(address) => families.0.push(address.to_bits()),
+            IpAddr::V6(address) => families.1.push(*address),
+        }
+    }
+    families
 }
 
 /// Which packets [`super::PacketRx::open_elsewhere`] lets in: the TCP segments and ICMP errors of a
@@ -82,7 +104,7 @@ pub struct ElsewhereSpec {
     /// The indices of the interfaces.
     pub interfaces: Vec<u32>,
     /// Our addresses.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     /// Our source ports.
     pub ports: RangeInclusive<u16>,
 }
@@ -97,11 +119,16 @@ impl ElsewhereSpec {
         p.load_ancillary(libc::SKF_AD_PKTTYPE);
         p.require(BPF_JEQ, u32::from(libc::PACKET_HOST));
         p.load_ancillary(libc::SKF_AD_PROTOCOL);
+        let ipv6 = p.placeholder();
         p.require(BPF_JEQ, IPV4);
         p.load_word(16);
-        let ours: Vec<u32> = self.addresses.iter().map(|&address| address.into()).collect();
-        p.require_one_of(&ours);
+        let (v4, v6) = by_family(&self.addresses);
+        p.require_one_of(&v4);
         p.accept_replies(0, &self.ports);
+
+        p.patch_equal(ipv6, IPV6);
+        p.require_one_of_v6(24, &v6);
+        p.accept_replies_v6(0, &self.ports, &[1, 2, 3, 4]);
         p.finished()
     }
 }
@@ -155,14 +182,66 @@ impl Program {
         let icmp = self.placeholder();
         self.require(BPF_JEQ, TCP);
         self.load_half_indexed(network + 2);
-        self.require(BPF_JGE, u32::from(*ports.start()));
-        self.reject_if(BPF_JGT, u32::from(*ports.end()));
-        self.ret(ACCEPT);
+        self.accept_ports(ports);
 
         self.patch_equal(icmp, ICMP);
         self.load_byte_indexed(network);
         self.require_one_of(&[3, 4, 11, 12]);
         self.ret(ACCEPT);
+    }
+
+    /// Accepts TCP segments to `ports`, ICMPv6 messages of `icmp_types`, and everything behind extension
+    /// headers, in the IPv6 packet that begins at `network`, and nothing else.
+    fn accept_replies_v6(&mut self, network: u32, ports: &RangeInclusive<u16>, icmp_types: &[u32]) {
+        let upper = network + 40;
+        self.load_byte(network + 6);
+        let tcp = self.placeholder();
+        let icmp = self.placeholder();
+        self.require_one_of(&EXTENSIONS);
+        self.ret(ACCEPT);
+
+        self.patch_equal(tcp, TCP);
+        self.load_half(upper + 2);
+        self.accept_ports(ports);
+
+        self.patch_equal(icmp, ICMPV6);
+        self.load_byte(upper);
+        self.require_one_of(icmp_types);
+        self.ret(ACCEPT);
+    }
+
+    /// Accepts if the port in the accumulator is one of `ports`, else rejects.
+    fn accept_ports(&mut self, ports: &RangeInclusive<u16>) {
+        self.require(BPF_JGE, u32::from(*ports.start()));
+        self.reject_if(BPF_JGT, u32::from(*ports.end()));
+        self.ret(ACCEPT);
+    }
+
+    /// Goes on only with frames to `mac`.
+    fn require_mac(&mut self, MacAddr(mac): MacAddr) {
+        self.load_word(2);
+        self.require(BPF_JEQ, u32::from_be_bytes([mac[2], mac[3], mac[4], mac[5]]));
+        self.load_half(0);
+        self.require(BPF_JEQ, u32::from_be_bytes([0, 0, mac[0], mac[1]]));
+    }
+
+    /// Goes on only if the 16 octets at `at` are one of `addresses`.
+    fn require_one_of_v6(&mut self, at: u32, addresses: &[Ipv6Addr]) {
+        /// Four words loaded and compared, and the jump out.
+        const PER_ADDRESS: usize = 9;
+        let end = self.0.len() + PER_ADDRESS * addresses.len() + 1;
+        for address in addresses {
+            let next = self.0.len() + PER_ADDRESS;
+            // From the last word on: that is where addresses of one host differ.
+            for word in (0..4u32).rev() {
+                self.load_word(at + 4 * word);
+                let value = (address.to_bits() >> (96 - 32 * word)) as u32;
+                let otherwise = (next - self.0.len() - 1) as u8;
+                self.push(BPF_JMP | BPF_JEQ | BPF_K, 0, otherwise, value);
+            }
+            self.push(BPF_JMP | BPF_JA, 0, 0, (end - self.0.len() - 1) as u32);
+        }
+        self.ret(0);
     }
 
     fn finished(self) -> Option<Vec<sock_filter>> {
@@ -222,14 +301,18 @@ impl Program {
 mod tests {
     use super::*;
     use crate::io::packet::Socket;
+    use std::net::Ipv4Addr;
     use std::os::unix::net::UnixDatagram;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
     const OURS: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 3);
     const ALSO_OURS: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 4);
+    const OURS_V6: Ipv6Addr = Ipv6Addr::new(0xfd98, 1, 2, 3, 4, 5, 6, 7);
+    const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 7);
 
     fn spec() -> FilterSpec {
-        FilterSpec { addresses: vec![OURS, ALSO_OURS], ports: 61000..=61999, mac: MacAddr(MAC) }
+        let addresses = vec![OURS.into(), OURS_V6.into(), ALSO_OURS.into(), LINK_LOCAL.into()];
+        FilterSpec { addresses, ports: 61000..=61999, mac: MacAddr(MAC) }
     }
 
     /// Runs a filter in the kernel: a datagram socket lets in what its filter does.
@@ -383,14 +466,102 @@ mod tests {
     #[test]
     fn holds_many_addresses_or_none() {
         let many: Vec<Ipv4Addr> = (0..1900u32).map(|i| Ipv4Addr::from(0x0a02_0000 + i)).collect();
-        let gate = Gate::new(&FilterSpec { addresses: many.clone(), ..spec() });
+        let addresses = many.iter().map(|&address| address.into()).collect();
+        let gate = Gate::new(&FilterSpec { addresses, ..spec() });
         for address in [many[0], many[127], many[128], many[1000], many[1899]] {
             assert!(gate.lets_in(&ipv4(6, address, 0, 0, &tcp(61000))));
         }
         assert!(!gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(61000))));
         let gate = Gate::new(&FilterSpec { addresses: Vec::new(), ..spec() });
         assert!(!gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(61000))));
-        let too_many = vec![OURS; 2100];
+        let too_many = vec![OURS.into(); 2100];
+        assert!(FilterSpec { addresses: too_many, ..spec() }.program().is_none());
+    }
+
+    fn ipv6(next: u8, dst: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend_from_slice(&(payload.len() as u16).to_be_bytes());
+        packet.extend_from_slice(&[next, 255]);
+        packet.extend_from_slice(&Ipv6Addr::LOCALHOST.octets());
+        packet.extend_from_slice(&dst.octets());
+        packet.extend_from_slice(payload);
+        ethernet(MAC, 0x86dd, &packet)
+    }
+
+    #[test]
+    fn lets_in_ipv6_like_ipv4() {
+        let gate = Gate::new(&spec());
+        for address in [OURS_V6, LINK_LOCAL] {
+            for port in [61000, 61500, 61999] {
+                assert!(gate.lets_in(&ipv6(6, address, &tcp(port))));
+            }
+            for port in [0, 80, 60999, 62000, 65535] {
+                assert!(!gate.lets_in(&ipv6(6, address, &tcp(port))), "port {port}");
+            }
+            for icmp_type in 0..=255 {
+                let frame = ipv6(58, address, &[icmp_type, 0, 0, 0, 0, 0, 0, 0]);
+                let wanted = [1, 2, 3, 4, 136].contains(&icmp_type);
+                assert_eq!(gate.lets_in(&frame), wanted, "{icmp_type}");
+            }
+            for next in 0..=255 {
+                // Neither our ports nor a type of ICMPv6.
+                let wanted = [0, 43, 44, 51, 60].contains(&next);
+                assert_eq!(gate.lets_in(&ipv6(next, address, &[200; 8])), wanted, "{next}");
+            }
+        }
+        let long = [tcp(61000), vec![7; 1400]].concat();
+        assert!(gate.lets_in(&ipv6(6, OURS_V6, &long)));
+    }
+
+    #[test]
+    fn keeps_out_ipv6_addresses_that_differ_in_one_octet() {
+        let gate = Gate::new(&spec());
+        let frames = [
+            ipv6(6, OURS_V6, &tcp(61000)),
+            ipv6(58, LINK_LOCAL, &[136, 0, 0, 0]),
+            ipv6(60, OURS_V6, &[6, 0, 1, 4, 0, 0, 0, 0]),
+        ];
+        for frame in frames {
+            assert!(gate.lets_in(&frame));
+            for octet in (0..6).chain(38..54) {
+                let mut foreign = frame.clone();
+                foreign[octet] ^= 1;
+                assert!(!gate.lets_in(&foreign), "octet {octet}");
+            }
+        }
+        let mapped = ipv6(6, OURS.to_ipv6_mapped(), &tcp(61000));
+        assert!(!gate.lets_in(&mapped));
+    }
+
+    #[test]
+    fn keeps_out_every_truncation_of_ipv6() {
+        let gate = Gate::new(&spec());
+        let frames = [
+            (ipv6(6, OURS_V6, &tcp(61000)), 14 + 40 + 4),
+            (ipv6(58, OURS_V6, &[136, 0, 0, 0]), 14 + 40 + 1),
+            (ipv6(44, OURS_V6, &[6, 0, 0, 0, 0, 0, 0, 1]), 14 + 40),
+        ];
+        for (frame, needed) in frames {
+            for length in 1..=frame.len() {
+                assert_eq!(gate.lets_in(&frame[..length]), length >= needed, "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn holds_many_ipv6_addresses_or_none() {
+        let many: Vec<Ipv6Addr> =
+            (0..300u16).map(|i| Ipv6Addr::new(0xfd01, i, 0, 0, 0, 0, 0, 9)).collect();
+        let addresses = many.iter().map(|&address| address.into()).collect();
+        let gate = Gate::new(&FilterSpec { addresses, ..spec() });
+        for address in [many[0], many[127], many[200], many[299]] {
+            assert!(gate.lets_in(&ipv6(6, address, &tcp(61000))));
+        }
+        assert!(!gate.lets_in(&ipv6(6, OURS_V6, &tcp(61000))));
+        assert!(!gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(61000))));
+        let gate = Gate::new(&FilterSpec { addresses: vec![OURS.into()], ..spec() });
+        assert!(!gate.lets_in(&ipv6(6, OURS_V6, &tcp(61000))));
+        let too_many = vec![OURS_V6.into(); 480];
         assert!(FilterSpec { addresses: too_many, ..spec() }.program().is_none());
     }
 }

@@ -73,6 +73,10 @@ pub enum NoRoute {
     /// A `blackhole` route, or a destination that packets may not have (EINVAL).
     #[error("blackholed by route")]
     Blackhole,
+    /// A route, but no source address that it could be used with: none at all, or for a destination
+    /// behind a router only link-local ones, which routers do not forward (RFC 4291 §2.5.6).
+    #[error("no source address")]
+    NoSource,
 }
 
 /// Where the kernel would send a packet.
@@ -284,8 +288,12 @@ impl Routes {
                 let text = format!("source address {source} {why}");
                 return Err(error(io::Error::new(io::ErrorKind::AddrNotAvailable, text)));
             }
-            request.header.source_prefix_length = bits;
-            request.attributes.push(RouteAttribute::Source(source.into()));
+            // With a source, Linux takes an IPv6 `oif` for a preference only (net/ipv6/route.c,
+            // ip6_route_output_flags).
+            if dst.is_ipv4() || constraint.oif.is_none() {
+                request.header.source_prefix_length = bits;
+                request.attributes.push(RouteAttribute::Source(source.into()));
+            }
         }
         if let Some(oif) = constraint.oif {
             request.attributes.push(RouteAttribute::Oif(oif));
@@ -309,7 +317,15 @@ impl Routes {
                 return Ok(Answer::Fixed(Route::None(none)));
             }
         };
-        read_answer(&reply, constraint).map_err(error)
+        let answer = read_answer(&reply, constraint).map_err(error)?;
+        Ok(match answer {
+            Answer::Via { gateway: Some(_), source, .. }
+                if is_link_local(source) && !is_link_local(dst) =>
+            {
+                Answer::Fixed(Route::None(NoRoute::NoSource))
+            }
+            _ => answer,
+        })
     }
 
     /// Says whether packets to `address` stay here; whole prefixes can be local, not only the
@@ -347,7 +363,9 @@ fn read_answer(reply: &RouteMessage, constraint: &Constraint) -> io::Result<Answ
         RouteType::Prohibit => Answer::Fixed(Route::None(NoRoute::Prohibit)),
         RouteType::BlackHole => Answer::Fixed(Route::None(NoRoute::Blackhole)),
         RouteType::Unicast => {
-            let source = source?;
+            let Ok(source) = source else {
+                return Ok(Answer::Fixed(Route::None(NoRoute::NoSource)));
+            };
             if let Some(other) = gateway.filter(|gateway| gateway.is_ipv4() != source.is_ipv4()) {
                 let text = format!("next hop {other} of another address family is not supported");
                 return Err(io::Error::new(io::ErrorKind::Unsupported, text));
@@ -359,6 +377,10 @@ fn read_answer(reply: &RouteMessage, constraint: &Constraint) -> io::Result<Answ
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
     })
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 fn list_interfaces(netlink: &mut Netlink) -> Result<Vec<Interface>, IoError> {

@@ -5,7 +5,7 @@
 use crate::wire::MacAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 /// A simulated network.
@@ -17,10 +17,12 @@ pub struct NetworkConfig {
     /// Where frames for the prober are sent.
     #[serde(deserialize_with = "mac")]
     pub prober_mac: MacAddr,
-    /// The prober's only router. It answers ARP (its MAC is [`super::mac_of`] this address) and
+    /// The prober's only IPv4 router. It answers ARP (its MAC is [`super::mac_of`] this address) and
     /// reports ICMP errors unless a fault names another reporter.
     pub gateway: Ipv4Addr,
-    /// Peers in this prefix are the prober's neighbours: reached by their own MAC, and asked by ARP.
+    /// The same for IPv6 and ND.
+    pub gateway_v6: Ipv6Addr,
+    /// Peers in this prefix are the prober's neighbours: reached by their own MAC, and asked for it.
     pub on_link: Option<IpNet>,
     /// What the link does to frames, phase after phase; perfect before the first.
     pub link: Vec<Phase>,
@@ -38,6 +40,7 @@ impl Default for NetworkConfig {
             seed: 0,
             prober_mac: MacAddr([0x02, 0, 0, 0, 0, 0x01]),
             gateway: Ipv4Addr::new(192, 0, 2, 1),
+            gateway_v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
             on_link: None,
             link: Vec::new(),
             icmp_per_second: None,
@@ -145,7 +148,7 @@ pub struct PeerGroup {
     /// Whether they take up timestamps that a SYN offers.
     #[serde(default = "yes")]
     pub timestamps: bool,
-    /// Whether they answer ARP requests, if on-link.
+    /// Whether they answer ARP requests and Neighbour Solicitations, if on-link.
     #[serde(default = "yes")]
     pub arp: bool,
     /// Whether the application closes when the prober does; else it stays in CLOSE_WAIT.
@@ -200,9 +203,9 @@ pub enum Behaviour {
     SynCookies,
     /// Up, but nothing listens.
     Closed,
-    /// Answers ARP and nothing else: a firewall that drops.
+    /// Answers ARP and ND and nothing else: a firewall that drops.
     Silent,
-    /// Off: answers nothing, not even ARP.
+    /// Off: answers nothing, not even ARP or ND.
     Down,
     /// As `Listen`, but an empty keepalive is ignored (RFC 9293 §3.8.4 warns of such stacks).
     IgnoresEmptyProbes,
@@ -232,7 +235,7 @@ pub struct Event {
 pub enum Fault {
     /// The path is whole again, and the host up; after `Down` it remembers no connection.
     Up,
-    /// Power off: nothing is answered, not even ARP, and every connection is forgotten.
+    /// Power off: nothing is answered, not even ARP or ND, and every connection is forgotten.
     Down,
     /// Every connection is forgotten, and the host is up again at once.
     Reboot {
@@ -270,7 +273,7 @@ pub enum Fault {
         /// TTL of its RST when it reaches the prober.
         ttl: u8,
     },
-    /// The hosts stop answering ARP.
+    /// The hosts stop answering ARP and ND.
     ArpSilent,
     /// An attacker forges replies to every segment on its way to the hosts, which still get it.
     Forge {
@@ -352,6 +355,14 @@ pub enum ConfigError {
 pub(super) const MSS: u16 = 1460;
 
 impl NetworkConfig {
+    /// Returns the router for the address family of `host`.
+    pub fn gateway_for(&self, host: IpAddr) -> IpAddr {
+        match host {
+            IpAddr::V4(_) => self.gateway.into(),
+            IpAddr::V6(_) => self.gateway_v6.into(),
+        }
+    }
+
     /// Says whether the network makes sense.
     ///
     /// # Errors

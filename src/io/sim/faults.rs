@@ -90,9 +90,7 @@ impl Network {
             self.icmp_busy_until = busy_until + interval;
         }
         self.counters.icmp += 1;
-        let gateway = IpAddr::V4(self.config.gateway);
-        let nearest = if seg.tuple.peer.is_ipv4() { gateway } else { seg.tuple.peer };
-        let from = from.unwrap_or(nearest);
+        let from = from.unwrap_or(self.config.gateway_for(seg.tuple.peer));
         let report = Report { quoted: *seg, from, icmp_type, code, short_quote };
         self.send_back(at, Flight::Report(Box::new(report)));
     }

@@ -4,7 +4,7 @@
 //! ```text
 //! transmit ─frame→ Direction(out) ─segment→ faults → Connection / listener ─┐
 //!                                   agenda: everything that is due later    │
-//! poll_receive ←frame─ Direction(back) ←──────── segments, ICMP, ARP ←──────┘
+//! poll_receive ←frame─ Direction(back) ←──────── segments, ICMP, ARP/ND ←───┘
 //! ```
 //!
 //! Nothing here reads a clock: the test hands in the instant, and [`Network::next_arrival`] says to

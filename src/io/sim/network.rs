@@ -10,8 +10,8 @@ use super::segment::{Seg, Tuple};
 use crate::io::RxFrame;
 use crate::time::Instant;
 use crate::wire::{
-    self, Arp, ArpOp, Checksums, EmitError, Flags, IpHeader, LinkHeader, LinkType, MacAddr, Packet,
-    SeqNumber, icmp,
+    self, Arp, ArpOp, Checksums, EmitError, Flags, IpHeader, LinkHeader, LinkType, MacAddr, Nd,
+    NdKind, Packet, SeqNumber, icmp, nd,
 };
 use ipnet::IpNet;
 use pnet::packet::ethernet::EthernetPacket;
@@ -47,8 +47,16 @@ pub(super) enum Flight {
     ToProber(Seg),
     // Boxed, being rare: every queued frame is as large as the largest kind.
     Report(Box<Report>),
-    ArpRequest(Arp),
-    ArpReply(Arp),
+    Solicitation(Asked),
+    Advertisement(Asked),
+}
+
+/// Who asks for whose MAC address, by ARP or ND; the answer goes back to the same.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    host: IpAddr,
+    by: IpAddr,
+    by_mac: MacAddr,
 }
 
 /// An ICMP error.
@@ -122,14 +130,25 @@ impl Network {
         let flight = match wire::parse(frame, LinkType::Ethernet, Checksums::Verify) {
             Ok(Packet::Tcp(segment)) => {
                 let next_hop = mac_of(self.next_hop(segment.ip.dst));
-                let dst = EthernetPacket::new(frame).map(|eth| eth.get_destination().octets());
-                if dst != Some(next_hop.0) {
+                if !is_for(next_hop, frame) {
                     self.counters.misaddressed += 1;
                     return;
                 }
                 Flight::ToPeer(Seg::from_prober(&segment))
             }
-            Ok(Packet::Arp(arp)) if arp.op == ArpOp::Request => Flight::ArpRequest(arp),
+            Ok(Packet::Arp(arp)) if arp.op == ArpOp::Request => Flight::Solicitation(Asked {
+                host: arp.target_ip.into(),
+                by: arp.sender_ip.into(),
+                by_mac: arp.sender_mac,
+            }),
+            Ok(Packet::Nd(Nd { kind: NdKind::Solicitation, src, target, mac: Some(mac), dst })) => {
+                // Nobody else's network card lets it in.
+                if dst != nd::solicited_node(target) || !is_for(nd::multicast_mac(dst), frame) {
+                    self.counters.misaddressed += 1;
+                    return;
+                }
+                Flight::Solicitation(Asked { host: target.into(), by: src.into(), by_mac: mac })
+            }
             Ok(_) => {
                 self.counters.ignored += 1;
                 return;
@@ -228,7 +247,7 @@ impl Network {
     fn next_hop(&self, host: IpAddr) -> IpAddr {
         match self.config.on_link {
             Some(prefix) if prefix.contains(&host) => host,
-            _ => IpAddr::V4(self.config.gateway),
+            _ => self.config.gateway_for(host),
         }
     }
 
@@ -261,7 +280,7 @@ impl Network {
     fn on_arrival(&mut self, at: Instant, flight: Flight, sink: &mut dyn FnMut(RxFrame<'_>)) {
         match flight {
             Flight::ToPeer(seg) => self.on_segment(at, &seg),
-            Flight::ArpRequest(arp) => self.on_arp_request(at, &arp),
+            Flight::Solicitation(asked) => self.on_solicitation(at, asked),
             _ => {
                 // Every payload is bounded (ConfigError::Segment), so a frame always fits.
                 if let Ok(len) = self.emit(&flight)
@@ -299,17 +318,31 @@ impl Network {
                 let frame = &mut self.frame[..];
                 icmp::emit_error(&ip, report.icmp_type, report.code, quoted, &link, frame)
             }
-            Flight::ArpRequest(arp) | Flight::ArpReply(arp) => {
-                arp.emit(&from(IpAddr::V4(arp.sender_ip)), &mut self.frame[..])
+            Flight::Advertisement(Asked { host, by, by_mac }) => {
+                let (link, frame, mac) = (from(*host), &mut self.frame[..], mac_of(*host));
+                match (*host, *by) {
+                    (IpAddr::V4(sender_ip), IpAddr::V4(target_ip)) => {
+                        let (op, target_mac) = (ArpOp::Reply, *by_mac);
+                        Arp { op, sender_mac: mac, sender_ip, target_mac, target_ip }
+                            .emit(&link, frame)
+                    }
+                    (IpAddr::V6(target), IpAddr::V6(dst)) => {
+                        let router = target == self.config.gateway_v6;
+                        let kind =
+                            NdKind::Advertisement { router, solicited: true, overrides: true };
+                        Nd { kind, src: target, dst, target, mac: Some(mac) }.emit(&link, frame)
+                    }
+                    _ => Err(EmitError::MixedFamilies),
+                }
             }
             // What goes to a peer never leaves the simulation as bytes.
-            Flight::ToPeer(_) => Ok(0),
+            Flight::ToPeer(_) | Flight::Solicitation(_) => Ok(0),
         }
     }
 
-    fn on_arp_request(&mut self, at: Instant, request: &Arp) {
-        let host = IpAddr::V4(request.target_ip);
-        let answers = if request.target_ip == self.config.gateway {
+    fn on_solicitation(&mut self, at: Instant, asked: Asked) {
+        let host = asked.host;
+        let answers = if host == self.config.gateway_for(host) {
             self.weather(host).arp
         } else {
             let weather = self.weather(host);
@@ -323,14 +356,7 @@ impl Network {
             self.counters.ignored += 1;
             return;
         }
-        let reply = Arp {
-            op: ArpOp::Reply,
-            sender_mac: mac_of(host),
-            sender_ip: request.target_ip,
-            target_mac: request.sender_mac,
-            target_ip: request.sender_ip,
-        };
-        self.send_back(at, Flight::ArpReply(reply));
+        self.send_back(at, Flight::Advertisement(asked));
     }
 
     fn on_segment(&mut self, at: Instant, seg: &Seg) {
@@ -523,6 +549,11 @@ impl Network {
     }
 }
 
+/// Says whether an Ethernet frame is addressed to `mac`.
+fn is_for(mac: MacAddr, frame: &[u8]) -> bool {
+    EthernetPacket::new(frame).is_some_and(|eth| eth.get_destination().octets() == mac.0)
+}
+
 pub(super) fn due(event: &Event) -> Instant {
     Instant::ZERO + Duration::from_millis(event.at_ms)
 }
@@ -543,8 +574,8 @@ impl Flight {
             Flight::ToPeer(seg) => Flight::ToPeer(*seg),
             Flight::ToProber(seg) => Flight::ToProber(*seg),
             Flight::Report(report) => Flight::Report(report.clone()),
-            Flight::ArpRequest(arp) => Flight::ArpRequest(*arp),
-            Flight::ArpReply(arp) => Flight::ArpReply(*arp),
+            Flight::Solicitation(asked) => Flight::Solicitation(*asked),
+            Flight::Advertisement(asked) => Flight::Advertisement(*asked),
         }
     }
 }

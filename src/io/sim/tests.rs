@@ -3,10 +3,10 @@
 use super::*;
 use crate::time::Instant;
 use crate::wire::{
-    self, Arp, ArpOp, Checksums, Flags, IcmpError, IpHeader, LinkHeader, LinkType, MacAddr,
-    Options, Packet, Segment, SeqNumber, Timestamps,
+    self, Arp, ArpOp, Checksums, Flags, IcmpError, IpHeader, LinkHeader, LinkType, MacAddr, Nd,
+    NdKind, Options, Packet, Segment, SeqNumber, Timestamps, nd,
 };
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 const SYN: Flags = Flags::SYN;
@@ -22,6 +22,10 @@ const ISS: SeqNumber = SeqNumber(0xffff_fffe);
 
 fn us() -> SocketAddr {
     SocketAddr::from(([192, 0, 2, 10], 61_000))
+}
+
+fn us_v6() -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 10)
 }
 
 fn peer() -> SocketAddr {
@@ -55,6 +59,7 @@ struct Prober {
     tsval: Option<u32>,
     icmp: Vec<IcmpError>,
     arp: Vec<Arp>,
+    nd: Vec<Nd>,
 }
 
 fn network(group: PeerGroup, events: &[(u64, Fault)]) -> NetworkConfig {
@@ -81,6 +86,7 @@ impl Prober {
             tsval: None,
             icmp: Vec::new(),
             arp: Vec::new(),
+            nd: Vec::new(),
         }
     }
 
@@ -123,7 +129,7 @@ impl Prober {
         let until = self.now + Duration::from_millis(ms);
         let mut heard = Vec::new();
         while let Some(next) = self.network.next_arrival().filter(|next| *next <= until) {
-            let (icmp, arp) = (&mut self.icmp, &mut self.arp);
+            let (icmp, arp, nd) = (&mut self.icmp, &mut self.arp, &mut self.nd);
             self.network.poll_receive(next, &mut |frame| {
                 assert_eq!(frame.at, next, "handed over late");
                 match wire::parse(frame.bytes, LinkType::Ethernet, Checksums::Verify).unwrap() {
@@ -140,6 +146,7 @@ impl Prober {
                     }),
                     Packet::Icmp(error) => icmp.push(error),
                     Packet::Arp(reply) => arp.push(reply),
+                    Packet::Nd(advert) => nd.push(advert),
                     Packet::Other => panic!("neither TCP nor ICMP nor ARP"),
                 }
             });
@@ -211,6 +218,18 @@ impl Prober {
         self.wait(1);
         std::mem::take(&mut self.arp)
     }
+
+    /// Sends a Neighbour Solicitation for `target` to the MAC address `dst`.
+    fn solicits(&mut self, target: Ipv6Addr, dst: MacAddr) -> Vec<Nd> {
+        let src = MacAddr([2, 0, 0, 0, 0, 1]);
+        let question = Nd::solicit(us_v6(), target, src);
+        let link = LinkHeader::Ethernet { src, dst, vlan: None };
+        let mut frame = [0; 128];
+        let len = question.emit(&link, &mut frame).unwrap();
+        self.network.transmit(self.now, &frame[..len]);
+        self.wait(1);
+        std::mem::take(&mut self.nd)
+    }
 }
 
 fn facts(heard: &Heard) -> (Flags, SeqNumber, SeqNumber, usize) {
@@ -259,6 +278,53 @@ fn arp_is_answered_by_the_gateway_and_by_neighbours_that_are_up() {
     prober.wait(100);
     assert!(answers(&mut prober, host(40)));
     assert!(answers(&mut prober, host(41)));
+}
+
+#[test]
+fn solicitations_are_answered_like_arp() {
+    let prefix = |text: &str| text.parse().unwrap();
+    let mut prober = Prober::new(NetworkConfig {
+        on_link: Some(prefix("2001:db8::/64")),
+        peers: vec![
+            PeerGroup::new(prefix("2001:db8::33/128"), Behaviour::Down),
+            PeerGroup::new(prefix("2001:db8::40/125"), Behaviour::Listen),
+            PeerGroup::new(prefix("fd00::/8"), Behaviour::Listen),
+        ],
+        events: vec![Event {
+            at_ms: 100,
+            prefix: prefix("2001:db8::40/128"),
+            what: Fault::ArpSilent,
+        }],
+        ..NetworkConfig::default()
+    });
+    let answers = |prober: &mut Prober, host: &str| {
+        let host: Ipv6Addr = host.parse().unwrap();
+        let group = nd::multicast_mac(nd::solicited_node(host));
+        let adverts = prober.solicits(host, group);
+        if let Some(advert) = adverts.first() {
+            let router = host == Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+            let kind = NdKind::Advertisement { router, solicited: true, overrides: true };
+            let mac = Some(mac_of(host.into()));
+            assert_eq!(*advert, Nd { kind, src: host, dst: us_v6(), target: host, mac });
+        }
+        !adverts.is_empty()
+    };
+    for (host, up) in [
+        ("2001:db8::1", true),
+        ("2001:db8::33", false),
+        ("2001:db8::40", true),
+        ("2001:db8::99", false),
+        ("fd00::1", false),
+    ] {
+        assert_eq!(answers(&mut prober, host), up, "{host}");
+    }
+    prober.wait(100);
+    assert!(!answers(&mut prober, "2001:db8::40"));
+    assert!(answers(&mut prober, "2001:db8::41"));
+    // The group's own MAC address, not everyone's.
+    let misaddressed = prober.network.counters().misaddressed;
+    assert_eq!(prober.solicits(Ipv6Addr::LOCALHOST, MacAddr::BROADCAST), []);
+    assert_eq!(prober.network.counters().misaddressed, misaddressed + 1);
 }
 
 #[test]
@@ -957,6 +1023,7 @@ fn a_network_reads_from_toml() {
         seed = 7
         prober-mac = "02:00:00:00:00:aa"
         gateway = "192.0.2.254"
+        gateway-v6 = "2001:db8::fe"
         on-link = "192.0.2.0/24"
 
         [[link]]

@@ -3,6 +3,7 @@
 use super::*;
 use crate::probe::table::Family;
 use crate::wire::{IpHeader, Options, Quoted};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// SND.UNA = SND.NXT; the initial number is 0.
 const UNA: SeqNumber = SeqNumber(1);
@@ -62,7 +63,44 @@ fn judged(
     len: usize,
 ) -> Result<ReplyKind, Rejection> {
     let segment = segment(flags, seq, ack, &[0; 64][..len]);
-    match_segment(&table(expect), &segment, Instant::ZERO).map(|reply| reply.kind)
+    let over_v4 = match_segment(&table(expect), &segment, Instant::ZERO).map(|reply| reply.kind);
+    // The rules are TCP's: whatever holds over IPv4 holds over IPv6, in a table of both.
+    let both = table_of_both(expect);
+    let over_v6 = match_segment(&both, &in_v6(segment, v6), Instant::ZERO);
+    assert_eq!(over_v6.map(|reply| (reply.slot, reply.kind)), over_v4.map(|kind| (Slot(1), kind)));
+    let again = match_segment(&both, &segment, Instant::ZERO);
+    assert_eq!(again.map(|reply| (reply.slot, reply.kind)), over_v4.map(|kind| (Slot(0), kind)));
+    let mapped = in_v6(segment, |ip| ip.to_ipv6_mapped());
+    assert_eq!(match_segment(&both, &mapped, Instant::ZERO), Err(Rejection::NoFlow));
+    over_v4
+}
+
+fn v6(ip: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(0xfd << 120 | u128::from(ip.to_bits()))
+}
+
+fn with_each(ip: IpAddr, change: impl Fn(Ipv4Addr) -> Ipv6Addr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => change(ip).into(),
+        IpAddr::V6(_) => ip,
+    }
+}
+
+/// The same segment between other addresses.
+fn in_v6(segment: Segment<'_>, change: impl Fn(Ipv4Addr) -> Ipv6Addr) -> Segment<'_> {
+    let IpHeader { src, dst, ttl, .. } = segment.ip;
+    let (src, dst) = (with_each(src, &change), with_each(dst, &change));
+    Segment { ip: IpHeader { src, dst, ttl, id: 0 }, ..segment }
+}
+
+/// The flow of [`table`] in slot 0, and one between IPv6 addresses in slot 1.
+fn table_of_both(expect: &Expect) -> Table {
+    let table = Table::with_capacity(2, Family::V6, [1, 2]);
+    let key = FlowKey { local: LOCAL.into(), peer: PEER.into() };
+    table.insert(Slot(0), &key, expect).unwrap();
+    let end = |(ip, port): ([u8; 4], u16)| (v6(ip.into()), port).into();
+    table.insert(Slot(1), &FlowKey { local: end(LOCAL), peer: end(PEER) }, expect).unwrap();
+    table
 }
 
 #[test]
@@ -220,4 +258,50 @@ fn errors_quote_an_outstanding_probe() {
     assert_eq!(judged(&OPEN, |e| e.quoted.src = ([10, 98, 0, 1], 61001).into()), Err(R::NoFlow));
     assert_eq!(judged(&OPEN, |e| e.code = 4), Err(R::IcmpIrrelevant));
     assert_eq!(judged(&OPEN, |e| e.icmp_type = 4), Err(R::IcmpIrrelevant));
+}
+
+/// RFC 4443 §3: each type, in the same frame of mind as its IPv4 counterpart.
+#[test]
+fn icmpv6_errors_quote_an_outstanding_probe() {
+    use Rejection as R;
+    let end = |(ip, port): ([u8; 4], u16)| SocketAddr::from((v6(ip.into()), port));
+    let router: IpAddr = "fe80::fe".parse().unwrap();
+    let error = IcmpError {
+        ip: IpHeader { src: router, dst: end(LOCAL).ip(), ttl: 63, id: 0 },
+        icmp_type: 1,
+        code: 0,
+        quoted: Quoted { src: end(LOCAL), dst: end(PEER), seq: UNA - 1, ack: None, ip_id: 0 },
+    };
+    let judged = |expect: &Expect, error: &IcmpError| {
+        match_icmp(&table_of_both(expect), error, Instant::ZERO).map(|reply| {
+            assert_eq!(reply.slot, Slot(1));
+            reply.kind
+        })
+    };
+    for (icmp_type, code, kind) in [
+        (1, 0, IcmpKind::Net),
+        (1, 1, IcmpKind::Admin),
+        (1, 3, IcmpKind::Host),
+        (1, 4, IcmpKind::Port),
+        (3, 0, IcmpKind::TimeExceeded),
+        (4, 1, IcmpKind::Other),
+    ] {
+        let error = IcmpError { icmp_type, code, ..error };
+        let believed = ReplyKind::Icmp { kind, icmp_type, code, from: router, quoted_id: None };
+        assert_eq!(judged(&OPEN, &error), Ok(believed));
+        assert_eq!(judged(&SYN_SENT, &error), Ok(believed));
+        assert_eq!(judged(&RESTING, &error), Err(R::IcmpQuote));
+        assert_eq!(judged(&CLOSED, &error), Err(R::ClosedFlow));
+        let quoted = Quoted { seq: UNA, ..error.quoted };
+        assert_eq!(judged(&OPEN, &IcmpError { quoted, ..error }), Err(R::IcmpQuote));
+        // IPv4-mapped addresses in a quote are no IPv4 flow of ours.
+        let mapped = |(ip, port): ([u8; 4], u16)| {
+            SocketAddr::from((Ipv4Addr::from(ip).to_ipv6_mapped(), port))
+        };
+        let quoted = Quoted { src: mapped(LOCAL), dst: mapped(PEER), ..error.quoted };
+        assert_eq!(judged(&OPEN, &IcmpError { quoted, ..error }), Err(R::NoFlow));
+    }
+    // Packet too big says nothing of reachability.
+    let too_big = IcmpError { icmp_type: 2, ..error };
+    assert_eq!(judged(&OPEN, &too_big), Err(R::IcmpIrrelevant));
 }

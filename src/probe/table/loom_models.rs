@@ -39,6 +39,17 @@ fn crowded(table: &Table, count: usize) -> Vec<FlowKey> {
     (1..).filter(|n| home(*n) == home(1)).take(count).map(key).collect()
 }
 
+/// A table of both families, one flow of each, and IPv4 written as IPv6 for a third.
+fn of_both_families() -> (Arc<Table>, [FlowKey; 3]) {
+    let v6 = |n: u16, ip: Ipv6Addr| FlowKey {
+        local: SocketAddr::from((ip, 61000)),
+        peer: SocketAddr::from((ip, n)),
+    };
+    let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
+    let table = Arc::new(Table::with_capacity(2, Family::V6, HASH_KEY));
+    (table, [key(1), v6(1, Ipv6Addr::LOCALHOST), v6(1, mapped)])
+}
+
 fn check(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
@@ -189,6 +200,31 @@ fn loom_remove_races_lookup() {
         assert_eq!(table.lookup(&keys[1]), None);
         let back = View { slot: Slot(1), generation, expect: expect(7) };
         assert_eq!(table.lookup(&keys[0]), Some(back));
+    });
+}
+
+/// A slot that goes from an IPv4 flow to an IPv6 one is read as either, never as a mix of both; and
+/// what looks like the IPv4 flow in IPv6 finds neither.
+#[test]
+fn loom_reply_races_reuse_by_the_other_family() {
+    check(|| {
+        let (table, [v4, v6, mapped]) = of_both_families();
+        let old = table.insert(Slot(0), &v4, &expect(1)).unwrap();
+        let owner = {
+            let table = table.clone();
+            thread::spawn(move || table.insert(Slot(0), &v6, &expect(2)).unwrap())
+        };
+        if let Some(view) = table.lookup(&v4) {
+            assert_eq!((view.generation, view.expect), (old, expect(1)));
+        }
+        assert_eq!(table.lookup(&mapped), None);
+        let late = table.lookup(&v6);
+        let new = owner.join().unwrap();
+        if let Some(view) = late {
+            assert_eq!((view.generation, view.expect), (new, expect(2)));
+        }
+        assert_eq!(table.lookup(&v4), None);
+        assert!(table.lookup(&v6).is_some());
     });
 }
 

@@ -24,12 +24,21 @@ use slot::FlowSlot;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// The address family of a table's flows.
+/// The address families that a table has room for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[allow(missing_docs)]
 pub enum Family {
+    /// IPv4 alone, at half the size.
     V4,
+    /// IPv6, and IPv4 beside it.
     V6,
+}
+
+impl Family {
+    /// Returns the smallest family that has room for all of `addresses`.
+    pub fn of(addresses: impl IntoIterator<Item = IpAddr>) -> Family {
+        let any_v6 = addresses.into_iter().any(|address| address.is_ipv6());
+        if any_v6 { Family::V6 } else { Family::V4 }
+    }
 }
 
 /// A flow's 4-tuple. IPv6 flow labels and scope identifiers are not part of it.
@@ -91,8 +100,8 @@ pub enum InsertError {
     /// The index has no room (it has, for as many flows as there are slots).
     #[error("flow table full")]
     Full,
-    /// The 4-tuple is not of the table's address family.
-    #[error("4-tuple not of the flow table's address family")]
+    /// The 4-tuple is of a family that the table has no room for, or of two.
+    #[error("4-tuple not of an address family that the flow table holds")]
     Family,
 }
 
@@ -113,7 +122,7 @@ enum Flows {
 }
 
 impl Table {
-    /// Allocates a table for `flows` flows of one family.
+    /// Allocates a table for `flows` flows of a family.
     ///
     /// `hash_key` must be random in every run that meets real peers: who knows it can choose
     /// addresses that crowd one part of the index.
@@ -153,7 +162,7 @@ impl Table {
     pub fn lookup(&self, key: &FlowKey) -> Option<View> {
         match &self.flows {
             Flows::V4(store) => store.lookup(&pack_v4(key)?),
-            Flows::V6(store) => store.lookup(&pack_v6(key)?),
+            Flows::V6(store) => store.lookup(&pack_any(key)?),
         }
     }
 
@@ -176,7 +185,7 @@ impl Table {
         self.remove(slot);
         match &self.flows {
             Flows::V4(store) => store.insert(slot, pack_v4(key), expect),
-            Flows::V6(store) => store.insert(slot, pack_v6(key), expect),
+            Flows::V6(store) => store.insert(slot, pack_any(key), expect),
         }
     }
 
@@ -217,7 +226,7 @@ impl Table {
     }
 }
 
-/// Slots and index of one family; keys are packed into `W` words.
+/// Slots and index; keys are packed into `W` words.
 struct Store<const W: usize> {
     slots: Box<[FlowSlot<W>]>,
     index: Index,
@@ -291,13 +300,17 @@ fn pack_v4(key: &FlowKey) -> Option<[u64; 2]> {
     }
 }
 
-fn pack_v6(key: &FlowKey) -> Option<[u64; 5]> {
+/// Marks a packed IPv4 tuple, beside the ports: whatever addresses a peer puts into an IPv6 packet,
+/// such as IPv4-mapped ones (RFC 4291 §2.5.5.2), it cannot be taken for an IPv4 flow.
+const IS_V4: u64 = 1 << 63;
+
+fn pack_any(key: &FlowKey) -> Option<[u64; 5]> {
     let halves = |ip: Ipv6Addr| [(ip.to_bits() >> 64) as u64, ip.to_bits() as u64];
     match (key.local.ip(), key.peer.ip()) {
         (IpAddr::V6(local), IpAddr::V6(peer)) => {
             let ([a, b], [c, d]) = (halves(local), halves(peer));
             Some([a, b, c, d, pack_ports(key)])
         }
-        _ => None,
+        _ => pack_v4(key).map(|[addresses, ports]| [addresses, 0, 0, 0, ports | IS_V4]),
     }
 }

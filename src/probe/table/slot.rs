@@ -15,7 +15,7 @@ use super::{Expect, Phase};
 use crate::probe::Generation;
 use crate::wire::SeqNumber;
 
-/// The state of one flow; `W` words of key: 2 for IPv4, 5 for IPv6.
+/// The state of one flow; `W` words of key: 2 for IPv4 alone, 5 for both families.
 #[repr(C, align(64))]
 pub(super) struct FlowSlot<const W: usize> {
     control: AtomicU64,

@@ -115,10 +115,59 @@ fn families_do_not_mix() {
     let v4 = table(1);
     assert_eq!(v4.insert(Slot(0), &key_v6(1), &expect(1, 1)), Err(InsertError::Family));
     assert_eq!(v4.lookup(&key_v6(1)), None);
-    let v6 = Table::with_capacity(1, Family::V6, HASH_KEY);
-    assert_eq!(v6.insert(Slot(0), &key(1), &expect(1, 1)), Err(InsertError::Family));
-    let mixed = FlowKey { local: key(1).local, peer: key_v6(1).peer };
-    assert_eq!(v6.insert(Slot(0), &mixed, &expect(1, 1)), Err(InsertError::Family));
+    let both = Table::with_capacity(1, Family::V6, HASH_KEY);
+    for mixed in [
+        FlowKey { local: key(1).local, peer: key_v6(1).peer },
+        FlowKey { local: key_v6(1).local, peer: key(1).peer },
+    ] {
+        assert_eq!(both.insert(Slot(0), &mixed, &expect(1, 1)), Err(InsertError::Family));
+        assert_eq!(both.lookup(&mixed), None);
+    }
+}
+
+#[test]
+fn the_family_is_the_smallest_with_room_for_all() {
+    let (v4, v6) = (key(1).peer.ip(), key_v6(1).peer.ip());
+    assert_eq!(Family::of([]), Family::V4);
+    assert_eq!(Family::of([v4, v4]), Family::V4);
+    assert_eq!(Family::of([v4, v6, v4]), Family::V6);
+}
+
+/// The same flow as a peer would write it that hopes IPv4-mapped addresses are taken for IPv4.
+fn with_each(key: &FlowKey, change: impl Fn(Ipv4Addr) -> Ipv6Addr) -> FlowKey {
+    let change = |end: SocketAddr| match end.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(change(ip).into(), end.port()),
+        IpAddr::V6(_) => end,
+    };
+    FlowKey { local: change(key.local), peer: change(key.peer) }
+}
+
+#[test]
+fn no_ipv6_packet_reaches_an_ipv4_flow() {
+    let table = Table::with_capacity(8, Family::V6, HASH_KEY);
+    table.insert(Slot(0), &key(5), &expect(5, 1)).unwrap();
+    table.insert(Slot(1), &key_v6(5), &expect(6, 1)).unwrap();
+    assert_eq!(table.lookup(&key(5)).unwrap().slot, Slot(0));
+    assert_eq!(table.lookup(&key_v6(5)).unwrap().slot, Slot(1));
+
+    let mapped = with_each(&key(5), |ip| ip.to_ipv6_mapped());
+    let compatible = with_each(&key(5), |ip| Ipv6Addr::from_bits(ip.to_bits().into()));
+    // What the words of a packed IPv4 tuple would be as IPv6 addresses.
+    let [addresses, ..] = pack_v4(&key(5)).unwrap();
+    let words = FlowKey {
+        local: SocketAddr::from((
+            Ipv6Addr::from_bits(u128::from(addresses) << 64),
+            key(5).local.port(),
+        )),
+        peer: SocketAddr::from((Ipv6Addr::UNSPECIFIED, key(5).peer.port())),
+    };
+    for (slot, forged) in (2..).zip([mapped, compatible, words]) {
+        assert_eq!(table.lookup(&forged), None, "{forged:?}");
+        // It may be a flow of its own.
+        table.insert(Slot(slot), &forged, &expect(7, 1)).unwrap();
+        assert_eq!(table.lookup(&forged).unwrap().slot, Slot(slot));
+        assert_eq!(table.lookup(&key(5)).unwrap().slot, Slot(0));
+    }
 }
 
 #[test]
@@ -241,10 +290,14 @@ proptest! {
     fn behaves_like_a_hash_map(
         steps in prop::collection::vec(step(), 1..400),
         hash_key: [u64; 2],
-        v6: bool,
+        families in 0..3u8,
     ) {
-        let (family, key): (_, fn(u32) -> FlowKey) =
-            if v6 { (Family::V6, key_v6) } else { (Family::V4, key) };
+        let either = |n: u32| if n % 2 == 0 { key(n) } else { key_v6(n) };
+        let (family, key): (_, fn(u32) -> FlowKey) = match families {
+            0 => (Family::V4, key),
+            1 => (Family::V6, key_v6),
+            _ => (Family::V6, either),
+        };
         let table = Table::with_capacity(24, family, hash_key);
         let mut slots: HashMap<u32, (u32, Generation, Expect)> = HashMap::new();
         let mut owner: HashMap<u32, u32> = HashMap::new();
