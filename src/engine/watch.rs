@@ -173,7 +173,9 @@ impl HostWatch {
             let now = Clock.now();
             if routes_due.is_some() && now >= routes_next {
                 routes_due = None;
-                let events = self.check_routes(control, unsettled_since, now)?;
+                // Again: of what has come since, a link or an address may be the cause.
+                let mut events = self.check_links(control)?;
+                events.extend(self.check_routes(control, unsettled_since, now)?);
                 if !events.is_empty() {
                     tell(events);
                 }

@@ -40,7 +40,7 @@ impl Troubles {
     }
 
     fn latest(&self) -> Option<(Seen, Instant)> {
-        self.0.iter().copied().max_by_key(|&(_, until)| until)
+        self.0.iter().copied().reduce(later)
     }
 }
 
@@ -128,7 +128,7 @@ impl Health {
             .chain(self.sources.get(&source))
             .chain(self.flows.get(&slot))
             .filter_map(Troubles::latest)
-            .max_by_key(|&(_, until)| until)
+            .reduce(later)
     }
 
     /// Says whether a frame may be handed to `path` now; while it refuses them, one at a time, to
@@ -201,6 +201,11 @@ impl Health {
         let waiting = self.paths.iter().filter(|path| !path.parked.is_empty());
         waiting.filter_map(|path| path.hold.map(|hold| hold.retry_at)).min()
     }
+}
+
+/// Of two troubles that last as long, the first: it concerns more flows, and is the likelier cause.
+fn later(one: (Seen, Instant), other: (Seen, Instant)) -> (Seen, Instant) {
+    if other.1 > one.1 { other } else { one }
 }
 
 #[cfg(test)]
