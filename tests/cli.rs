@@ -114,7 +114,7 @@ fn examples_in_the_help_are_valid() {
 fn what_is_not_built_yet_is_not_offered() {
     let missing =
         ["--rounds=2", "--every=1m", "--deep", "--false-dead=0.1", "--patience=1s", "--flows=-"];
-    for option in missing.into_iter().chain(["--io=xdp", "--io=raw", "--xdp-mode=drv"]) {
+    for option in missing.into_iter().chain(["--io=xdp", "--xdp-mode=drv"]) {
         keepsweep(&["sweep", "10.0.0.1:80", "--dry-run", option]).assert().code(2).stdout_eq("");
     }
     for command in ["audit", "explain", "doctor", "bench"] {
@@ -514,7 +514,7 @@ For more information, try '--help'.
     refused(
         "10.0.0.1:80 --source fd00::1",
         str![[r#"
-keepsweep: --source: IPv6 is not probed yet
+keepsweep: source address fd00::1: not an address of this host (see: ip address)
 
 "#]],
     );

@@ -11,12 +11,16 @@
 mod frames;
 #[path = "guard/lab.rs"]
 mod lab;
+#[path = "netns/tun.rs"]
+mod tun;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use frames::{Segment, ethernet, tagged};
+use keepsweep::io::Transmit;
 use keepsweep::io::guard::{Guard, GuardCounts, GuardError, GuardSpec, Guarded};
 use keepsweep::io::ports::{self, PortsError};
 use keepsweep::io::privilege::{self, Capability};
+use keepsweep::io::raw::{Egress, RawTx};
 use lab::{Lab, PacketSocket, await_that, set_sysctl};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -73,6 +77,31 @@ fn kernel_resets_unknown_flows_and_the_guard_keeps_it_from_it() {
         lab.peer.send("d0", frame);
         await_that(|| guard.counts().unwrap().kernel_rsts >= before + 2);
         assert_eq!(guard.counts().unwrap().kernel_rsts, before + 2, "v6: {v6}");
+    }
+}
+
+/// On the raw path our own segments pass the guard on their way out: those are not the kernel's.
+#[test]
+fn resets_by_raw_socket_are_told_from_the_kernels() {
+    let Some(lab) = Lab::new() else { return };
+    let guard = guard(&lab, "a0");
+    let a0 = lab.interface("a0");
+    let mut raw = RawTx::open(Egress::Interface { index: a0.index, name: "a0" }).unwrap();
+    let tap = PacketSocket::open("a0", false);
+
+    for (v6, before) in [(false, 0), (true, 1)] {
+        let frame = lab::outbound(&from_us(v6, 61_000, RST));
+        let packet = &frame[14..];
+        raw.reserve().unwrap()[..packet.len()].copy_from_slice(packet);
+        raw.submit(packet.len());
+        assert_eq!(raw.flush().unwrap(), 1);
+        assert_eq!(tap.receive_until(|seen| seen[14..] == *packet)[..6], lab::PEER_MAC);
+        assert_eq!(guard.counts().unwrap().kernel_rsts, before, "v6: {v6}");
+
+        // c0 has no guard: the kernel resets, and its RST leaves by a0 like ours.
+        lab.peer.send("d0", ethernet(&to_us(v6, 61_000)));
+        await_that(|| guard.counts().unwrap().kernel_rsts > before);
+        assert_eq!(guard.counts().unwrap().kernel_rsts, before + 1, "v6: {v6}");
     }
 }
 
@@ -214,7 +243,7 @@ fn finds_the_ports_behind_tags_options_and_extensions() {
 #[test]
 fn guards_interfaces_without_mac_addresses() {
     let Some(lab) = Lab::new() else { return };
-    let mut tun = lab::open_tun("t0");
+    let mut tun = tun::open_tun("t0");
     lab::ip("link set t0 up");
     lab::ip("route add 198.51.100.0/24 dev t0");
     let guard = guard(&lab, "t0");

@@ -4,11 +4,13 @@
 mod netns;
 
 use keepsweep::engine::{Control, EngineError, IoKind, Setup, Sweep, preview};
+use keepsweep::io::PathInfo;
 use keepsweep::probe::classify::{Reason, State};
 use keepsweep::probe::evidence::Verdict;
 use keepsweep::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
 use keepsweep::report::Summary;
 use keepsweep::time::Clock;
+use keepsweep::wire::{Checksums, LinkType, NdKind, Packet, PcapReader, parse};
 use netns::{in_namespace, ip};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener};
@@ -185,9 +187,10 @@ fn sweeps_both_families_together() {
         assert_said(&verdicts, at("fd99:2::1", 80), State::Unreachable, Reason::IcmpNet);
         assert_said(&verdicts, at("fd99:3::1", 80), State::Unreachable, Reason::IcmpAdmin);
 
-        // fe80::fa as a router and as a peer is one neighbour; each of two others is asked thrice.
-        assert!(summary.sent_by_kind["nd"] >= 2 + 2 * 3, "{:?}", summary.sent_by_kind);
-        assert!(summary.sent_by_kind["arp"] >= 1 + 3, "{:?}", summary.sent_by_kind);
+        // fe80::fa as a router and as a peer is one neighbour, fd98::2 another; each of two that are
+        // not there is asked thrice. Over IPv4 there is one of each.
+        assert!(summary.sent_by_kind["nd"] >= 8, "{:?}", summary.sent_by_kind);
+        assert!(summary.sent_by_kind["arp"] >= 4, "{:?}", summary.sent_by_kind);
         assert_eq!(summary.kernel_rsts, 0, "the guard holds over IPv6");
         assert!(summary.guard_dropped >= 200, "{}", summary.guard_dropped);
         let rejected: u64 = summary.replies_rejected.values().sum();
@@ -212,6 +215,42 @@ fn hears_answers_elsewhere() {
         let (verdicts, summary) = sweep(setup(vec![at("fd99::1", 80)]));
         assert_said(&verdicts, at("fd99::1", 80), State::Alive, Reason::Ack);
         assert_eq!(summary.kernel_rsts, 0);
+    });
+}
+
+/// A host whose address is on its loopback, and its router known by a link-local address only: the
+/// usual way in networks that route to every host.
+#[test]
+fn asks_for_next_hops_in_the_name_of_the_interface() {
+    in_namespace(|| {
+        let _far = Far::new(|| {
+            ip("addr add fe80::fa/64 dev far0 nodad");
+            ip("-6 route add fd98::1/128 via fe80::1 dev far0");
+            ip("-6 route add local fd99::/120 dev lo");
+        });
+        ip("addr add fe80::1/64 dev near0 nodad");
+        ip("addr add fd98::1/128 dev lo");
+        ip("-6 route add default via fe80::fa dev near0");
+        await_addresses(&["fd98::1", "fe80::1"]);
+        let pcap = tempfile::NamedTempFile::new().expect("a file");
+        let setup = Setup { pcap: Some(pcap.path().to_owned()), ..setup(vec![at("fd99::1", 80)]) };
+        let (verdicts, _) = sweep(setup);
+        assert_said(&verdicts, at("fd99::1", 80), State::Alive, Reason::Ack);
+        let local = verdicts[&at("fd99::1", 80)].local.map(|own| own.ip());
+        assert_eq!(local, Some("fd98::1".parse().expect("an address")));
+
+        let capture = PcapReader::new(pcap.reopen().expect("open")).expect("a capture");
+        let mut asked = 0;
+        for record in capture {
+            let (_, frame) = record.expect("a frame");
+            if let Ok(Packet::Nd(message)) = parse(&frame, LinkType::Ethernet, Checksums::Trust)
+                && message.kind == NdKind::Solicitation
+            {
+                assert!(message.src.is_unicast_link_local(), "{message:?}");
+                asked += 1;
+            }
+        }
+        assert!(asked > 0);
     });
 }
 
@@ -243,8 +282,8 @@ fn link_local_peers_name_their_link() {
 
         let through = |setup: Setup| {
             let mut seen = Vec::new();
-            let show = &mut |peer: SocketAddr, interface: &str, frame: &[u8]| {
-                seen.push((peer, interface.to_owned(), frame[14] >> 4));
+            let show = &mut |peer: SocketAddr, path: &PathInfo, frame: &[u8]| {
+                seen.push((peer, path.interface.clone(), frame[14] >> 4));
             };
             let unroutable = preview(&setup, show).expect("a route");
             assert_eq!(unroutable, []);
@@ -255,5 +294,83 @@ fn link_local_peers_name_their_link() {
         assert_eq!(through(setup(scoped)), [(peer, "near0".to_owned(), 6)]);
         let by_option = Setup { interface: Some("far0".into()), ..bare };
         assert_eq!(through(by_option), [(at("fe80::1", 80), "far0".to_owned(), 6)]);
+    });
+}
+
+/// By the kernel's own routes and neighbours: through a router, on link, and to ourselves.
+#[test]
+fn raw_sockets_reach_the_same_peers() {
+    in_namespace(|| {
+        let _far = Far::new(|| {
+            ip("addr add fe80::fa/64 dev far0 nodad");
+            ip("addr add fd98::2/64 dev far0 nodad");
+            ip("-6 route add local fd99::/120 dev lo");
+            ip("-6 route add prohibit fd99:3::/64");
+        });
+        ip("addr add fd98::1/64 dev near0 nodad");
+        ip("-6 route add default via fe80::fa dev near0");
+        ip("-6 route add local fd97::/64 dev lo");
+        await_addresses(&["fd98::1"]);
+        let _own = TcpListener::bind("[::]:80").expect("listen");
+
+        let scoped = |ip: &str| {
+            SocketAddr::V6(SocketAddrV6::new(ip.parse().expect("an address"), 80, 0, near_index()))
+        };
+        let alive = [
+            at("fd99::7", 80),
+            at("fd98::2", 80),
+            scoped("fe80::fa"),
+            at("::1", 80),
+            at("fd98::1", 80),
+        ];
+        let refused = [at("fd98::2", 81), at("::1", 81)];
+        // No address of an interface, and yet ours.
+        let prefix = at("fd97::5", 80);
+        let missing = [at("fd98::99", 80), scoped("fe80::99")];
+        let prohibited = at("fd99:3::1", 80);
+        let targets = [&alive[..], &refused, &missing, &[prefix, prohibited]].concat();
+        let long = Plan { connect_timeout: Duration::from_secs(5), ..setup(Vec::new()).plan };
+        let (verdicts, summary) =
+            sweep(Setup { io: IoKind::Raw, plan: long, ..setup(targets.clone()) });
+        assert_eq!(summary.io, "raw");
+        assert_eq!(verdicts.len(), targets.len());
+        for peer in alive.into_iter().chain([prefix]) {
+            assert_said(&verdicts, peer, State::Alive, Reason::Ack);
+        }
+        for peer in refused {
+            assert_said(&verdicts, peer, State::Alive, Reason::Refused);
+        }
+        for peer in missing {
+            assert_said(&verdicts, peer, State::Unreachable, Reason::Neighbour);
+        }
+        assert_said(&verdicts, prohibited, State::Unreachable, Reason::IcmpAdmin);
+        assert_eq!(summary.kernel_rsts, 0);
+    });
+}
+
+/// What our own firewall keeps back, or says in the name of others, accuses nobody.
+#[test]
+fn our_own_firewall_accuses_nobody() {
+    in_namespace(|| {
+        let _far = Far::new(|| {
+            for last in 2..=5 {
+                ip(&format!("addr add fd98::{last}/64 dev far0 nodad"));
+            }
+        });
+        ip("addr add fd98::1/64 dev near0 nodad");
+        await_addresses(&["fd98::1"]);
+        let rules = "add table ip6 t; add chain ip6 t o { type filter hook output priority 0; };
+            add rule ip6 t o ip6 daddr fd98::3 tcp dport 80 drop;
+            add rule ip6 t o ip6 daddr fd98::4 tcp dport 80 reject with tcp reset;
+            add rule ip6 t o ip6 daddr fd98::5 tcp dport 80 reject with icmpv6 type addr-unreachable";
+        let status = std::process::Command::new("nft").arg(rules).status().expect("run nft");
+        assert!(status.success());
+        let targets: Vec<_> = (2..=5).map(|last| at(&format!("fd98::{last}"), 80)).collect();
+        let (verdicts, summary) = sweep(Setup { io: IoKind::Raw, ..setup(targets.clone()) });
+        assert_said(&verdicts, targets[0], State::Alive, Reason::Ack);
+        for &peer in &targets[1..] {
+            assert_said(&verdicts, peer, State::Undetermined, Reason::Observer);
+        }
+        assert!(summary.faults[0].contains("this host's firewall refuses them"));
     });
 }

@@ -113,8 +113,22 @@ int guard_ingress(struct __sk_buff *skb)
 	return DROP;
 }
 
-// Frames that keepsweep crafts itself bypass the qdisc layer (PACKET_QDISC_BYPASS) and with it this
-// program: what it sees comes from the stack.
+/* Whether a raw IP socket has sent this, as keepsweep does on the raw path. The kernel's own resets
+ * come from its control socket of protocol IPPROTO_TCP (tcp_v4_send_reset), from none
+ * (tcp_v6_send_response), or from the socket of a connection. */
+static __always_inline int is_from_raw_socket(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (!sk)
+		return 0;
+	sk = bpf_sk_fullsock(sk);
+	return sk && sk->protocol == IPPROTO_RAW;
+}
+
+// Frames that keepsweep crafts itself bypass the qdisc layer on the packet path
+// (PACKET_QDISC_BYPASS), and with it this program; those of the raw path are told by their socket.
+// What is left comes from the stack.
 SEC("classifier")
 int guard_egress(struct __sk_buff *skb)
 {
@@ -138,7 +152,7 @@ int guard_egress(struct __sk_buff *skb)
 		return NEXT;
 	if (read(skb, segment.tcp + TCP_FLAGS, &flags, sizeof(flags)))
 		return NEXT;
-	if (flags & TCP_RST)
+	if ((flags & TCP_RST) && !is_from_raw_socket(skb))
 		count(GUARD_KERNEL_RSTS);
 	return NEXT;
 }

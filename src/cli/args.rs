@@ -48,7 +48,7 @@ States:
   alive         it answered (also with FIN, data, a zero window, or a RST to our SYN)
   down          silent through the whole probe plan, and nothing points at the path or at us
   rebooted      it no longer knows the connection: a RST that answers our probe
-  unreachable   the network says so: ICMP, unanswered ARP, no route
+  unreachable   the network says so: ICMP, unanswered ARP or ND, no route
   undetermined  our own side was sick, no connection could be had to probe, or the run was
                 interrupted: nobody is accused
 
@@ -164,9 +164,16 @@ pub struct SweepArgs {
     pub seed: Option<u64>,
 
     /// How frames leave and arrive; auto picks for each interface
+    ///
+    /// packet: past the host's IP layer, and every neighbour is asked for by keepsweep itself; the rule.
+    /// raw: through the host's own routes, firewall (output hook) and neighbour table; auto takes it for
+    /// addresses of this host and for interfaces without MAC addresses (tun, WireGuard). On a large
+    /// network that is directly connected packet is better: the kernel's neighbour table holds 1024
+    /// entries (gc_thresh3). A firewall with `ct state invalid drop` in its output hook does not let raw
+    /// keepalives out.
     #[arg(
         long,
-        value_name = "auto|packet",
+        value_name = "auto|packet|raw",
         default_value = "auto",
         hide_possible_values = true,
         help_heading = "I/O"
@@ -303,13 +310,14 @@ impl ValueEnum for Close {
 
 impl ValueEnum for IoKind {
     fn value_variants<'a>() -> &'a [IoKind] {
-        &[IoKind::Auto, IoKind::Packet]
+        &[IoKind::Auto, IoKind::Packet, IoKind::Raw]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(match self {
             IoKind::Auto => "auto",
             IoKind::Packet => "packet",
+            IoKind::Raw => "raw",
         }))
     }
 }

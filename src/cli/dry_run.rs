@@ -4,6 +4,7 @@
 use super::exit::Failure;
 use super::sweep::Request;
 use crate::engine::{self, Setup};
+use crate::io::PathInfo;
 use crate::probe::TargetId;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
 use crate::report::table::shown;
@@ -33,6 +34,7 @@ pub struct FirstFrames {
 struct Frame {
     /// Index in `interfaces`.
     interface: usize,
+    link: LinkType,
     /// Where it begins in `octets`; it ends where the next one begins.
     start: usize,
 }
@@ -44,20 +46,18 @@ impl FirstFrames {
     /// The sweep itself would fail in the same way.
     pub fn craft(setup: &Setup) -> Result<FirstFrames, Failure> {
         let mut first = FirstFrames::default();
-        engine::preview(setup, &mut |peer, interface, frame| {
-            first.add(peer, interface, frame);
-        })?;
+        engine::preview(setup, &mut |peer, path, frame| first.add(peer, path, frame))?;
         Ok(first)
     }
 
-    fn add(&mut self, peer: SocketAddr, interface: &str, octets: &[u8]) {
-        let known = self.interfaces.iter().position(|name| name == interface);
+    fn add(&mut self, peer: SocketAddr, path: &PathInfo, octets: &[u8]) {
+        let known = self.interfaces.iter().position(|name| *name == path.interface);
         let interface = known.unwrap_or_else(|| {
-            self.interfaces.push(interface.to_owned());
+            self.interfaces.push(path.interface.clone());
             self.interfaces.len() - 1
         });
         self.by_peer.insert(peer, self.frames.len());
-        self.frames.push(Frame { interface, start: self.octets.len() });
+        self.frames.push(Frame { interface, link: path.link, start: self.octets.len() });
         self.octets.extend_from_slice(octets);
     }
 
@@ -69,8 +69,9 @@ impl FirstFrames {
     /// Writes what would be sent to `peer`, and through which interface.
     fn describe(&self, peer: &SocketAddr, out: &mut impl Write) -> io::Result<()> {
         let Some(&index) = self.by_peer.get(peer) else { return write!(out, "no route") };
-        let interface = &self.interfaces[self.frames[index].interface];
-        match parse(self.octets(index), LinkType::Ethernet, Checksums::Verify) {
+        let Frame { interface, link, .. } = self.frames[index];
+        let interface = &self.interfaces[interface];
+        match parse(self.octets(index), link, Checksums::Verify) {
             Ok(packet) => write!(out, "{interface}: {}", describe(&packet)),
             Err(error) => write!(out, "{interface}: {error}"),
         }
@@ -84,13 +85,16 @@ impl FirstFrames {
     pub fn capture(&self, path: &Path, rate_pps: Option<u64>) -> Result<(), Failure> {
         let failed = |what, error| Failure::System(anyhow!("{what} {}: {error}", path.display()));
         let file = File::create(path).map_err(|error| failed("create", error))?;
-        let written =
-            PcapWriter::new(BufWriter::new(file), LinkType::Ethernet).and_then(|mut pcap| {
-                for index in 0..self.frames.len() {
-                    pcap.frame(sent_at_ns(index as u64, rate_pps), self.octets(index))?;
-                }
-                pcap.flush()
-            });
+        let all_ip = self.frames.iter().all(|frame| frame.link == LinkType::Ip);
+        let link =
+            if self.frames.is_empty() || !all_ip { LinkType::Ethernet } else { LinkType::Ip };
+        let written = PcapWriter::new(BufWriter::new(file), link).and_then(|mut pcap| {
+            for (index, frame) in self.frames.iter().enumerate() {
+                let at = sent_at_ns(index as u64, rate_pps);
+                pcap.frame_of(frame.link, at, self.octets(index))?;
+            }
+            pcap.flush()
+        });
         written.map_err(|error| failed("write", error))
     }
 }

@@ -12,11 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Addresses unknown.
-const NO_ADDRESSES: [u8; 12] = [0; 12];
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
-
 /// Frames, and octets of frames, that may wait to be written. What comes beyond is missing from the
 /// file, and counted.
 const MAX_WAITING: usize = 1 << 18;
@@ -35,16 +30,18 @@ pub(super) struct Capture {
     file: Option<PcapWriter<BufWriter<File>>>,
 }
 
-/// A frame, beginning with an Ethernet header, and when it was sent or received.
+/// A frame, what it starts with, and when it was sent or received.
 struct Framed {
     at: Instant,
+    link: LinkType,
     frame: Box<[u8]>,
 }
 
 impl Capture {
-    pub fn create(path: &Path) -> io::Result<Self> {
+    /// Begins a file whose frames start with `link`.
+    pub fn create(path: &Path, link: LinkType) -> io::Result<Self> {
         let file = BufWriter::new(File::create(path)?);
-        let pcap = PcapWriter::new(file, LinkType::Ethernet)?;
+        let pcap = PcapWriter::new(file, link)?;
         let (frames, waiting) = channel::bounded(MAX_WAITING);
         Ok(Capture {
             path: path.to_owned(),
@@ -63,21 +60,11 @@ impl Capture {
     }
 
     /// Takes one frame that was sent or received at `at`. Never waits.
-    ///
-    /// The file is of Ethernet frames: what begins with an IP header gets an empty one before it.
     pub fn frame(&self, at: Instant, link: LinkType, frame: Box<[u8]>) {
-        let frame = match link {
-            LinkType::Ethernet => frame,
-            LinkType::Ip => {
-                let is_v6 = frame.first().is_some_and(|octet| octet >> 4 == 6);
-                let ethertype = if is_v6 { &ETHERTYPE_IPV6 } else { &ETHERTYPE_IPV4 };
-                [&NO_ADDRESSES[..], ethertype, &frame].concat().into()
-            }
-        };
         let octets = frame.len();
         let waiting = self.waiting_octets.fetch_add(octets, Ordering::Relaxed);
         let has_room = waiting + octets <= MAX_WAITING_OCTETS;
-        if !has_room || self.frames.try_send(Framed { at, frame }).is_err() {
+        if !has_room || self.frames.try_send(Framed { at, link, frame }).is_err() {
             self.waiting_octets.fetch_sub(octets, Ordering::Relaxed);
             self.missing.fetch_add(1, Ordering::Relaxed);
         }
@@ -103,14 +90,14 @@ impl Capture {
             // First the flag, then the queue: what was handed over before it is then found there.
             let closed = self.closed.load(Ordering::Acquire);
             match self.waiting.recv_timeout(if closed { Duration::ZERO } else { TURN }) {
-                Ok(Framed { at, frame }) => {
+                Ok(Framed { at, link, frame }) => {
                     self.waiting_octets.fetch_sub(frame.len(), Ordering::Relaxed);
                     if error.is_some() {
                         continue;
                     }
                     let age = Clock.now().since(at).as_nanos() as u64;
                     let stamp = Clock.realtime_nanos().saturating_sub(age);
-                    match pcap.frame(stamp, &frame) {
+                    match pcap.frame_of(link, stamp, &frame) {
                         Ok(()) => written += 1,
                         // The rest is taken all the same, so that nobody counts it as missing.
                         Err(failed) => error = Some(failed),
@@ -145,7 +132,7 @@ mod tests {
     #[test]
     fn frames_beyond_the_bound_are_counted_and_told() {
         let file = tempfile::NamedTempFile::new().expect("temporary file");
-        let mut capture = Capture::create(file.path()).expect("created");
+        let mut capture = Capture::create(file.path(), LinkType::Ethernet).expect("created");
         let frame = vec![0u8; 1 << 15];
         let fit = MAX_WAITING_OCTETS / frame.len();
         for _ in 0..fit + 7 {
@@ -159,12 +146,13 @@ mod tests {
         assert_eq!(size, 24 + fit * (16 + frame.len()));
         // There is room again.
         capture.frame(Clock.now(), LinkType::Ip, [0u8; 20].into());
-        assert_eq!(capture.waiting_octets.load(Ordering::Relaxed), 34);
+        assert_eq!(capture.waiting_octets.load(Ordering::Relaxed), 20);
     }
 
     #[test]
     fn a_full_disk_is_told_once() {
-        let mut capture = Capture::create(Path::new("/dev/full")).expect("opened");
+        let mut capture =
+            Capture::create(Path::new("/dev/full"), LinkType::Ethernet).expect("opened");
         for _ in 0..2000 {
             capture.frame(Clock.now(), LinkType::Ethernet, [0u8; 100].into());
         }

@@ -31,11 +31,14 @@ use watch::HostWatch;
 /// Which I/O path to take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum IoKind {
-    /// AF_PACKET for every interface that has MAC addresses.
+    /// AF_PACKET for every interface that has MAC addresses, raw sockets for the others and for this
+    /// host's own addresses.
     #[default]
     Auto,
     /// AF_PACKET.
     Packet,
+    /// Raw sockets.
+    Raw,
 }
 
 /// What to sweep, and how.
@@ -97,6 +100,8 @@ struct Path {
     next_hops: HashSet<IpAddr>,
     transmits: Vec<Box<dyn Transmit>>,
     receive: Box<dyn Receive>,
+    /// Whether all that it receives comes from this host itself.
+    loopback: bool,
 }
 
 /// A sweep whose sockets, guard and routes are open; privileges are dropped by then.
@@ -110,6 +115,8 @@ pub struct Sweep {
     capture: Option<Capture>,
     watch: Option<HostWatch>,
     peers: usize,
+    /// The paths taken, as the summary names them.
+    io: &'static str,
 }
 
 impl fmt::Debug for Sweep {

@@ -6,6 +6,7 @@ use super::{EngineError, IoKind, Path, Setup, Sweep};
 use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, RxOptions};
 use crate::io::ports::PortsError;
+use crate::io::raw::{Egress, RawTx};
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::watch::Watch;
 use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
@@ -16,7 +17,7 @@ use crate::probe::receiver::Post;
 use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
 use crate::time::{Clock, Instant};
-use crate::wire::{LinkType, MacAddr};
+use crate::wire::{EmitError, LinkType, MacAddr};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -29,8 +30,8 @@ const HEARD: usize = 1 << 16;
 /// Below this many peers a second sender costs more than it brings.
 const PEERS_WORTH_A_SENDER: usize = 4096;
 const MAX_SENDERS: usize = 16;
-/// Octets of receive ring for interfaces through which answers are the exception.
-const ELSEWHERE_RING: usize = 4 << 20;
+/// The receive ring for interfaces through which answers are the exception.
+const ELSEWHERE: RxOptions = RxOptions { ring_octets: 4 << 20, retire_ms: 2 };
 
 impl Sweep {
     /// Checks privileges and ports, looks up routes, opens one path per egress interface, attaches
@@ -49,18 +50,20 @@ impl Sweep {
         })?;
         let capture = match &setup.pcap {
             None => None,
-            Some(path) => Some(Capture::create(path).map_err(|error| {
+            Some(path) => Some(Capture::create(path, layout.link(&setup)).map_err(|error| {
                 EngineError::System(format!("create {}: {error}", path.display()))
             })?),
         };
         let senders = number_of_senders(&setup);
         let (guard, paths) = layout.open_paths(&setup, senders)?;
         let peers = setup.targets.len();
+        let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
         let watch = HostWatch::new(watch, layout.baseline(&paths));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
-        Ok(Sweep { senders, paths, table, post, guard, capture, watch: Some(watch), peers })
+        let watch = Some(watch);
+        Ok(Sweep { senders, paths, table, post, guard, capture, watch, peers, io })
     }
 }
 
@@ -74,7 +77,7 @@ fn number_of_senders(setup: &Setup) -> usize {
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together
-/// with the peer and the name of the interface it would leave through. Sends nothing and needs no privilege;
+/// with the peer and the path it would leave through. Sends nothing and needs no privilege;
 /// MAC addresses of next hops are not asked for and stay zero.
 ///
 /// Returns the peers that have no route.
@@ -84,10 +87,10 @@ fn number_of_senders(setup: &Setup) -> usize {
 /// read.
 pub fn preview(
     setup: &Setup,
-    show: &mut dyn FnMut(SocketAddr, &str, &[u8]),
+    show: &mut dyn FnMut(SocketAddr, &PathInfo, &[u8]),
 ) -> Result<Vec<SocketAddr>, EngineError> {
     let layout = Layout::new(setup)?;
-    let infos = layout.path_infos();
+    let infos = layout.path_infos(setup);
     let unroutable = layout.targets.iter().filter(|target| target.hop.is_none());
     let unroutable = unroutable.map(|target| target.peer).collect();
     let mut setup = setup.clone();
@@ -101,7 +104,7 @@ pub fn preview(
             let len = sender.emit(&due, &mut frame).map_err(EngineError::system)?;
             if let Some(Slot(slot)) = due.slot {
                 let peer = setup.targets[slot as usize];
-                show(peer, &infos[usize::from(due.path.0)].interface, &frame[..len]);
+                show(peer, &infos[usize::from(due.path.0)], &frame[..len]);
             }
         }
     }
@@ -120,9 +123,6 @@ struct Layout {
 
 impl Layout {
     fn new(setup: &Setup) -> Result<Self, EngineError> {
-        match setup.io {
-            IoKind::Auto | IoKind::Packet => {}
-        }
         let interfaces = interfaces().map_err(EngineError::system)?;
         let constraint = constraint(setup, &interfaces)?;
         let mut layout = Layout {
@@ -140,24 +140,14 @@ impl Layout {
             let route = routes.lookup(peer.ip(), &constraint).map_err(EngineError::system)?;
             let hop = match route {
                 Route::Via { ifindex, next_hop, source } => {
-                    let hop = match known.get(&(ifindex, next_hop, source)) {
-                        Some(&hop) => hop,
-                        None => {
-                            let hop = layout.add_hop(ifindex, next_hop, source)?;
-                            known.insert((ifindex, next_hop, source), hop);
-                            hop
-                        }
-                    };
-                    Some(hop)
+                    layout.check_loopback(peer, ifindex)?;
+                    Some((ifindex, next_hop, source))
                 }
                 Route::None(_) => None,
-                Route::Local { .. } => {
-                    return Err(EngineError::Usage(format!(
-                        "{}: an address of this host, which AF_PACKET cannot reach; leave it out \
-                         (--exclude {})",
-                        peer.ip(),
-                        peer.ip()
-                    )));
+                Route::Local { ifindex, source } => {
+                    check_local(setup, peer)?;
+                    // The kernel loops it: there is no next hop to tell from another.
+                    Some((ifindex, source, source))
                 }
                 Route::Broadcast | Route::Multicast => {
                     return Err(EngineError::Usage(format!(
@@ -168,13 +158,42 @@ impl Layout {
                     )));
                 }
             };
+            let hop = match hop {
+                None => None,
+                Some(key) => Some(match known.get(&key) {
+                    Some(&hop) => hop,
+                    None => {
+                        let (ifindex, next_hop, source) = key;
+                        let hop = layout.add_hop(setup, ifindex, next_hop, source)?;
+                        known.insert(key, hop);
+                        hop
+                    }
+                }),
+            };
             layout.targets.push(Target { peer, hop });
         }
         Ok(layout)
     }
 
+    /// Given another interface, Linux takes the loopback's addresses for neighbours there.
+    fn check_loopback(&self, peer: SocketAddr, ifindex: u32) -> Result<(), EngineError> {
+        let egress = self.interfaces.iter().find(|interface| interface.index == ifindex);
+        match egress {
+            Some(egress) if peer.ip().is_loopback() && !egress.loopback => {
+                Err(EngineError::Usage(format!(
+                    "{}: a loopback address, which is not behind {}; leave out -i, or it (--exclude {})",
+                    peer.ip(),
+                    egress.name,
+                    peer.ip()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn add_hop(
         &mut self,
+        setup: &Setup,
         ifindex: u32,
         next_hop: IpAddr,
         source: IpAddr,
@@ -195,10 +214,10 @@ impl Layout {
                         interface.name, interface.name
                     )));
                 }
-                if !interface.has_mac || interface.loopback {
+                if setup.io == IoKind::Packet && takes_raw(setup, interface) {
                     return Err(EngineError::Usage(format!(
                         "{next_hop} via {}: the interface has no MAC addresses, which the packet \
-                         path needs",
+                         path needs; leave out --io packet",
                         interface.name
                     )));
                 }
@@ -242,15 +261,37 @@ impl Layout {
         }
     }
 
-    fn path_infos(&self) -> Vec<PathInfo> {
+    fn path_infos(&self, setup: &Setup) -> Vec<PathInfo> {
         let info = |(index, interface): (usize, &Interface)| PathInfo {
             id: PathId(index as u8),
             interface: interface.name.clone(),
-            link: LinkType::Ethernet,
+            link: if takes_raw(setup, interface) { LinkType::Ip } else { LinkType::Ethernet },
             mac: interface.mac,
             mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
         };
         self.egress.iter().enumerate().map(info).collect()
+    }
+
+    /// What frames of the sweep start with, or must be made to in one file.
+    fn link(&self, setup: &Setup) -> LinkType {
+        let is_raw = |interface: &Interface| takes_raw(setup, interface);
+        if self.egress.is_empty() || !self.egress.iter().all(is_raw) {
+            LinkType::Ethernet
+        } else {
+            LinkType::Ip
+        }
+    }
+
+    /// The paths taken, as the summary names them.
+    fn io(&self, setup: &Setup) -> &'static str {
+        let raw = self.egress.iter().filter(|interface| takes_raw(setup, interface)).count();
+        match (raw, self.egress.len()) {
+            // Nothing leaves: what would have been taken.
+            (0, 0) if setup.io == IoKind::Raw => "raw",
+            (0, _) => "packet",
+            (raw, all) if raw == all => "raw",
+            _ => "packet+raw",
+        }
     }
 
     /// Our addresses, on whatever path: the answer to a frame of one path may come by another.
@@ -259,6 +300,17 @@ impl Layout {
         sources.sort_unstable();
         sources.dedup();
         sources
+    }
+
+    /// Returns the address to ask for next hops from where `hop`'s source is not one of the interface:
+    /// the link-local one, as RFC 4861 §7.2.2 has it. Many stacks ignore solicitations of others.
+    fn asks_from(&self, hop: &Hop) -> Option<IpAddr> {
+        let interface = self.egress.get(usize::from(hop.path.0))?;
+        let own = || interface.addresses.iter().map(IpNet::addr);
+        if hop.source.is_ipv4() || own().any(|own| own == hop.source) {
+            return None;
+        }
+        own().find(|own| matches!(own, IpAddr::V6(own) if own.is_unicast_link_local()))
     }
 
     /// Attaches the guard and opens every path, side by side: most of it is waiting for the kernel.
@@ -272,12 +324,16 @@ impl Layout {
             return Ok((None, Vec::new()));
         }
         let egress: Vec<_> = self.egress.iter().map(|interface| interface.index).collect();
-        // No segment of a peer comes in by the loopback: frames do not leave through it either. Nor
-        // does the kernel take one from the port of a bridge, but from the bridge.
+        // No segment of a peer comes in by the loopback unless frames leave through it. Nor does the
+        // kernel take one from the port of a bridge, but from the bridge.
+        let is_in_use = |interface: &Interface| {
+            let index = interface.index;
+            interface.enabled && (!interface.loopback || egress.contains(&index))
+        };
         let up: Vec<_> = self
             .interfaces
             .iter()
-            .filter(|interface| interface.enabled && !interface.loopback && !interface.is_port)
+            .filter(|interface| is_in_use(interface) && !interface.is_port)
             .map(|interface| Guarded {
                 index: interface.index,
                 name: interface.name.clone(),
@@ -285,7 +341,7 @@ impl Layout {
             })
             .collect();
         let spec = GuardSpec { sources: self.sources(), ports: setup.source_ports.clone() };
-        let infos = self.path_infos();
+        let infos = self.path_infos(setup);
         thread::scope(|scope| {
             let guard = scope.spawn(|| Guard::attach(&up, &spec).map_err(EngineError::system));
             let paths: Vec<_> = infos
@@ -296,10 +352,12 @@ impl Layout {
                 })
                 .collect();
             let elsewhere = scope.spawn(|| self.open_elsewhere(setup));
+            let own_voice = scope.spawn(|| self.open_own_voice(setup));
             let paths: Result<Vec<Path>, _> = paths.into_iter().map(join).collect();
             let mut paths = paths?;
-            // Behind the others: no hop names it.
+            // Behind the others: no hop names them.
             paths.extend(join(elsewhere)?);
+            paths.extend(join(own_voice)?);
             // Not a frame leaves before all of them are there.
             Ok((Some(join(guard)?), paths))
         })
@@ -329,19 +387,42 @@ impl Layout {
         if interfaces.is_empty() {
             return Ok(None);
         }
-        let addresses = self.sources();
-        let filter = ElsewhereSpec { interfaces, addresses, ports: setup.source_ports.clone() };
-        let options = RxOptions { ring_octets: ELSEWHERE_RING, ..RxOptions::default() };
-        let receive = PacketRx::open_elsewhere(&filter, options).map_err(EngineError::system)?;
-        let info = PathInfo {
-            id: PathId(u8::MAX),
-            interface: "the other interfaces".into(),
-            link: LinkType::Ip,
-            mac: MacAddr::default(),
-            mtu: 0,
-        };
-        let receive = Box::new(receive);
-        Ok(Some(Path { info, next_hops: HashSet::new(), transmits: Vec::new(), receive }))
+        let filter = self.cooked_filter(setup, interfaces);
+        let receive = PacketRx::open_elsewhere(&filter, ELSEWHERE).map_err(EngineError::system)?;
+        Ok(Some(Path {
+            info: listening_only("the other interfaces"),
+            next_hops: HashSet::new(),
+            transmits: Vec::new(),
+            receive: Box::new(receive),
+            loopback: false,
+        }))
+    }
+
+    /// Listens to what our own kernel says of packets that it routes for us and cannot deliver: it
+    /// comes in by the loopback.
+    fn open_own_voice(&self, setup: &Setup) -> Result<Option<Path>, EngineError> {
+        let is_raw = self.egress.iter().any(|interface| takes_raw(setup, interface));
+        let loopback = self.interfaces.iter().find(|interface| interface.loopback && interface.up);
+        let Some(loopback) = loopback.filter(|_| is_raw) else { return Ok(None) };
+        if self.egress.iter().any(|egress| egress.index == loopback.index) {
+            // Frames leave through it: it is heard already.
+            return Ok(None);
+        }
+        let filter = self.cooked_filter(setup, vec![loopback.index]);
+        let receive = PacketRx::open_cooked(loopback.index, &loopback.name, &filter, ELSEWHERE)
+            .map_err(EngineError::system)?;
+        Ok(Some(Path {
+            info: listening_only(&loopback.name),
+            next_hops: HashSet::new(),
+            transmits: Vec::new(),
+            receive: Box::new(receive),
+            loopback: true,
+        }))
+    }
+
+    fn cooked_filter(&self, setup: &Setup, interfaces: Vec<u32>) -> ElsewhereSpec {
+        let ports = setup.source_ports.clone();
+        ElsewhereSpec { interfaces, addresses: self.sources(), ports }
     }
 
     fn open_path(
@@ -351,12 +432,19 @@ impl Layout {
         ifindex: u32,
         senders: usize,
     ) -> Result<Path, EngineError> {
-        let filter = FilterSpec {
-            addresses: self.sources(),
-            ports: setup.source_ports.clone(),
-            mac: info.mac,
-        };
         let name = &info.interface;
+        if info.link == LinkType::Ip {
+            return self.open_raw_path(setup, info, ifindex, senders);
+        }
+        let mut addresses = self.sources();
+        let here = || self.hops.iter().filter(|hop| hop.path == info.id);
+        // Neighbours answer whom they were asked by.
+        if let Some(asks_from) = here().find_map(|hop| self.asks_from(hop))
+            && !addresses.contains(&asks_from)
+        {
+            addresses.push(asks_from);
+        }
+        let filter = FilterSpec { addresses, ports: setup.source_ports.clone(), mac: info.mac };
         let receive = PacketRx::open(ifindex, name, &filter, RxOptions::default())
             .map_err(EngineError::system)?;
         let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
@@ -364,9 +452,37 @@ impl Layout {
             let transmit = PacketTx::open(ifindex, name).map_err(EngineError::system)?;
             transmits.push(Box::new(transmit));
         }
-        let on_path = self.hops.iter().filter(|hop| hop.path == info.id);
-        let next_hops = on_path.map(|hop| hop.next_hop).collect();
-        Ok(Path { info, next_hops, transmits, receive: Box::new(receive) })
+        let next_hops = here().map(|hop| hop.next_hop).collect();
+        Ok(Path { info, next_hops, transmits, receive: Box::new(receive), loopback: false })
+    }
+
+    fn open_raw_path(
+        &self,
+        setup: &Setup,
+        info: PathInfo,
+        ifindex: u32,
+        senders: usize,
+    ) -> Result<Path, EngineError> {
+        let name = &info.interface;
+        let loopback = self
+            .interfaces
+            .iter()
+            .any(|interface| interface.index == ifindex && interface.loopback);
+        let filter = self.cooked_filter(setup, vec![ifindex]);
+        let receive = PacketRx::open_cooked(ifindex, name, &filter, RxOptions::default())
+            .map_err(EngineError::system)?;
+        let egress = match (loopback, &setup.interface) {
+            (true, _) => Egress::Loopback,
+            (false, Some(_)) => Egress::Interface { index: ifindex, name },
+            (false, None) => Egress::Routes { index: ifindex, name },
+        };
+        let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
+        for _ in 0..senders {
+            transmits.push(Box::new(RawTx::open(egress).map_err(EngineError::system)?));
+        }
+        // The kernel resolves its neighbours itself.
+        let next_hops = HashSet::new();
+        Ok(Path { info, next_hops, transmits, receive: Box::new(receive), loopback })
     }
 
     /// Shares the targets out between senders, `share` each.
@@ -383,10 +499,17 @@ impl Layout {
         }
         let family = Family::of(self.targets.iter().map(|target| target.peer.ip()));
         let table = Arc::new(Table::with_capacity(self.targets.len(), family, hash_key));
-        let paths = self.path_infos();
+        let paths = self.path_infos(setup);
+        let loopback = self.egress.iter().position(|interface| interface.loopback);
+        let loopback = loopback.map(|index| PathId(index as u8));
+        let asks_as: HashSet<_> = self
+            .hops
+            .iter()
+            .filter_map(|hop| Some((hop.path, hop.source, self.asks_from(hop)?)))
+            .collect();
         let shares = self.targets.chunks(share).enumerate().map(|(index, targets)| {
             let (targets, hops) = own_hops(targets, &self.hops);
-            Sender::new(Start {
+            let mut sender = Sender::new(Start {
                 plan: setup.plan,
                 targets,
                 first_slot: (index * share) as u32,
@@ -396,10 +519,52 @@ impl Layout {
                 source_ports: setup.source_ports.clone(),
                 table: table.clone(),
                 now,
-            })
+            })?;
+            for &(path, source, address) in &asks_as {
+                sender.ask_as(path, source, address);
+            }
+            Ok(sender.with_loopback(loopback))
         });
-        let senders: Result<Vec<_>, _> = shares.collect();
+        let senders: Result<Vec<_>, EmitError> = shares.collect();
         Ok((senders.map_err(EngineError::system)?, table))
+    }
+}
+
+/// Whether frames leave through `interface` by raw sockets.
+fn takes_raw(setup: &Setup, interface: &Interface) -> bool {
+    setup.io == IoKind::Raw || !interface.has_mac || interface.loopback
+}
+
+/// Checks that a peer that is this host itself can be probed.
+fn check_local(setup: &Setup, peer: SocketAddr) -> Result<(), EngineError> {
+    if setup.io == IoKind::Packet {
+        return Err(EngineError::Usage(format!(
+            "{}: an address of this host, which AF_PACKET cannot reach; leave out --io packet, or it \
+             (--exclude {})",
+            peer.ip(),
+            peer.ip()
+        )));
+    }
+    // The guard tells our segments from the peer's by address and port.
+    if setup.source_ports.contains(&peer.port()) {
+        return Err(EngineError::Usage(format!(
+            "{peer}: an address of this host, and its port is one of our source ports {}-{}; choose \
+             others with --source-ports LO-HI",
+            setup.source_ports.start(),
+            setup.source_ports.end()
+        )));
+    }
+    Ok(())
+}
+
+/// Describes a path that nothing leaves through.
+fn listening_only(interface: &str) -> PathInfo {
+    PathInfo {
+        id: PathId(u8::MAX),
+        interface: interface.to_owned(),
+        link: LinkType::Ip,
+        mac: MacAddr::default(),
+        mtu: 0,
     }
 }
 

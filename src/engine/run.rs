@@ -137,7 +137,7 @@ impl Sweep {
         control: &Control,
         report: &mut dyn FnMut(Verdict),
     ) -> Result<Summary, EngineError> {
-        let Sweep { senders, paths, table, post, guard, mut capture, watch, peers } = self;
+        let Sweep { senders, paths, table, post, guard, mut capture, watch, peers, io } = self;
         let guard_counts = |guard: &Option<Guard>| {
             guard.as_ref().map_or(Ok(GuardCounts::default()), Guard::counts)
         };
@@ -169,18 +169,14 @@ impl Sweep {
                 capture.zip(file).map(|(capture, file)| scope.spawn(move || capture.write(file)));
             let mut listeners = Vec::with_capacity(paths.len());
             for (path, hearing) in paths.into_iter().zip(&hearings) {
-                let Path { info, next_hops, transmits: ends, receive } = path;
+                let Path { info, next_hops, transmits: ends, receive, loopback } = path;
                 for (transmits, end) in transmits.iter_mut().zip(ends) {
                     transmits.push(Outlet::new(info.id, info.link, end));
                 }
+                let receiver =
+                    Receiver::new(info.id, info.link, table.clone(), next_hops, post.clone());
                 let listener = Listener {
-                    receiver: Receiver::new(
-                        info.id,
-                        info.link,
-                        table.clone(),
-                        next_hops,
-                        post.clone(),
-                    ),
+                    receiver: if loopback { receiver.on_loopback() } else { receiver },
                     receive,
                     hearing,
                     finished: &finished,
@@ -275,7 +271,7 @@ impl Sweep {
         }
         let mut summary = summarise(tally, &ended, received.into_iter());
         let kernel = kernel.map_err(EngineError::system)?;
-        summary.io = "packet".into();
+        summary.io = io.into();
         summary.peers = peers as u64;
         summary.guard_dropped = kernel.dropped - kernel_before.dropped;
         summary.kernel_rsts = kernel.kernel_rsts - kernel_before.kernel_rsts;
@@ -588,7 +584,13 @@ impl Driver<'_> {
         // At least one, so that flushing ends whatever the path claims.
         let refused = refused.max(1).min(outlet.batch.len());
         let unsent = Unsent { sent: 0, refused, error };
-        let refusal = if unsent.is_of_path() { Refusal::Path } else { Refusal::Frame };
+        // The kernel has its own reasons to have no room for a packet that it routes, such as a full
+        // table of neighbours: they are not those of others.
+        let is_of_path = match outlet.link {
+            LinkType::Ethernet => unsent.is_of_path(),
+            LinkType::Ip => unsent.error.is_of_link(),
+        };
+        let refusal = if is_of_path { Refusal::Path } else { Refusal::Frame };
         for passenger in outlet.batch.drain(..refused) {
             self.sender.handle_unsent(passenger.receipt, refusal, now);
         }

@@ -1,6 +1,8 @@
 //! Frames in and out of the machine, or of a simulated network.
 
 #[cfg(feature = "os")]
+mod batch;
+#[cfg(feature = "os")]
 pub mod guard;
 #[cfg(feature = "os")]
 pub mod packet;
@@ -8,6 +10,8 @@ pub mod packet;
 pub mod ports;
 #[cfg(feature = "os")]
 pub mod privilege;
+#[cfg(feature = "os")]
+pub mod raw;
 #[cfg(feature = "os")]
 pub mod route;
 pub mod sim;
@@ -17,6 +21,10 @@ pub mod watch;
 use crate::time::Instant;
 use crate::wire::{Checksums, LinkType, MacAddr};
 use std::time::Duration;
+
+/// Largest frame, in octets. The longest that keepsweep sends is a tagged IPv6 segment with all TCP
+/// options and one octet of data: 119.
+pub const FRAME_OCTETS: usize = 256;
 
 /// Which path instance (egress interface) a frame leaves through: an index.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

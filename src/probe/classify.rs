@@ -42,7 +42,7 @@ pub fn classify(facts: &Facts) -> (State, Reason) {
     if facts.no_route {
         return (S::Unreachable, R::NoRoute);
     }
-    if facts.neighbour_failed {
+    if facts.neighbour_failed || is_without_neighbour(facts) {
         // Our own loss of the ARP reply would look the same.
         return if facts.observer {
             (S::Undetermined, R::Observer)
@@ -62,6 +62,11 @@ pub fn classify(facts: &Facts) -> (State, Reason) {
         (true, true) => (S::Undetermined, R::Observer),
         (false, _) => (S::Undetermined, R::Interrupted),
     }
+}
+
+/// Our own kernel could not resolve the next hop, probes apart or until silence had lasted.
+const fn is_without_neighbour(facts: &Facts) -> bool {
+    facts.neighbour_reports >= ICMP_PROBES_APART || (facts.neighbour_reports > 0 && facts.exhausted)
 }
 
 const fn icmp_reason(kind: IcmpKind) -> Reason {
@@ -196,6 +201,19 @@ mod tests {
             (facts(|f| (f.reset, f.ack) = (true, true)), S::Alive, R::Ack),
             (facts(|f| f.no_route = true), S::Unreachable, R::NoRoute),
             (facts(|f| f.neighbour_failed = true), S::Unreachable, R::Neighbour),
+            (facts(|f| f.neighbour_reports = 2), S::Unreachable, R::Neighbour),
+            (facts(|f| f.neighbour_reports = 1), S::Undetermined, R::Interrupted),
+            (
+                facts(|f| (f.neighbour_reports, f.exhausted) = (1, true)),
+                S::Unreachable,
+                R::Neighbour,
+            ),
+            (
+                facts(|f| (f.neighbour_reports, f.observer) = (2, true)),
+                S::Undetermined,
+                R::Observer,
+            ),
+            (facts(|f| (f.neighbour_reports, f.ack) = (2, true)), S::Alive, R::Ack),
             (
                 facts(|f| (f.neighbour_failed, f.observer) = (true, true)),
                 S::Undetermined,
@@ -240,7 +258,7 @@ mod tests {
     /// No combination of facts accuses a peer that showed life, or blames it for our own trouble.
     #[test]
     fn never_accuses_against_evidence() {
-        for bits in 0u32..1 << 14 {
+        for bits in 0u32..1 << 15 {
             let bit = |n: u32| bits >> n & 1 == 1;
             let facts = Facts {
                 ack: bit(0),
@@ -253,6 +271,7 @@ mod tests {
                 icmp_probes: u8::from(bit(7)) * (1 + u8::from(bit(13))),
                 icmp: bit(7).then_some(IcmpKind::Host),
                 neighbour_failed: bit(8),
+                neighbour_reports: u8::from(bit(14)),
                 no_route: bit(9),
                 exhausted: bit(10),
                 observer: bit(11),

@@ -127,6 +127,9 @@ pub struct Facts {
     pub icmp: Option<IcmpKind>,
     /// ARP or ND for the next hop went unanswered.
     pub neighbour_failed: bool,
+    /// Distinct probes that our own kernel gave up for that reason. It asks three times only, and
+    /// three answers can be lost: so once is not enough, unless silence lasts.
+    pub neighbour_reports: u8,
     /// No route to the peer.
     pub no_route: bool,
     /// ACKs for some other connection came from our own 4-tuple, on every tuple that we tried.

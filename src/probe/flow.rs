@@ -12,6 +12,7 @@
 
 mod close;
 mod handshake;
+mod local;
 #[cfg(test)]
 mod tests;
 

@@ -23,6 +23,13 @@ pub enum Heard {
         /// What it says.
         reply: Reply,
     },
+    /// The same, heard on the loopback: from this host itself.
+    Local {
+        /// The loopback's path.
+        path: PathId,
+        /// The reply.
+        reply: Reply,
+    },
     /// An ARP reply or Neighbour Advertisement.
     Neighbour {
         /// On which path.
@@ -78,7 +85,8 @@ impl Post {
     /// A queue is full; the message comes back, and may have reached others already.
     pub fn push(&self, heard: Heard) -> Result<(), Heard> {
         match heard {
-            Heard::Reply { reply: Reply { slot: Slot(slot), .. }, .. } => {
+            Heard::Reply { reply: Reply { slot: Slot(slot), .. }, .. }
+            | Heard::Local { reply: Reply { slot: Slot(slot), .. }, .. } => {
                 // A slot beyond the shares cannot come from the table; the last owner refuses it.
                 let owner = (slot as usize / self.share).min(self.queues.len() - 1);
                 self.push_to(owner, heard)
@@ -139,6 +147,7 @@ pub struct Receiver {
     table: Arc<Table>,
     next_hops: HashSet<IpAddr>,
     post: Arc<Post>,
+    on_loopback: bool,
     counts: RxCounts,
 }
 
@@ -152,7 +161,15 @@ impl Receiver {
         next_hops: HashSet<IpAddr>,
         post: Arc<Post>,
     ) -> Self {
-        Receiver { path, link, table, next_hops, post, counts: RxCounts::default() }
+        let counts = RxCounts::default();
+        Receiver { path, link, table, next_hops, post, on_loopback: false, counts }
+    }
+
+    /// Says that the path is the loopback: what is heard there comes from this host, whoever it says
+    /// it is from.
+    #[must_use]
+    pub fn on_loopback(self) -> Self {
+        Receiver { on_loopback: true, ..self }
     }
 
     /// Parses one frame, matches it, and hands what is believed to the sender.
@@ -196,8 +213,11 @@ impl Receiver {
         self.next_hops.contains(&next_hop) || self.post.is_asked(self.path, next_hop)
     }
 
-    fn reply(&self, reply: Reply) -> Heard {
-        Heard::Reply { path: self.path, reply }
+    fn heard(&self, reply: Reply) -> Heard {
+        match self.on_loopback {
+            true => Heard::Local { path: self.path, reply },
+            false => Heard::Reply { path: self.path, reply },
+        }
     }
 
     fn judge(&self, frame: RxFrame<'_>) -> Result<Heard, (Rejection, Option<Heard>)> {
@@ -211,13 +231,13 @@ impl Receiver {
             Packet::Tcp(segment) => {
                 let reply = match_segment(&self.table, &segment, frame.at).map_err(reject)?;
                 if reply.kind == ReplyKind::OldConnection {
-                    return Err((Rejection::AckUnacceptable, Some(self.reply(reply))));
+                    return Err((Rejection::AckUnacceptable, Some(self.heard(reply))));
                 }
-                Ok(self.reply(reply))
+                Ok(self.heard(reply))
             }
             Packet::Icmp(error) => {
                 let reply = match_icmp(&self.table, &error, frame.at).map_err(reject)?;
-                Ok(self.reply(reply))
+                Ok(self.heard(reply))
             }
             Packet::Arp(arp) if arp.op == ArpOp::Reply => {
                 let ip = arp.sender_ip.into();

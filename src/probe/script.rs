@@ -72,6 +72,7 @@ pub(crate) fn resting() -> Plan {
 pub(crate) struct Script {
     pub(crate) sender: Sender,
     receiver: Receiver,
+    table: Arc<Table>,
     post: Arc<Post>,
     pub(crate) now: Instant,
     /// The receivers have heard nothing that came later than this.
@@ -92,13 +93,16 @@ impl Script {
     }
 
     pub(crate) fn over(plan: Plan, link: LinkType) -> Self {
-        let path = PathInfo {
-            id: PathId(0),
-            interface: "test0".into(),
-            link,
-            mac: MacAddr([2, 0, 0, 0, 0, 1]),
-            mtu: 1500,
-        };
+        Script::from(plan, link, MacAddr([2, 0, 0, 0, 0, 1]))
+    }
+
+    /// Begins a sweep through an interface that has no MAC address.
+    pub(crate) fn without_mac(plan: Plan) -> Self {
+        Script::from(plan, LinkType::Ip, MacAddr::default())
+    }
+
+    fn from(plan: Plan, link: LinkType, mac: MacAddr) -> Self {
+        let path = PathInfo { id: PathId(0), interface: "test0".into(), link, mac, mtu: 1500 };
         let table = Arc::new(Table::with_capacity(1, Family::V4, [1, 2]));
         let post = Arc::new(Post::new(1, 1, 64));
         let next_hops = HashSet::from([PEER.into()]);
@@ -111,13 +115,14 @@ impl Script {
             paths: vec![path],
             resolve: true,
             source_ports: 61000..=65534,
-            table,
+            table: table.clone(),
             now: START,
         })
         .unwrap();
         let mut script = Script {
             sender,
             receiver,
+            table,
             post,
             now: START,
             heard_until: Instant::FAR_FUTURE,
@@ -130,6 +135,29 @@ impl Script {
         };
         script.at(0);
         script
+    }
+
+    /// From here on everything is heard on the loopback, which is the path `path`.
+    pub(crate) fn on_loopback(&mut self, path: PathId) {
+        let (table, post) = (self.table.clone(), self.post.clone());
+        let receiver = Receiver::new(path, LinkType::Ip, table, HashSet::new(), post);
+        self.receiver = receiver.on_loopback();
+    }
+
+    /// Everything leaves through the loopback.
+    pub(crate) fn loop_back(&mut self, path: PathId) {
+        self.on_loopback(path);
+        let sender = std::mem::replace(&mut self.sender, Script::new(plan()).sender);
+        self.sender = sender.with_loopback(Some(path));
+    }
+
+    /// The peer says this by another interface than the loopback.
+    pub(crate) fn hear_elsewhere(&mut self, say: Say) {
+        let (table, post) = (self.table.clone(), self.post.clone());
+        let receiver = Receiver::new(PathId(0), LinkType::Ip, table, HashSet::new(), post);
+        let loopback = std::mem::replace(&mut self.receiver, receiver);
+        self.hear(say);
+        self.receiver = loopback;
     }
 
     /// A sweep whose peer has answered the SYN after 10 ms and the first keepalive at 20 ms.

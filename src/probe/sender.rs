@@ -19,7 +19,7 @@ use crate::probe::table::{FlowKey, Table};
 use crate::probe::wheel::{Entry, Wheel};
 use crate::probe::{Generation, Slot, TargetId};
 use crate::time::Instant;
-use crate::wire::{EmitError, LinkType, SeqNumber};
+use crate::wire::{EmitError, LinkType, MacAddr, SeqNumber};
 use siphasher::sip::SipHasher13;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hasher;
@@ -175,7 +175,11 @@ pub struct Sender {
     order: Vec<u32>,
     started: usize,
     neighbours: Neighbours,
+    /// In whose name next hops are asked for, where it is not that of the probes.
+    asks_as: HashMap<(PathId, IpAddr), IpAddr>,
     paths: Vec<PathInfo>,
+    /// The path to this host's own addresses, if there is one.
+    loopback: Option<PathId>,
     crafters: Vec<Crafter>,
     crafter_of_hop: Vec<u16>,
     source_ports: RangeInclusive<u16>,
@@ -242,6 +246,7 @@ impl Sender {
             ready: VecDeque::new(),
             verdicts: VecDeque::new(),
             started: 0,
+            asks_as: HashMap::new(),
             health: Health::new(paths.len()),
             fallback: HashMap::new(),
             moved: VecDeque::new(),
@@ -256,11 +261,24 @@ impl Sender {
             first_slot,
             order,
             paths,
+            loopback: None,
             crafters,
             crafter_of_hop,
             source_ports,
             table,
         })
+    }
+
+    /// Has next hops on `path` asked for from `address` where probes come from `source`.
+    pub fn ask_as(&mut self, path: PathId, source: IpAddr, address: IpAddr) {
+        self.asks_as.insert((path, source), address);
+    }
+
+    /// Says through which path this host's own addresses are reached. Such a peer is up: if it is
+    /// silent, our own side keeps the answers back.
+    #[must_use]
+    pub fn with_loopback(self, loopback: Option<PathId>) -> Self {
+        Sender { loopback, ..self }
     }
 
     /// Returns the octets that a sender takes per target, beside the flow table.
@@ -280,6 +298,7 @@ impl Sender {
     pub fn handle_heard(&mut self, heard: Heard, now: Instant) {
         match heard {
             Heard::Reply { path, reply } => self.handle_reply(path, &reply, now),
+            Heard::Local { path, reply } => self.handle_local(path, &reply, now),
             Heard::Neighbour { path, ip, mac } => {
                 // Else not asked by this sender: by another one, or answered twice.
                 if let Some((waited, moved)) = self.neighbours.handle_answer(path, ip, mac, now) {
@@ -292,6 +311,11 @@ impl Sender {
 
     fn index(&self, slot: Slot) -> usize {
         (slot.0 - self.first_slot) as usize
+    }
+
+    /// Returns the path that a flow's frames leave through.
+    fn egress(&self, index: usize) -> Option<PathId> {
+        self.targets[index].hop.map(|hop| self.neighbours.hop(hop).path)
     }
 
     fn reject(&mut self, rejection: Rejection) {
@@ -316,6 +340,23 @@ impl Sender {
         if flow.repeats > 0 && reply.kind.is_from_peer() {
             self.note_loss(now);
         }
+        self.take_step(reply.slot, step, now);
+    }
+
+    /// Takes in what this host itself has answered. That is the peer's word only if the peer is this
+    /// host. Else our kernel could not deliver our segment, or our firewall would not: a fact about
+    /// us. Without a neighbour table there is no neighbour that could be missing.
+    fn handle_local(&mut self, path: PathId, reply: &Reply, now: Instant) {
+        let index = self.index(reply.slot);
+        let Some(egress) = self.egress(index) else { return };
+        if egress == path {
+            return self.handle_reply(path, reply, now);
+        }
+        if self.flows[index].generation != reply.generation {
+            return self.reject(Rejection::StaleGeneration);
+        }
+        let has_neighbours = self.paths[usize::from(egress.0)].mac != MacAddr::default();
+        let step = self.flows[index].handle_local(reply, has_neighbours);
         self.take_step(reply.slot, step, now);
     }
 
@@ -545,6 +586,7 @@ impl Sender {
                     self.neighbours.handle_unsent(path, next_hop);
                     continue;
                 }
+                let source = self.asks_as.get(&(path, source)).copied().unwrap_or(source);
                 *self.sent.requests(next_hop) += 1;
                 let content = Content::Solicitation { source, next_hop };
                 return Some(Due { path, slot: None, what: What::Request { next_hop }, content });
@@ -695,8 +737,10 @@ impl Sender {
     /// Gives the verdict on a flow and begins to close it.
     fn judge(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
+        let is_this_host = self.loopback.is_some() && self.egress(index) == self.loopback;
         let flow = &mut self.flows[index];
-        let silence = flow.facts.exhausted || flow.facts.neighbour_failed;
+        let facts = &flow.facts;
+        let silence = facts.exhausted || facts.neighbour_failed || facts.neighbour_reports > 0;
         if let Some(hop) = self.targets[index].hop
             && silence
             && !flow.facts.observer
@@ -708,6 +752,10 @@ impl Sender {
                 flow.facts.observer = true;
                 flow.note_local(kind, now);
             }
+        }
+        if silence && is_this_host {
+            flow.facts.observer = true;
+            flow.note_local(Seen::ObserverFault, now);
         }
         let verdict = self.verdict(slot, false);
         let flow = &mut self.flows[index];

@@ -31,13 +31,13 @@ pub struct Summary {
     pub reasons: BTreeMap<(State, Reason), u64>,
     /// Late replies that overturned a verdict.
     pub corrections: u64,
-    /// Frames that we sent, in all and by kind ("syn", "ack", "probe-0", "probe-1", "rst", "fin", "arp").
+    /// Frames that we sent, in all and by kind ("syn", "ack", "probe-0", "probe-1", "rst", "fin", "arp", "nd").
     pub frames_sent: u64,
     /// By kind; adds up to `frames_sent`.
     pub sent_by_kind: BTreeMap<&'static str, u64>,
     /// Frames that reached us: `replies_matched` + the sum of `replies_rejected`.
     pub frames_received: u64,
-    /// Replies that belong to a flow (or ARP replies that we had asked for).
+    /// Replies that belong to a flow (or answers to our ARP and ND).
     pub replies_matched: u64,
     /// Frames that were not believed, by reason ("rst-seq", "ack-unacceptable", "no-flow", …).
     pub replies_rejected: BTreeMap<&'static str, u64>,

@@ -2,6 +2,7 @@
 //! (draft-ietf-opsawg-pcap).
 
 use super::LinkType;
+use pnet::packet::ethernet::EtherTypes;
 use std::io::{self, ErrorKind, Read, Write};
 
 /// In the writer's byte order; stamps in nanoseconds.
@@ -14,6 +15,8 @@ const RECORD_HEADER_LEN: usize = 16;
 const SNAPLEN: usize = 65_535;
 /// As much of a frame as is read: libpcap's own limit (MAXIMUM_SNAPLEN, pcap-int.h).
 const MAX_RECORD_LEN: u32 = 262_144;
+/// A header of two addresses and an EtherType.
+const ETHERNET_LEN: usize = 14;
 const NS_PER_S: u64 = 1_000_000_000;
 
 /// Link types as they stand in the file (<https://www.tcpdump.org/linktypes.html>).
@@ -26,6 +29,7 @@ const LINKTYPE_IPV6: u32 = 229;
 #[derive(Debug)]
 pub struct PcapWriter<W: Write> {
     out: W,
+    link: LinkType,
 }
 
 impl<W: Write> PcapWriter<W> {
@@ -36,7 +40,7 @@ impl<W: Write> PcapWriter<W> {
     /// # Errors
     /// What `out` returns.
     pub fn new(mut out: W, link: LinkType) -> io::Result<Self> {
-        let link = match link {
+        let link_type = match link {
             LinkType::Ethernet => LINKTYPE_ETHERNET,
             LinkType::Ip => LINKTYPE_RAW,
         };
@@ -44,9 +48,9 @@ impl<W: Write> PcapWriter<W> {
         put(&mut header, 0, MAGIC_NS);
         header[4..8].copy_from_slice(&[2, 0, 4, 0]); // version 2.4
         put(&mut header, 16, SNAPLEN as u32);
-        put(&mut header, 20, link);
+        put(&mut header, 20, link_type);
         out.write_all(&header)?;
-        Ok(PcapWriter { out })
+        Ok(PcapWriter { out, link })
     }
 
     /// Writes one frame; `realtime_ns` is nanoseconds since 1970.
@@ -56,15 +60,43 @@ impl<W: Write> PcapWriter<W> {
     /// # Errors
     /// What the writer returns; `InvalidInput` for a time after 2106, which the format cannot hold.
     pub fn frame(&mut self, realtime_ns: u64, frame: &[u8]) -> io::Result<()> {
+        self.record(realtime_ns, &[], frame)
+    }
+
+    /// Writes one frame that begins with `link`: what begins with the IP header gets an Ethernet header
+    /// without addresses in a file of Ethernet frames, as frames on the loopback have.
+    ///
+    /// # Errors
+    /// As [`frame`](Self::frame); `InvalidInput` for an Ethernet frame in a file of IP packets.
+    pub fn frame_of(&mut self, link: LinkType, realtime_ns: u64, frame: &[u8]) -> io::Result<()> {
+        match (self.link, link) {
+            (LinkType::Ip, LinkType::Ethernet) => {
+                let text = "pcap: an Ethernet frame in a file of IP packets";
+                Err(io::Error::new(ErrorKind::InvalidInput, text))
+            }
+            (LinkType::Ethernet, LinkType::Ip) => {
+                let is_v6 = frame.first().is_some_and(|octet| octet >> 4 == 6);
+                let ethertype = if is_v6 { EtherTypes::Ipv6 } else { EtherTypes::Ipv4 };
+                let mut header = [0; ETHERNET_LEN];
+                header[12..].copy_from_slice(&ethertype.0.to_be_bytes());
+                self.record(realtime_ns, &header, frame)
+            }
+            _ => self.record(realtime_ns, &[], frame),
+        }
+    }
+
+    fn record(&mut self, realtime_ns: u64, before: &[u8], frame: &[u8]) -> io::Result<()> {
         let seconds = u32::try_from(realtime_ns / NS_PER_S)
             .map_err(|_| io::Error::new(ErrorKind::InvalidInput, "pcap: time after 2106"))?;
-        let captured = &frame[..frame.len().min(SNAPLEN)];
+        let captured = &frame[..frame.len().min(SNAPLEN - before.len())];
+        let length = before.len() + frame.len();
         let mut header = [0; RECORD_HEADER_LEN];
         put(&mut header, 0, seconds);
         put(&mut header, 4, (realtime_ns % NS_PER_S) as u32);
-        put(&mut header, 8, captured.len() as u32);
-        put(&mut header, 12, u32::try_from(frame.len()).unwrap_or(u32::MAX));
+        put(&mut header, 8, (before.len() + captured.len()) as u32);
+        put(&mut header, 12, u32::try_from(length).unwrap_or(u32::MAX));
         self.out.write_all(&header)?;
+        self.out.write_all(before)?;
         self.out.write_all(captured)
     }
 
@@ -280,6 +312,24 @@ mod tests {
         assert_eq!(with(4, 3), ErrorKind::InvalidData, "version");
         assert_eq!(with(20, 113), ErrorKind::InvalidData, "Linux cooked capture");
         assert_eq!(with(35, 0xff), ErrorKind::InvalidData, "a frame of 4 GB");
+    }
+
+    #[test]
+    fn ip_packets_among_ethernet_frames() {
+        let mut writer = PcapWriter::new(Vec::new(), LinkType::Ethernet).unwrap();
+        writer.frame_of(LinkType::Ethernet, 1, b"ethernet").unwrap();
+        writer.frame_of(LinkType::Ip, 2, &[0x45, 1]).unwrap();
+        writer.frame_of(LinkType::Ip, 3, &[0x60, 2]).unwrap();
+        let frames = read(&writer.into_inner()).unwrap();
+        assert_eq!(frames[0].1, b"ethernet");
+        assert_eq!(frames[1].1, [&[0; 12][..], &[0x08, 0x00, 0x45, 1]].concat());
+        assert_eq!(frames[2].1, [&[0; 12][..], &[0x86, 0xdd, 0x60, 2]].concat());
+
+        let mut writer = PcapWriter::new(Vec::new(), LinkType::Ip).unwrap();
+        writer.frame_of(LinkType::Ip, 2, &[0x45, 1]).unwrap();
+        let error = writer.frame_of(LinkType::Ethernet, 1, b"ethernet").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert_eq!(read(&writer.into_inner()).unwrap(), [(2, vec![0x45, 1])]);
     }
 
     #[test]

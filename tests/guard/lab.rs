@@ -7,7 +7,6 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt,
 };
-use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -231,21 +230,6 @@ impl PacketSocket {
         }
         panic!("not among the first 1000 frames");
     }
-}
-
-/// Creates a device without MAC addresses; it is gone when the file is closed.
-pub fn open_tun(name: &str) -> File {
-    let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-    // SAFETY: all zero is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
-    // SAFETY: TUNSETIFF takes an ifreq.
-    let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    assert_eq!(made, 0, "{}", io::Error::last_os_error());
-    file
 }
 
 /// A TCP socket that has a port and does nothing.

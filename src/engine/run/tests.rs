@@ -80,7 +80,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
     let info = |id| PathInfo {
         id: PathId(id),
         interface: "void0".into(),
-        link: LinkType::Ip,
+        link: LinkType::Ethernet,
         mac: MacAddr::default(),
         mtu: 1500,
     };
@@ -97,7 +97,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         first_slot: 0,
         hops: (0..2).map(|id| Hop { path: PathId(id), next_hop: gateway, source }).collect(),
         paths: (0..2).map(info).collect(),
-        resolve: true,
+        resolve: false,
         source_ports: 61000..=65534,
         table: table.clone(),
         now: Clock.now(),
@@ -107,6 +107,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         next_hops: HashSet::new(),
         transmits: vec![Box::new(VoidTx(void, [0; 256], 0)) as Box<dyn Transmit>],
         receive: Box::new(void),
+        loopback: false,
     };
     Sweep {
         senders: vec![sender.expect("a sender")],
@@ -117,6 +118,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         capture: None,
         watch: None,
         peers: PEERS,
+        io: "packet",
     }
 }
 

@@ -13,7 +13,7 @@ mod tx;
 
 pub use filter::{ElsewhereSpec, FilterSpec};
 pub use rx::{PacketRx, RxOptions};
-pub use tx::{FRAME_OCTETS, PacketTx};
+pub use tx::PacketTx;
 
 use super::IoError;
 use nix::errno::Errno;
@@ -96,7 +96,7 @@ impl Socket {
     }
 
     /// Says whether the interface is up and has a carrier: ENETDOWN if not, ENODEV if it is gone.
-    fn check_link(&self, operation: &'static str) -> Result<(), IoError> {
+    fn check_link(&self) -> Result<(), Errno> {
         // SAFETY: ifreq is plain old data, for which all zero is a valid value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         let name = self.interface.as_bytes();
@@ -110,13 +110,13 @@ impl Socket {
         // SAFETY: SIOCGIFFLAGS reads the name from `request` and writes the flags into it.
         let result =
             unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
-        Errno::result(result).map_err(|errno| self.error(operation, errno.into()))?;
+        Errno::result(result)?;
         // SAFETY: the call succeeded, so that the flags are what the union holds.
         let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
         if flags & libc::IFF_UP != 0 && flags & libc::IFF_RUNNING != 0 {
             return Ok(());
         }
-        Err(self.error(operation, Errno::ENETDOWN.into()))
+        Err(Errno::ENETDOWN)
     }
 
     /// Takes the socket's pending error, such as ENETDOWN after the interface went down.

@@ -110,6 +110,21 @@ impl PacketRx {
         Self::start(socket, filter.program(), options)
     }
 
+    /// Opens the receiving end on one interface of whatever link layer, with or without MAC addresses.
+    /// Its frames begin with the IP header.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_cooked(
+        ifindex: u32,
+        interface: &str,
+        filter: &ElsewhereSpec,
+        options: RxOptions,
+    ) -> Result<Self, IoError> {
+        let socket = Socket::open_as(SockType::Datagram, ifindex, interface)?;
+        Self::start(socket, filter.program(), options)
+    }
+
     fn start(
         socket: Socket,
         program: Option<Vec<libc::sock_filter>>,

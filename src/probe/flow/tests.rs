@@ -3,4 +3,5 @@
 mod close;
 mod handshake;
 mod keepalive;
+mod local;
 mod network;

@@ -292,7 +292,7 @@ proptest! {
         hash_key: [u64; 2],
         families in 0..3u8,
     ) {
-        let either = |n: u32| if n % 2 == 0 { key(n) } else { key_v6(n) };
+        let either = |n: u32| if n.is_multiple_of(2) { key(n) } else { key_v6(n) };
         let (family, key): (_, fn(u32) -> FlowKey) = match families {
             0 => (Family::V4, key),
             1 => (Family::V6, key_v6),
