@@ -75,6 +75,13 @@ mod os {
             Instant::from_nanos(read(ClockId::CLOCK_MONOTONIC))
         }
 
+        /// Reads how long the machine has been suspended since it was started: CLOCK_BOOTTIME −
+        /// CLOCK_MONOTONIC. Two readings differ by less than a microsecond or so unless it was.
+        pub fn suspended(&self) -> Duration {
+            let boottime = read(ClockId::CLOCK_BOOTTIME);
+            Duration::from_nanos(boottime.saturating_sub(read(ClockId::CLOCK_MONOTONIC)))
+        }
+
         /// Reads CLOCK_REALTIME as nanoseconds since 1970, for time stamps that leave the program.
         pub fn realtime_nanos(&self) -> u64 {
             read(ClockId::CLOCK_REALTIME)

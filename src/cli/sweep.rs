@@ -16,7 +16,7 @@ use crate::probe::evidence::Verdict;
 use crate::probe::plan::{EMPTY_PROBE_SPACING, Keepalive, Plan, ProbeBytes};
 use crate::report::{Csv, Layout, Memory, Ndjson, Record, Summary, Table, table};
 use anyhow::{Context, anyhow};
-use indicatif::{BinaryBytes, HumanCount};
+use indicatif::{BinaryBytes, HumanCount, ProgressBar};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::fmt::{self, Display};
@@ -33,6 +33,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// How long a known result may rest in a buffer, and how often progress is drawn.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Notices told in one run.
+const MAX_NOTICES: u64 = 20;
 
 /// A sweep as resolved from the arguments.
 #[derive(Debug)]
@@ -408,11 +411,14 @@ impl Session<'_> {
             let (_running, ended) = mpsc::channel::<()>();
             let (with_output, control) = (&with_output, &control);
             scope.spawn(move || {
+                let mut told = 0;
                 while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                    tell(control, &mut told, &progress.screen(), quiet);
                     with_output(&mut Output::flush);
                     progress.update(control);
                 }
                 progress.finish();
+                tell(control, &mut told, &progress.screen(), quiet);
             });
             engine(control, &mut |verdict| {
                 let (name, label) = names.of(verdict.target);
@@ -423,6 +429,20 @@ impl Session<'_> {
         let output = output.into_inner().unwrap_or_else(PoisonError::into_inner);
         let written = output.finish(summary.as_ref().ok());
         Ended { summary, written, interrupted: interrupted.load(Ordering::Relaxed) }
+    }
+}
+
+/// Says what happened to this host; the first few, since a link may go up and down all day.
+fn tell(control: &Control, told: &mut u64, screen: &ProgressBar, quiet: bool) {
+    while let Some(notice) = control.notices.pop() {
+        *told += 1;
+        if quiet || *told > MAX_NOTICES {
+            continue;
+        }
+        screen.suspend(|| say(notice));
+        if *told == MAX_NOTICES {
+            screen.suspend(|| say("more of this kind is not told"));
+        }
     }
 }
 

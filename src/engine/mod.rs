@@ -9,6 +9,7 @@ mod capture;
 mod given;
 mod open;
 mod run;
+mod watch;
 
 pub use open::preview;
 
@@ -19,6 +20,7 @@ use crate::probe::receiver::Post;
 use crate::probe::sender::Sender;
 use crate::probe::table::{Family, Table};
 use capture::Capture;
+use crossbeam::queue::SegQueue;
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +28,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use watch::HostWatch;
 
 /// Which I/O path to take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -75,6 +78,8 @@ pub struct Control {
     pub replies: AtomicU64,
     /// Verdicts by state, in the order of `State::ALL`.
     pub states: [AtomicU64; 5],
+    /// What happened to this host meanwhile, in words, for whoever looks on. To be taken away.
+    pub notices: SegQueue<String>,
 }
 
 /// Why a sweep could not start or go on.
@@ -113,6 +118,7 @@ pub struct Sweep {
     /// None if no target has a route.
     guard: Option<Guard>,
     capture: Option<Capture>,
+    watch: Option<HostWatch>,
     peers: usize,
     /// The paths taken, as the summary names them.
     io: &'static str,
@@ -128,5 +134,7 @@ impl fmt::Debug for Sweep {
 
 /// Returns the octets of memory that a sweep takes per target, if its targets are of `family`.
 pub const fn memory_per_target(family: Family) -> usize {
-    Sender::memory_per_target() + Table::memory_for(1 << 16, family) / (1 << 16)
+    Sender::memory_per_target()
+        + size_of::<(IpAddr, Option<u32>)>()
+        + Table::memory_for(1 << 16, family) / (1 << 16)
 }

@@ -2,12 +2,14 @@
 
 use super::capture::Capture;
 use super::given;
+use super::watch::{Baseline, HostWatch, Way};
 use super::{EngineError, IoKind, Path, Setup, Sweep};
 use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, PortRanges, RxOptions};
 use crate::io::ports::PortsError;
 use crate::io::raw::{Egress, RawTx};
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
+use crate::io::watch::Watch;
 use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::given::Given;
@@ -43,6 +45,8 @@ impl Sweep {
     /// # Errors
     /// [`EngineError`], each naming operation, object and remedy.
     pub fn open(setup: Setup) -> Result<Sweep, EngineError> {
+        // First: what changes from here on is noticed.
+        let watch = Watch::open().map_err(EngineError::system)?;
         let layout = Layout::new(&setup)?;
         privilege::require(privilege::SWEEP).map_err(EngineError::system)?;
         // Given flows have ports of their own.
@@ -64,9 +68,11 @@ impl Sweep {
         let notes = given::notes(&layout.given);
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
+        let watch = HostWatch::new(watch, layout.baseline(&paths));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
-        Ok(Sweep { senders, paths, table, post, guard, capture, peers, io, notes })
+        let watch = Some(watch);
+        Ok(Sweep { senders, paths, table, post, guard, capture, watch, peers, io, notes })
     }
 
     /// Returns what the user should know of the flows that were given, a sentence each.
@@ -124,6 +130,7 @@ pub fn preview(
 
 /// Which peer is reached through which interface and next hop.
 struct Layout {
+    constraint: Constraint,
     interfaces: Vec<Interface>,
     /// The interfaces that frames leave through, by `PathId`.
     egress: Vec<Interface>,
@@ -139,6 +146,7 @@ impl Layout {
         let constraint = constraint(setup, &interfaces)?;
         let mut routes = Routes::open().map_err(EngineError::system)?;
         let mut layout = Layout {
+            constraint,
             interfaces,
             egress: Vec::new(),
             hops: Vec::new(),
@@ -255,6 +263,36 @@ impl Layout {
         })?;
         self.hops.push(Hop { path, next_hop, source });
         Ok(HopId((self.hops.len() - 1) as u32))
+    }
+
+    /// Returns what the host looked like to those who made this layout and `paths` from it.
+    fn baseline(&self, paths: &[Path]) -> Baseline {
+        let egress: Vec<_> =
+            (0u8..).map(PathId).zip(self.egress.iter().map(|interface| interface.index)).collect();
+        let is_egress = |path: PathId| egress.iter().any(|&(egress, _)| egress == path);
+        let elsewhere = paths.iter().map(|path| path.info.id).find(|&path| !is_egress(path));
+        let elsewhere = elsewhere
+            .into_iter()
+            .flat_map(|path| self.elsewhere().map(move |interface| (path, interface.index)));
+        let ways = self.hops.iter().map(|hop| Way {
+            path: hop.path,
+            ifindex: self.egress[usize::from(hop.path.0)].index,
+            next_hop: hop.next_hop,
+            source: hop.source,
+        });
+        let peers = self.targets.iter().map(|target| {
+            let way = target.hop.map(|HopId(hop)| hop);
+            (target.peer.ip(), way)
+        });
+        Baseline {
+            constraint: self.constraint,
+            interfaces: self.interfaces.clone(),
+            elsewhere: elsewhere.collect(),
+            ways: ways.collect(),
+            peers: peers.collect(),
+            first_given: (self.targets.len() - self.given.len()) as u32,
+            egress,
+        }
     }
 
     fn path_infos(&self, setup: &Setup) -> Vec<PathInfo> {
@@ -381,22 +419,27 @@ impl Layout {
         PortRanges::covering(opened.into_iter().chain(given))
     }
 
+    /// Returns the interfaces that [`open_elsewhere`](Self::open_elsewhere) listens on.
+    fn elsewhere(&self) -> impl Iterator<Item = &Interface> {
+        let addresses = self.sources();
+        let is_of_use = move |own: &IpNet| {
+            addresses.iter().any(|source| source.is_ipv4() == own.addr().is_ipv4())
+        };
+        self.interfaces.iter().filter(move |interface| {
+            interface.up
+                && !interface.loopback
+                && !interface.is_port
+                && interface.addresses.iter().any(&is_of_use)
+                && !self.egress.iter().any(|egress| egress.index == interface.index)
+        })
+    }
+
     /// Listens on the interfaces that no frame leaves through: what the guard keeps from the kernel
     /// there may be the answer. Only those with an address of their own: what passes through another
     /// (the port of a bridge, which may have a link-local one) comes in a second time where the
     /// address is.
     fn open_elsewhere(&self, setup: &Setup) -> Result<Option<Path>, EngineError> {
-        let addresses = self.sources();
-        let is_of_use =
-            |own: &IpNet| addresses.iter().any(|source| source.is_ipv4() == own.addr().is_ipv4());
-        let others = self.interfaces.iter().filter(|interface| {
-            interface.up
-                && !interface.loopback
-                && !interface.is_port
-                && interface.addresses.iter().any(is_of_use)
-                && !self.egress.iter().any(|egress| egress.index == interface.index)
-        });
-        let interfaces: Vec<_> = others.map(|interface| interface.index).collect();
+        let interfaces: Vec<_> = self.elsewhere().map(|interface| interface.index).collect();
         if interfaces.is_empty() {
             return Ok(None);
         }

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 const BATCH: usize = 256;
 
-/// How long a batch may make no progress before it is given up.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a batch may make no progress before its frames are handed back. Short, since other paths
+/// wait meanwhile; a queue that moves at all makes room for a frame in less, even at 10 Mbit/s.
+pub(super) const PATIENCE: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 

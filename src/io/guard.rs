@@ -404,8 +404,8 @@ fn remedy(error: &(dyn Error + 'static)) -> String {
         return "needs CAP_BPF and CAP_NET_ADMIN outside any user namespace: try sudo".to_owned();
     }
     if errno(error) == Some(Errno::EMFILE) {
-        return "two file descriptors are needed an interface: raise `ulimit -n`, or name the \
-                interface with -i"
+        return "two file descriptors are needed for every interface that is up, whatever -i says: \
+                raise `ulimit -n`"
             .to_owned();
     }
     match KernelVersion::current() {

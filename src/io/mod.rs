@@ -15,6 +15,8 @@ pub mod raw;
 #[cfg(feature = "os")]
 pub mod route;
 pub mod sim;
+#[cfg(feature = "os")]
+pub mod watch;
 
 use crate::time::Instant;
 use crate::wire::{Checksums, LinkType, MacAddr};
@@ -83,7 +85,8 @@ pub trait Transmit: Send {
     fn submit(&mut self, len: usize);
 
     /// Hands the batch to the kernel and returns the number of frames it took: all of them, unless
-    /// an error is returned. A transient shortage (ENOBUFS, EAGAIN) is waited out within bounds.
+    /// an error is returned. A transient shortage (ENOBUFS, EAGAIN) is waited out, but not for longer
+    /// than the other paths can wait.
     ///
     /// # Errors
     /// [`Unsent`]: which frames left, which were refused, and why. What stands behind them is still
@@ -102,6 +105,19 @@ pub struct Unsent {
     /// What was refused and why.
     #[source]
     pub error: IoError,
+}
+
+impl Unsent {
+    /// Says whether the path took no frame for reasons of its own (no link, no room), so that the
+    /// frames that it refused are as good as others.
+    #[cfg(feature = "os")]
+    pub fn is_of_path(&self) -> bool {
+        let shortage = matches!(
+            self.error.source.raw_os_error(),
+            Some(libc::ENOBUFS | libc::EAGAIN | libc::ENOMEM)
+        );
+        shortage || self.error.is_of_link()
+    }
 }
 
 /// The receiving end of a path.
@@ -135,4 +151,14 @@ pub struct IoError {
     pub source: std::io::Error,
     /// What to do about it, or empty.
     pub remedy: &'static str,
+}
+
+impl IoError {
+    /// Says whether the interface is down, without carrier or gone: what was to come in through it
+    /// is lost as well.
+    #[cfg(feature = "os")]
+    pub fn is_of_link(&self) -> bool {
+        let errno = self.source.raw_os_error();
+        matches!(errno, Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV))
+    }
 }

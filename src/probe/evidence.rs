@@ -53,8 +53,16 @@ pub enum Seen {
     NoRoute,
     /// Frames were lost on our own side while this flow waited.
     ObserverDrops,
-    /// Our own threads were starved, the link was down, or the clock stood still.
+    /// Our own threads were starved, the interface was down, or the clock stood still.
     ObserverFault,
+    /// Frames that were due could not be sent.
+    NotSent,
+    /// The interface that this flow uses was down, without carrier, or gone.
+    LinkDown,
+    /// This host lost the address that this flow is from.
+    AddressLost,
+    /// The kernel's route to the peer is another one than when the sweep began.
+    RouteChanged,
     /// The run was interrupted before a verdict.
     Interrupted,
     /// The flow was given with data in flight (SND.NXT beyond SND.UNA).
@@ -92,6 +100,10 @@ impl Seen {
             Seen::NoRoute => "no-route",
             Seen::ObserverDrops => "observer-drops",
             Seen::ObserverFault => "observer-fault",
+            Seen::NotSent => "not-sent",
+            Seen::LinkDown => "link-down",
+            Seen::AddressLost => "address-lost",
+            Seen::RouteChanged => "route-changed",
             Seen::Interrupted => "interrupted",
             Seen::DataInFlight => "data-in-flight",
             Seen::KernelOwned => "kernel-owned",

@@ -35,6 +35,8 @@ use std::time::Duration;
 
 /// First retransmission time-out of a SYN or FIN (RFC 6298 §2.1); doubles for SYNs.
 const FIRST_RTO: Duration = Duration::from_secs(1);
+/// Segments of one question that may be refused, a second apart, before the flow is given up.
+const MAX_REFUSED: u8 = 5;
 /// Sightings kept for one verdict: a flood must not cost memory.
 const MAX_SIGHTINGS: usize = 8;
 
@@ -143,6 +145,8 @@ pub struct Flow {
     confirmed: bool,
     peer_window_zero: bool,
     accused: bool,
+    /// Segments of the present question that were refused, each for itself.
+    refused: u8,
     fin_sent: bool,
     fin_acked: bool,
     /// SYN-ACKs that came after the peer had answered: it does not hold the connection after all.
@@ -194,6 +198,7 @@ impl Flow {
             confirmed: false,
             peer_window_zero: false,
             accused: false,
+            refused: 0,
             fin_sent: false,
             fin_acked: false,
             unheld: 0,
@@ -328,8 +333,82 @@ impl Flow {
         self.asked_at = now;
     }
 
+    /// Undoes [`next_segment`](Self::next_segment) for a segment that did not leave: it is owed again.
+    pub fn take_back(&mut self, kind: SegmentKind) {
+        if kind != SegmentKind::Ack {
+            self.deadline = Instant::FAR_FUTURE;
+        }
+        let owed = match kind {
+            SegmentKind::Syn => {
+                self.syns = self.syns.saturating_sub(1);
+                self.uncount_probe();
+                Owed::SYN
+            }
+            SegmentKind::Ack => Owed::ACK,
+            SegmentKind::Probe0 | SegmentKind::Probe1 => {
+                self.uncount_probe();
+                Owed::PROBE
+            }
+            SegmentKind::Fin => {
+                self.closing_tries = self.closing_tries.saturating_sub(1);
+                self.fin_sent &= self.closing_tries > 0;
+                Owed::FIN
+            }
+            SegmentKind::Rst => {
+                self.closing_tries = self.closing_tries.saturating_sub(1);
+                Owed::RST
+            }
+        };
+        self.owe(owed);
+    }
+
+    /// Takes back a segment that was refused for what it is, at `now`: it is owed again a while later,
+    /// but not for ever, and silence proves nothing meanwhile.
+    pub fn refuse(&mut self, kind: SegmentKind, now: Instant) -> Step {
+        self.take_back(kind);
+        self.refused = self.refused.saturating_add(1);
+        if !self.facts.observer && !self.is_judged() {
+            self.facts.observer = true;
+            self.note_local(Seen::NotSent, now);
+        }
+        if self.refused > MAX_REFUSED {
+            self.owed = Owed::default();
+            if self.is_judged() {
+                self.stage = Stage::Closed;
+                return Step::Continue;
+            }
+            return self.exhausted();
+        }
+        if kind == SegmentKind::Ack {
+            // A keepalive acknowledges as well, and the peer repeats what we do not.
+            self.owed.0 &= !Owed::ACK;
+            return Step::Continue;
+        }
+        self.owed = Owed::default();
+        self.deadline = now + FIRST_RTO;
+        if self.stage == Stage::Closed {
+            self.stage = Stage::Resetting;
+        }
+        Step::Continue
+    }
+
+    /// Lets a time that our own side was held up not count against the peer.
+    pub fn excuse(&mut self, held_up: Duration) {
+        if self.stage == Stage::SynSent && self.syns > 0 {
+            self.opened_at = self.opened_at + held_up;
+        }
+    }
+
+    fn uncount_probe(&mut self) {
+        self.asked = self.asked.saturating_sub(1);
+        self.sent_in_all = self.sent_in_all.saturating_sub(1);
+        // When an earlier one was sent is no longer known: there is no round-trip time of it.
+        self.asked_at = Instant::ZERO;
+    }
+
     /// Forgets the answers to earlier questions.
     fn ask_anew(&mut self) {
+        self.refused = 0;
         self.facts = Facts::default();
         self.asked = 0;
         self.replies = 0;
@@ -517,7 +596,8 @@ impl Flow {
         }
         // Karn, unless the answer says which probe it is to; and an answer only: data and keepalives
         // of the peer's come when they like.
-        let unambiguous = self.asked == 1 || self.is_echoed_by(reply);
+        let first = self.asked == 1 && self.asked_at > Instant::ZERO;
+        let unambiguous = first || self.is_echoed_by(reply);
         if self.is_asking() && unambiguous && reply.kind == ReplyKind::Ack && !is_old {
             self.rtt = Some(reply.at.since(self.asked_at));
         }

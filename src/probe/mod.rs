@@ -8,6 +8,7 @@ pub mod craft;
 pub mod evidence;
 pub mod flow;
 pub mod given;
+pub mod health;
 pub mod matcher;
 pub mod neighbour;
 pub mod pace;

@@ -19,6 +19,11 @@ pub struct HopId(pub u32);
 const MAX_IN_FLIGHT: usize = 16_384;
 /// Between requests for one next hop (Linux: retrans_time_ms).
 const SPACING: Duration = Duration::from_secs(1);
+/// How long a MAC address is believed although peers behind it are silent.
+const CONFIRMED_FOR: Duration = Duration::from_secs(2);
+/// Where frames have no MAC address there is none to ask for again, ever.
+const NO_MAC: Resolution =
+    Resolution::Resolved { mac: MacAddr([0; 6]), confirmed: Instant::FAR_FUTURE, asked: None };
 /// Fewest requests before a next hop is given up (Linux: mcast_solicit).
 const MIN_TRIES: u16 = 3;
 
@@ -36,9 +41,31 @@ pub struct Hop {
 #[derive(Debug)]
 enum Resolution {
     Unasked,
-    Asking { tries: u16, since: Instant, waiting: Vec<Slot> },
-    Resolved(MacAddr),
-    Failed { since: Instant },
+    Asking {
+        tries: u16,
+        since: Instant,
+        waiting: Vec<Slot>,
+    },
+    /// `asked` is when it was last asked for again, if it was since it was last confirmed.
+    Resolved {
+        mac: MacAddr,
+        confirmed: Instant,
+        asked: Option<Instant>,
+    },
+    Failed {
+        since: Instant,
+    },
+}
+
+/// A next hop that has another MAC address than before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moved {
+    /// The next hop.
+    pub next_hop: IpAddr,
+    /// Its address up to now.
+    pub from: MacAddr,
+    /// Its address from now on.
+    pub to: MacAddr,
 }
 
 /// What is known of a next hop.
@@ -66,6 +93,8 @@ pub struct Neighbours {
     asked: VecDeque<(Instant, HopId)>,
     /// Hops to ask now.
     due: VecDeque<HopId>,
+    /// Hops to ask now although their address is known: peers behind them are silent.
+    doubted: VecDeque<HopId>,
     in_flight: usize,
     max_tries: u16,
 }
@@ -81,7 +110,7 @@ impl Neighbours {
             .into_iter()
             .map(|hop| match needs_mac(hop.path) {
                 true => (hop, Resolution::Unasked),
-                false => (hop, Resolution::Resolved(MacAddr::default())),
+                false => (hop, NO_MAC),
             })
             .collect();
         Neighbours {
@@ -90,6 +119,7 @@ impl Neighbours {
             backlog: VecDeque::new(),
             asked: VecDeque::new(),
             due: VecDeque::new(),
+            doubted: VecDeque::new(),
             in_flight: 0,
             max_tries: count.max(MIN_TRIES),
         }
@@ -103,15 +133,21 @@ impl Neighbours {
     /// Returns the MAC address of `hop`, if it is known.
     pub fn mac(&self, hop: HopId) -> Option<MacAddr> {
         match self.hops[hop.0 as usize].1 {
-            Resolution::Resolved(mac) => Some(mac),
+            Resolution::Resolved { mac, .. } => Some(mac),
             _ => None,
         }
+    }
+
+    /// Says whether frames via `hop` need a MAC address.
+    pub fn needs_mac(&self, hop: HopId) -> bool {
+        let state = &self.hops[hop.0 as usize].1;
+        !matches!(state, Resolution::Resolved { confirmed: Instant::FAR_FUTURE, .. })
     }
 
     /// Asks for `hop` on behalf of a flow.
     pub fn resolve(&mut self, hop: HopId, slot: Slot) -> Answer {
         match &mut self.hops[hop.0 as usize].1 {
-            Resolution::Resolved(mac) => return Answer::Resolved(*mac),
+            Resolution::Resolved { mac, .. } => return Answer::Resolved(*mac),
             Resolution::Failed { since } => return Answer::Failed { since: *since },
             Resolution::Asking { waiting, .. } => waiting.push(slot),
             unasked @ Resolution::Unasked => {
@@ -123,18 +159,73 @@ impl Neighbours {
         Answer::Pending
     }
 
-    /// Takes in an answer; `None` if nobody asked, else the flows that waited for it.
-    pub fn handle_answer(&mut self, path: PathId, ip: IpAddr, mac: MacAddr) -> Option<Vec<Slot>> {
-        let mut waited = None;
-        for hop in self.by_address.get(&(path, ip))?.clone() {
+    /// Adds a next hop that became known later.
+    pub fn add(&mut self, hop: Hop, needs_mac: bool) -> HopId {
+        let beside = self.by_address.entry((hop.path, hop.next_hop)).or_default();
+        let id = HopId(self.hops.len() as u32);
+        let known = beside.iter().find(|known| self.hops[known.0 as usize].0.source == hop.source);
+        if let Some(&known) = known {
+            return known;
+        }
+        beside.push(id);
+        self.hops.push((hop, if needs_mac { Resolution::Unasked } else { NO_MAC }));
+        id
+    }
+
+    /// Takes in an answer that came at `now`; `None` if nobody asked, else the flows that waited
+    /// for it, and the change if the address is another one than before.
+    pub fn handle_answer(
+        &mut self,
+        path: PathId,
+        ip: IpAddr,
+        answer: MacAddr,
+        now: Instant,
+    ) -> Option<(Vec<Slot>, Option<Moved>)> {
+        let same = self.by_address.get(&(path, ip))?.clone();
+        let is_doubted = same.iter().any(|hop| {
+            matches!(self.hops[hop.0 as usize].1, Resolution::Resolved { asked: Some(_), .. })
+        });
+        let mut result = None;
+        for hop in same {
             let state = &mut self.hops[hop.0 as usize].1;
-            if let Resolution::Asking { tries: 1.., waiting, .. } = state {
-                waited.get_or_insert_with(Vec::new).append(waiting);
-                *state = Resolution::Resolved(mac);
-                self.in_flight -= 1;
+            let (waited, moved) = match state {
+                Resolution::Asking { tries: 1.., waiting, .. } => {
+                    self.in_flight -= 1;
+                    (std::mem::take(waiting), None)
+                }
+                Resolution::Resolved { mac, .. } if is_doubted => {
+                    let moved = Moved { next_hop: ip, from: *mac, to: answer };
+                    (Vec::new(), (*mac != answer).then_some(moved))
+                }
+                _ => continue,
+            };
+            *state = Resolution::Resolved { mac: answer, confirmed: now, asked: None };
+            let (all, change) = result.get_or_insert_with(|| (Vec::new(), None));
+            all.extend(waited);
+            *change = change.or(moved);
+        }
+        result
+    }
+
+    /// Says that a peer behind `hop` is silent: if its MAC address was not confirmed lately, it is
+    /// asked for again, while frames go on to the address that is known.
+    pub fn doubt(&mut self, hop: HopId, now: Instant) {
+        if let Resolution::Resolved { confirmed, asked, .. } = &mut self.hops[hop.0 as usize].1
+            && now.since(*confirmed) >= CONFIRMED_FOR
+            && asked.is_none_or(|at| now.since(at) >= SPACING)
+        {
+            *asked = Some(now);
+            self.doubted.push_back(hop);
+        }
+    }
+
+    /// Says that a request for `next_hop` did not leave: it was not asked.
+    pub fn handle_unsent(&mut self, path: PathId, next_hop: IpAddr) {
+        for hop in self.by_address.get(&(path, next_hop)).into_iter().flatten() {
+            if let Resolution::Asking { tries, .. } = &mut self.hops[hop.0 as usize].1 {
+                *tries = tries.saturating_sub(1);
             }
         }
-        waited
     }
 
     /// Lets time pass; calls `failed` with every flow whose next hop is given up, and with when that
@@ -159,6 +250,9 @@ impl Neighbours {
 
     /// Returns the next hop to send a request for, counting it as sent at `now`.
     pub fn poll_request(&mut self, now: Instant) -> Option<&Hop> {
+        if let Some(hop) = self.doubted.pop_front() {
+            return Some(self.hop(hop));
+        }
         let hop = loop {
             let hop = match self.due.pop_front() {
                 Some(hop) => hop,
@@ -181,7 +275,9 @@ impl Neighbours {
 
     /// Says whether a request could be sent now.
     pub fn wants_request(&self) -> bool {
-        !self.due.is_empty() || (!self.backlog.is_empty() && self.in_flight < MAX_IN_FLIGHT)
+        !self.due.is_empty()
+            || !self.doubted.is_empty()
+            || (!self.backlog.is_empty() && self.in_flight < MAX_IN_FLIGHT)
     }
 
     /// Returns when [`expire`](Self::expire) has something to do next.
@@ -190,17 +286,21 @@ impl Neighbours {
     }
 
     /// Gives up everything that is still asked for (the run is interrupted): an answer that comes
-    /// later wakes nobody.
-    pub fn abandon(&mut self) {
+    /// later wakes nobody. Returns the flows that waited.
+    pub fn abandon(&mut self) -> Vec<Slot> {
+        let mut waited = Vec::new();
         for (_, state) in &mut self.hops {
-            if let Resolution::Asking { since, .. } = state {
+            if let Resolution::Asking { since, waiting, .. } = state {
+                waited.append(waiting);
                 *state = Resolution::Failed { since: *since };
             }
         }
         self.in_flight = 0;
         self.backlog.clear();
         self.due.clear();
+        self.doubted.clear();
         self.asked.clear();
+        waited
     }
 }
 
@@ -224,15 +324,56 @@ mod tests {
         assert_eq!(neighbours.resolve(HopId(0), Slot(8)), Answer::Pending);
         let mac = MacAddr([2, 0, 0, 0, 0, 1]);
         // Not asked yet: an answer now is a forgery.
-        assert_eq!(neighbours.handle_answer(PathId(0), hop(1).next_hop, mac), None);
+        assert_eq!(neighbours.handle_answer(PathId(0), hop(1).next_hop, mac, now), None);
         assert_eq!(neighbours.poll_request(now), Some(&hop(1)));
         assert_eq!(neighbours.poll_request(now), None);
-        assert_eq!(neighbours.handle_answer(PathId(0), hop(2).next_hop, mac), None);
-        let woken = neighbours.handle_answer(PathId(0), hop(1).next_hop, mac);
-        assert_eq!(woken, Some(vec![Slot(7), Slot(8)]));
+        assert_eq!(neighbours.handle_answer(PathId(0), hop(2).next_hop, mac, now), None);
+        let woken = neighbours.handle_answer(PathId(0), hop(1).next_hop, mac, now);
+        assert_eq!(woken, Some((vec![Slot(7), Slot(8)], None)));
         assert_eq!(neighbours.resolve(HopId(0), Slot(9)), Answer::Resolved(mac));
-        assert_eq!(neighbours.handle_answer(PathId(0), hop(1).next_hop, MacAddr::BROADCAST), None);
+        let other = MacAddr::BROADCAST;
+        assert_eq!(neighbours.handle_answer(PathId(0), hop(1).next_hop, other, now), None);
         assert_eq!(neighbours.mac(HopId(0)), Some(mac));
+    }
+
+    #[test]
+    fn a_hop_with_silent_peers_is_asked_again_and_may_have_moved() {
+        let mut neighbours = Neighbours::new(vec![hop(1)], 5, |_| true);
+        let start = Instant::from_nanos(1);
+        let (path, ip) = (PathId(0), hop(1).next_hop);
+        let (from, to) = (MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2]));
+        neighbours.resolve(HopId(0), Slot(7));
+        neighbours.poll_request(start);
+        neighbours.handle_answer(path, ip, from, start);
+        // Just confirmed.
+        neighbours.doubt(HopId(0), start + CONFIRMED_FOR - Duration::from_nanos(1));
+        assert_eq!(neighbours.poll_request(start), None);
+        let now = start + CONFIRMED_FOR;
+        for late in [Duration::ZERO, SPACING - Duration::from_nanos(1)] {
+            neighbours.doubt(HopId(0), now + late);
+        }
+        assert!(neighbours.wants_request());
+        assert_eq!(neighbours.poll_request(now), Some(&hop(1)));
+        assert_eq!(neighbours.poll_request(now), None, "asked once a second");
+        assert_eq!(neighbours.mac(HopId(0)), Some(from), "frames go on meanwhile");
+        let moved = Moved { next_hop: ip, from, to };
+        assert_eq!(neighbours.handle_answer(path, ip, to, now), Some((Vec::new(), Some(moved))));
+        assert_eq!(neighbours.mac(HopId(0)), Some(to));
+        // Nobody asked: a forgery.
+        assert_eq!(neighbours.handle_answer(path, ip, from, now), None);
+    }
+
+    #[test]
+    fn a_request_that_did_not_leave_is_no_try() {
+        let mut neighbours = Neighbours::new(vec![hop(1)], 4, |_| true);
+        neighbours.resolve(HopId(0), Slot(3));
+        let mut now = Instant::ZERO;
+        for _ in 0..20 {
+            assert!(neighbours.poll_request(now).is_some());
+            neighbours.handle_unsent(PathId(0), hop(1).next_hop);
+            now = now + SPACING;
+            neighbours.expire(now, |_, _| panic!("given up, although never asked"));
+        }
     }
 
     #[test]
@@ -248,7 +389,10 @@ mod tests {
             assert!(neighbours.poll_request(now).is_some());
         }
         let mac = MacAddr([2, 0, 0, 0, 0, 1]);
-        assert_eq!(neighbours.handle_answer(PathId(1), next_hop, mac), Some(vec![Slot(8)]));
+        assert_eq!(
+            neighbours.handle_answer(PathId(1), next_hop, mac, now),
+            Some((vec![Slot(8)], None))
+        );
         assert_eq!((neighbours.mac(HopId(0)), neighbours.mac(HopId(1))), (None, Some(mac)));
     }
 

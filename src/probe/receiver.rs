@@ -10,14 +10,19 @@ use crate::wire::{ArpOp, LinkType, MacAddr, NdKind, Packet, ParseError, parse};
 use crossbeam::queue::ArrayQueue;
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// What a receiver tells the sender.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Heard {
     /// A reply matched to a flow.
-    Reply(Reply),
+    Reply {
+        /// Through which path it came.
+        path: PathId,
+        /// What it says.
+        reply: Reply,
+    },
     /// The same, heard on the loopback: from this host itself.
     Local {
         /// The loopback's path.
@@ -44,6 +49,8 @@ pub struct Post {
     /// Whose sender has ended: nobody takes anything from such a queue any more.
     closed: Box<[AtomicBool]>,
     share: usize,
+    /// Next hops that the senders ask for beside those known from the start.
+    asked: RwLock<HashSet<(PathId, IpAddr)>>,
 }
 
 impl Post {
@@ -54,7 +61,17 @@ impl Post {
             queues: (0..senders).map(|_| ArrayQueue::new(capacity)).collect(),
             closed: (0..senders).map(|_| AtomicBool::new(false)).collect(),
             share: slots.div_ceil(senders).max(1),
+            asked: RwLock::default(),
         }
+    }
+
+    /// Lets the receiver of `path` believe answers of the next hop `ip` too.
+    pub fn ask(&self, path: PathId, ip: IpAddr) {
+        self.asked.write().unwrap_or_else(PoisonError::into_inner).insert((path, ip));
+    }
+
+    fn is_asked(&self, path: PathId, ip: IpAddr) -> bool {
+        self.asked.read().unwrap_or_else(PoisonError::into_inner).contains(&(path, ip))
     }
 
     /// Returns how many slots each sender owns; the last may own fewer.
@@ -68,7 +85,7 @@ impl Post {
     /// A queue is full; the message comes back, and may have reached others already.
     pub fn push(&self, heard: Heard) -> Result<(), Heard> {
         match heard {
-            Heard::Reply(Reply { slot: Slot(slot), .. })
+            Heard::Reply { reply: Reply { slot: Slot(slot), .. }, .. }
             | Heard::Local { reply: Reply { slot: Slot(slot), .. }, .. } => {
                 // A slot beyond the shares cannot come from the table; the last owner refuses it.
                 let owner = (slot as usize / self.share).min(self.queues.len() - 1);
@@ -192,10 +209,14 @@ impl Receiver {
         &self.counts
     }
 
+    fn is_asked(&self, next_hop: IpAddr) -> bool {
+        self.next_hops.contains(&next_hop) || self.post.is_asked(self.path, next_hop)
+    }
+
     fn heard(&self, reply: Reply) -> Heard {
         match self.on_loopback {
             true => Heard::Local { path: self.path, reply },
-            false => Heard::Reply(reply),
+            false => Heard::Reply { path: self.path, reply },
         }
     }
 
@@ -220,7 +241,7 @@ impl Receiver {
             }
             Packet::Arp(arp) if arp.op == ArpOp::Reply => {
                 let ip = arp.sender_ip.into();
-                if !self.next_hops.contains(&ip) {
+                if !self.is_asked(ip) {
                     return Err(reject(Rejection::ArpUnasked));
                 }
                 Ok(Heard::Neighbour { path: self.path, ip, mac: arp.sender_mac })
@@ -229,7 +250,7 @@ impl Receiver {
                 let ip = advert.target.into();
                 // Without an address it is no answer to a question put to the group (RFC 4861
                 // §7.2.4), and leaves open what is open (§7.2.5).
-                let mac = advert.mac.filter(|_| self.next_hops.contains(&ip));
+                let mac = advert.mac.filter(|_| self.is_asked(ip));
                 let mac = mac.ok_or(reject(Rejection::NdUnasked))?;
                 Ok(Heard::Neighbour { path: self.path, ip, mac })
             }

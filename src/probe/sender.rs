@@ -10,15 +10,16 @@ use crate::probe::craft::{CraftError, Crafter, Outgoing, WINDOW, emit_solicitati
 use crate::probe::evidence::{Seen, Sighting, Verdict};
 use crate::probe::flow::{Flow, MAX_OPENS, SegmentKind, Stage, Step};
 use crate::probe::given::{Given, Origin};
+use crate::probe::health::{Health, Scope};
 use crate::probe::matcher::{Rejection, Reply, ReplyKind};
-use crate::probe::neighbour::{Answer, Hop, HopId, Neighbours};
+use crate::probe::neighbour::{Answer, Hop, HopId, Moved, Neighbours};
 use crate::probe::pace::Pacer;
 use crate::probe::plan::Plan;
 use crate::probe::prefix::{Prefix, PrefixCap, Waiting};
 use crate::probe::receiver::Heard;
 use crate::probe::table::{FlowKey, InsertError, Table};
 use crate::probe::wheel::{Entry, Wheel};
-use crate::probe::{Slot, TargetId};
+use crate::probe::{Generation, Slot, TargetId};
 use crate::time::Instant;
 use crate::wire::{EmitError, LinkType, MacAddr, SeqNumber};
 use siphasher::sip::SipHasher13;
@@ -51,7 +52,37 @@ pub struct Due {
     pub path: PathId,
     /// On which flow; none for address resolution.
     pub slot: Option<Slot>,
+    what: What,
     content: Content,
+}
+
+impl Due {
+    /// Returns what tells the sender which frame it was, should it not leave.
+    pub fn receipt(&self) -> Receipt {
+        Receipt { path: self.path, what: self.what }
+    }
+}
+
+/// Names a frame that was handed out to be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Receipt {
+    path: PathId,
+    what: What,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum What {
+    Segment { slot: Slot, generation: Generation, kind: SegmentKind },
+    Request { next_hop: IpAddr },
+}
+
+/// What it was about a frame that it did not leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The path takes no frames for the moment: none of them is to blame.
+    Path,
+    /// The frame itself is not wanted; others may be.
+    Frame,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,8 +109,6 @@ pub enum Poll {
 pub enum Interruption {
     /// Somebody wants it to.
     Wanted,
-    /// Frames no longer leave.
-    PathFailed,
 }
 
 /// Frames sent, by kind.
@@ -100,6 +129,11 @@ impl TxCounts {
             .chain([("arp", self.arp), ("nd", self.nd)])
             .filter(|&(_, count)| count > 0)
             .collect()
+    }
+
+    /// Counts requests for the MAC address of `next_hop`.
+    fn requests(&mut self, next_hop: IpAddr) -> &mut u64 {
+        if next_hop.is_ipv4() { &mut self.arp } else { &mut self.nd }
     }
 
     /// Returns the number of frames of all kinds.
@@ -166,8 +200,11 @@ pub struct Sender {
     ready: VecDeque<Slot>,
     verdicts: VecDeque<Verdict>,
     unfinished: usize,
-    /// When our own side was last known to be sick.
-    trouble: Option<(Instant, Seen)>,
+    health: Health,
+    /// Where frames went before a flow's next hop changed.
+    fallback: HashMap<Slot, HopId>,
+    /// Next hops that have moved, to be told.
+    moved: VecDeque<Moved>,
     /// Replies from peers that had to be asked again.
     late_replies: u64,
     path_loses: bool,
@@ -231,7 +268,9 @@ impl Sender {
             verdicts: VecDeque::new(),
             started: 0,
             asks_as: HashMap::new(),
-            trouble: None,
+            health: Health::new(paths.len()),
+            fallback: HashMap::new(),
+            moved: VecDeque::new(),
             late_replies: 0,
             path_loses: false,
             repeats: 0,
@@ -305,11 +344,14 @@ impl Sender {
     /// Takes in what a receiver has heard.
     pub fn handle_heard(&mut self, heard: Heard, now: Instant) {
         match heard {
-            Heard::Reply(reply) => self.handle_reply(&reply, now),
+            Heard::Reply { path, reply } => self.handle_reply(path, &reply, now),
             Heard::Local { path, reply } => self.handle_local(path, &reply, now),
             Heard::Neighbour { path, ip, mac } => {
-                // Not asked by this sender: by another one, or answered twice.
-                self.ready.extend(self.neighbours.handle_answer(path, ip, mac).unwrap_or_default());
+                // Else not asked by this sender: by another one, or answered twice.
+                if let Some((waited, moved)) = self.neighbours.handle_answer(path, ip, mac, now) {
+                    self.ready.extend(waited);
+                    self.moved.extend(moved);
+                }
             }
         }
     }
@@ -327,7 +369,7 @@ impl Sender {
         self.rejected[rejection as usize] += 1;
     }
 
-    fn handle_reply(&mut self, reply: &Reply, now: Instant) {
+    fn handle_reply(&mut self, path: PathId, reply: &Reply, now: Instant) {
         let index = self.index(reply.slot);
         let flow = &mut self.flows[index];
         if flow.generation != reply.generation {
@@ -338,6 +380,10 @@ impl Sender {
             return;
         }
         let step = flow.handle(reply, &self.plan);
+        if let Some(hop) = self.targets[index].hop {
+            self.health.note_answer(self.neighbours.hop(hop).path, path);
+        }
+        let flow = &self.flows[index];
         if flow.repeats > 0 && reply.kind.is_from_peer() {
             self.note_loss(now);
         }
@@ -351,7 +397,7 @@ impl Sender {
         let index = self.index(reply.slot);
         let Some(egress) = self.egress(index) else { return };
         if egress == path {
-            return self.handle_reply(reply, now);
+            return self.handle_reply(path, reply, now);
         }
         if self.flows[index].generation != reply.generation {
             return self.reject(Rejection::StaleGeneration);
@@ -389,16 +435,92 @@ impl Sender {
         }
     }
 
-    /// Says that our own side lost frames or was otherwise sick until `now`: silence up to here
-    /// accuses nobody.
-    pub fn note_trouble(&mut self, kind: Seen, now: Instant) {
-        self.trouble = Some((now, kind));
+    /// Says that our own side lost frames or was otherwise sick until `until`: silence up to there
+    /// accuses nobody whom `scope` takes in. See [`Health::note`] for troubles that go on.
+    pub fn note_trouble(&mut self, scope: Scope, kind: Seen, until: Instant) {
+        self.health.note(scope, kind, until);
     }
 
-    /// Says that a frame that was due did not leave: its flow was not asked, so that silence after it
-    /// accuses nobody.
-    pub fn handle_unsent(&mut self, _slot: Option<Slot>, now: Instant) {
-        self.note_trouble(Seen::ObserverFault, now);
+    /// Says that a frame did not leave: its peer was not asked. It is owed again, and sent when the
+    /// path takes frames again.
+    pub fn handle_unsent(&mut self, receipt: Receipt, refusal: Refusal, now: Instant) {
+        let Receipt { path, what } = receipt;
+        if refusal == Refusal::Path {
+            self.health.hold(path, now);
+        }
+        match what {
+            What::Request { next_hop } => {
+                *self.sent.requests(next_hop) -= 1;
+                self.neighbours.handle_unsent(path, next_hop);
+            }
+            What::Segment { slot, generation, kind } => {
+                self.sent.segments[kind as usize] -= 1;
+                let index = self.index(slot);
+                let flow = &mut self.flows[index];
+                if flow.generation != generation {
+                    return;
+                }
+                let step = match refusal {
+                    Refusal::Path => {
+                        flow.take_back(kind);
+                        Step::Continue
+                    }
+                    Refusal::Frame => flow.refuse(kind, now),
+                };
+                self.take_step(slot, step, now);
+            }
+        }
+    }
+
+    /// Says that `path` takes frames again.
+    pub fn handle_path_open(&mut self, path: PathId, now: Instant) {
+        let (parked, held_up) = self.health.release(path, now);
+        for slot in parked {
+            let index = self.index(slot);
+            self.flows[index].excuse(held_up);
+            self.owing.push_back(slot);
+        }
+    }
+
+    /// Gives up a path that has taken no frame for too long: peers behind it that are not resolved
+    /// become `undetermined`. Flows are still closed if it opens before the others are done.
+    pub fn fail_path(&mut self, path: PathId, now: Instant) {
+        if self.health.is_given_up(path) {
+            return;
+        }
+        self.health.give_up(path);
+        for index in 0..self.flows.len() {
+            let on_path =
+                self.targets[index].hop.is_some_and(|hop| self.neighbours.hop(hop).path == path);
+            let flow = &mut self.flows[index];
+            if on_path && !flow.is_judged() {
+                flow.facts.exhausted = true;
+                flow.facts.observer = true;
+                flow.note_local(Seen::NotSent, now);
+                self.judge(Slot(self.first_slot + index as u32), now);
+            }
+        }
+    }
+
+    /// Sends what goes to the peer of `slot` by another next hop on the same path.
+    pub fn redirect(&mut self, slot: Slot, next_hop: IpAddr) {
+        let index = self.index(slot);
+        let Some(old) = self.targets[index].hop else { return };
+        let hop = Hop { next_hop, ..*self.neighbours.hop(old) };
+        let needs_mac = self.neighbours.needs_mac(old);
+        let new = self.neighbours.add(hop, needs_mac);
+        if self.crafter_of_hop.len() == new.0 as usize {
+            self.crafter_of_hop.push(self.crafter_of_hop[old.0 as usize]);
+        }
+        if self.neighbours.mac(old).is_some() {
+            self.fallback.insert(slot, old);
+        }
+        self.targets[index].hop = Some(new);
+    }
+
+    /// Returns a next hop that has moved, once.
+    pub fn poll_moved(&mut self) -> Option<Moved> {
+        self.moved.pop_front()
     }
 
     /// Lets time pass up to `now`, of which the receivers have heard everything up to
@@ -411,18 +533,45 @@ impl Sender {
             // The wheel never cancels: an entry counts only if it is still the flow's deadline.
             if flow.deadline == entry.deadline {
                 let step = flow.expire(&self.plan);
+                if step == Step::Continue
+                    && !flow.is_judged()
+                    && flow.asked > 0
+                    && let Some(hop) = self.targets[index].hop
+                {
+                    self.neighbours.doubt(hop, now);
+                }
                 self.take_step(entry.slot, step, now);
             }
         }
         let mut failed = Vec::new();
         self.neighbours.expire(until, |slot, since| failed.push((slot, since)));
-        failed.into_iter().for_each(|(slot, since)| self.neighbour_failed(slot, since, now));
+        failed.into_iter().for_each(|(slot, since)| self.hop_failed(slot, since, now));
+    }
+
+    /// A next hop that `slot` has waited for does not answer.
+    fn hop_failed(&mut self, slot: Slot, since: Instant, now: Instant) {
+        let index = self.index(slot);
+        // It may be another one by now than the one that failed.
+        match self.targets[index].hop.map(|hop| self.neighbours.resolve(hop, slot)) {
+            Some(Answer::Resolved(_)) => return self.ready.push_back(slot),
+            Some(Answer::Pending) => return,
+            Some(Answer::Failed { .. }) | None => {}
+        }
+        let Some(old) = self.fallback.remove(&slot) else {
+            return self.neighbour_failed(slot, since, now);
+        };
+        self.health.note(Scope::Flow(slot), Seen::RouteChanged, Instant::FAR_FUTURE);
+        self.targets[index].hop = Some(old);
+        self.ready.push_back(slot);
     }
 
     /// Judges a flow whose next hop has been asked for in vain since `since`.
     fn neighbour_failed(&mut self, slot: Slot, since: Instant, now: Instant) {
         let index = self.index(slot);
         let flow = &mut self.flows[index];
+        if flow.is_judged() {
+            return;
+        }
         flow.first_asked_at = since;
         flow.facts.neighbour_failed = true;
         flow.note_local(Seen::NeighbourFailed, now);
@@ -441,9 +590,15 @@ impl Sender {
                 let _ = self.pacer.take(now);
                 Poll::Transmit(due)
             }
-            None if self.unfinished == 0 => Poll::Done,
+            None if self.is_done() => Poll::Done,
             None => Poll::Wait(self.next_wakeup()),
         }
+    }
+
+    /// Nothing is left but to close flows behind paths that take no frames.
+    fn is_done(&self) -> bool {
+        let unfinished = |slot: &Slot| !self.flows[self.index(*slot)].finished;
+        self.unfinished == 0 || self.unfinished == self.health.stranded().filter(unfinished).count()
     }
 
     fn has_work(&self, now: Instant) -> bool {
@@ -453,14 +608,14 @@ impl Sender {
             || !self.ready.is_empty()
             || self.started < self.order.len()
             || self.neighbours.wants_request()
+            || self.health.due(now).is_some()
     }
 
     fn next_wakeup(&self) -> Instant {
         let wheel = self.wheel.next_wakeup().unwrap_or(Instant::FAR_FUTURE);
         let released = self.per_prefix.as_ref().and_then(PrefixCap::next_wakeup);
-        wheel
-            .min(self.neighbours.next_wakeup().unwrap_or(Instant::FAR_FUTURE))
-            .min(released.unwrap_or(Instant::FAR_FUTURE))
+        let wakeups = [self.neighbours.next_wakeup(), self.health.next_wakeup(), released];
+        wakeups.into_iter().flatten().fold(wheel, Instant::min)
     }
 
     /// Flows under way come first, then address resolution, then new flows.
@@ -480,19 +635,34 @@ impl Sender {
                 }
                 None => {}
             }
+            if let Some(path) = self.health.due(now)
+                && let Some(slot) = self.health.take_parked(path)
+            {
+                self.owing.push_front(slot);
+                continue;
+            }
             if let Some(hop) = self.neighbours.poll_request(now) {
                 let Hop { path, next_hop, source } = *hop;
-                let source = self.asks_as.get(&(path, source)).copied().unwrap_or(source);
-                match next_hop {
-                    IpAddr::V4(_) => self.sent.arp += 1,
-                    IpAddr::V6(_) => self.sent.nd += 1,
+                if !self.health.may_send(path, now) {
+                    self.neighbours.handle_unsent(path, next_hop);
+                    continue;
                 }
+                let source = self.asks_as.get(&(path, source)).copied().unwrap_or(source);
+                *self.sent.requests(next_hop) += 1;
                 let content = Content::Solicitation { source, next_hop };
-                return Some(Due { path, slot: None, content });
+                return Some(Due { path, slot: None, what: What::Request { next_hop }, content });
             }
             if let Some(slot) = self.ready.pop_front() {
-                if self.has_turn(slot, now) {
-                    self.open(slot, now);
+                let index = self.index(slot);
+                match self.flows[index].stage {
+                    Stage::Unstarted | Stage::Resolving => {
+                        if self.has_turn(slot, now) {
+                            self.open(slot, now);
+                        }
+                    }
+                    _ if !self.flows[index].queued => {}
+                    // Under way when its next hop changed.
+                    _ => self.owing.push_back(slot),
                 }
                 continue;
             }
@@ -518,6 +688,9 @@ impl Sender {
 
     fn begin(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
+        if self.flows[index].is_judged() {
+            return;
+        }
         if let Some(obstacle) = self.given(slot).and_then(Given::obstacle) {
             let flow = &mut self.flows[index];
             flow.facts.unprobeable = true;
@@ -533,7 +706,7 @@ impl Sender {
         match self.neighbours.resolve(hop, slot) {
             Answer::Resolved(_) => self.open(slot, now),
             Answer::Pending => self.flows[index].stage = Stage::Resolving,
-            Answer::Failed { since } => self.neighbour_failed(slot, since, now),
+            Answer::Failed { since } => self.hop_failed(slot, since, now),
         }
     }
 
@@ -576,11 +749,23 @@ impl Sender {
         loop {
             let slot = *self.owing.front()?;
             let index = self.index(slot);
-            let flow = &mut self.flows[index];
             let Target { peer, hop: Some(hop) } = self.targets[index] else {
                 self.owing.pop_front();
                 continue;
             };
+            let path = self.neighbours.hop(hop).path;
+            if self.flows[index].owes() {
+                if self.neighbours.mac(hop).is_none() {
+                    self.owing.pop_front();
+                    self.await_next_hop(slot, hop, now);
+                    continue;
+                }
+                if !self.health.may_send(path, now) {
+                    self.owing.pop_front();
+                    self.health.park(path, slot);
+                    continue;
+                }
+            }
             if let Some(cap) = &mut self.per_prefix
                 && !cap.allows(Prefix::of(peer.ip()), now)
             {
@@ -588,6 +773,7 @@ impl Sender {
                 cap.wait(Prefix::of(peer.ip()), Waiting::Owing(slot));
                 continue;
             }
+            let flow = &mut self.flows[index];
             let knew_peer = flow.knows_peer();
             let Some(kind) = flow.next_segment(now, &self.plan) else {
                 flow.queued = false;
@@ -622,11 +808,20 @@ impl Sender {
             if let Some(cap) = &mut self.per_prefix {
                 cap.charge(Prefix::of(peer.ip()), now);
             }
+            let what = What::Segment { slot, generation: flow.generation, kind };
             self.touch(slot);
-            let path = self.neighbours.hop(hop).path;
             let crafter = self.crafter_of_hop[hop.0 as usize];
             let content = Content::Segment { crafter, outgoing };
-            return Some(Due { path, slot: Some(slot), content });
+            return Some(Due { path, slot: Some(slot), what, content });
+        }
+    }
+
+    /// Keeps a flow that owes something until its new next hop has answered.
+    fn await_next_hop(&mut self, slot: Slot, hop: HopId, now: Instant) {
+        match self.neighbours.resolve(hop, slot) {
+            Answer::Resolved(_) => self.owing.push_back(slot),
+            Answer::Pending => {}
+            Answer::Failed { since } => self.hop_failed(slot, since, now),
         }
     }
 
@@ -653,12 +848,17 @@ impl Sender {
         let flow = &mut self.flows[index];
         let facts = &flow.facts;
         let silence = facts.exhausted || facts.neighbour_failed || facts.neighbour_reports > 0;
-        if let Some((at, kind)) = self.trouble
+        if let Some(hop) = self.targets[index].hop
             && silence
-            && at >= flow.first_asked_at
+            && !flow.facts.observer
         {
-            flow.facts.observer = true;
-            flow.note_local(kind, now);
+            let Hop { path, source, .. } = *self.neighbours.hop(hop);
+            if let Some((kind, until)) = self.health.trouble(slot, path, source)
+                && until >= flow.first_asked_at
+            {
+                flow.facts.observer = true;
+                flow.note_local(kind, now);
+            }
         }
         if silence && is_this_host {
             flow.facts.observer = true;
@@ -736,21 +936,18 @@ impl Sender {
         if let Some(cap) = &mut self.per_prefix {
             cap.abandon_unstarted();
         }
-        self.neighbours.abandon();
+        let waited = self.neighbours.abandon();
         for index in 0..self.flows.len() {
             let flow = &mut self.flows[index];
             if !flow.is_judged() {
                 match why {
                     Interruption::Wanted => flow.note_local(Seen::Interrupted, now),
-                    Interruption::PathFailed => {
-                        flow.note_local(Seen::ObserverFault, now);
-                        flow.facts.exhausted = true;
-                        flow.facts.observer = true;
-                    }
                 }
                 self.judge(Slot(self.first_slot + index as u32), now);
             }
         }
+        // What waited for a next hop goes on by the one that it had.
+        waited.into_iter().for_each(|slot| self.hop_failed(slot, now, now));
     }
 
     /// Sends what is still owed as fast as the path takes it: the user cannot wait any longer.

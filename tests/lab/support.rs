@@ -178,7 +178,8 @@ pub struct Sweep {
 }
 
 impl Sweep {
-    fn read(output: Output) -> Sweep {
+    /// Reads what a sweep has written.
+    pub fn read(output: Output) -> Sweep {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let mut peers = HashMap::new();
         let mut summary = Value::Null;

@@ -97,6 +97,30 @@ impl Socket {
         self.check("bind AF_PACKET socket")
     }
 
+    /// Says whether the interface is up and has a carrier: ENETDOWN if not, ENODEV if it is gone.
+    fn check_link(&self) -> Result<(), Errno> {
+        // SAFETY: ifreq is plain old data, for which all zero is a valid value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let name = self.interface.as_bytes();
+        // The last octet stays 0. A longer name is none of an interface ("the other interfaces").
+        if name.len() >= request.ifr_name.len() {
+            return Ok(());
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(name) {
+            *to = *from as libc::c_char;
+        }
+        // SAFETY: SIOCGIFFLAGS reads the name from `request` and writes the flags into it.
+        let result =
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+        Errno::result(result)?;
+        // SAFETY: the call succeeded, so that the flags are what the union holds.
+        let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+        if flags & libc::IFF_UP != 0 && flags & libc::IFF_RUNNING != 0 {
+            return Ok(());
+        }
+        Err(Errno::ENETDOWN)
+    }
+
     /// Takes the socket's pending error, such as ENETDOWN after the interface went down.
     fn check(&self, operation: &'static str) -> Result<(), IoError> {
         match getsockopt(&self.fd, sockopt::SocketError) {

@@ -51,9 +51,36 @@ pub struct PacketRx {
     socket: Socket,
     stats: RxStats,
     clock: Clock,
-    /// CLOCK_REALTIME − CLOCK_MONOTONIC when last measured.
-    realtime_offset_ns: u64,
+    stamps: Stamps,
     complete_until: Instant,
+}
+
+/// Turns the kernel's stamps, which are of CLOCK_REALTIME, into instants of our time line, whatever
+/// that clock is set to meanwhile.
+#[derive(Debug, Default)]
+struct Stamps {
+    /// CLOCK_REALTIME − CLOCK_MONOTONIC when last measured; negative where the clock is off.
+    offset_ns: i128,
+}
+
+impl Stamps {
+    /// Takes in one reading of CLOCK_REALTIME, made between the instants `before` and `after`, and
+    /// says whether the clock was set since the last.
+    fn measure(&mut self, before: Instant, realtime_ns: u64, after: Instant) -> bool {
+        let middle = before.as_nanos().midpoint(after.as_nanos());
+        let offset = i128::from(realtime_ns) - i128::from(middle);
+        let stepped = offset.abs_diff(self.offset_ns) > u128::from(CLOCK_STEP_NS);
+        self.offset_ns = offset;
+        stepped
+    }
+
+    /// Returns when a frame with the stamp `realtime_ns` came, which was after `earliest`, up to
+    /// when all frames are handed over, and not after `now`.
+    fn instant(&self, realtime_ns: u64, earliest: Instant, now: Instant) -> Instant {
+        let nanos = i128::from(realtime_ns) - self.offset_ns;
+        let nanos = nanos.clamp(0, i128::from(u64::MAX)) as u64;
+        Instant::from_nanos(nanos).clamp(earliest, now.max(earliest))
+    }
 }
 
 impl PacketRx {
@@ -125,7 +152,7 @@ impl PacketRx {
             socket,
             stats: RxStats::default(),
             clock,
-            realtime_offset_ns: 0,
+            stamps: Stamps::default(),
             complete_until,
         };
         rx.measure_offset();
@@ -143,11 +170,7 @@ impl PacketRx {
         let before = self.clock.now();
         let realtime = self.clock.realtime_nanos();
         let now = self.clock.now();
-        let middle = before.as_nanos().midpoint(now.as_nanos());
-        let offset = realtime.saturating_sub(middle);
-        let stepped = offset.abs_diff(self.realtime_offset_ns) > CLOCK_STEP_NS;
-        self.realtime_offset_ns = offset;
-        (now, stepped)
+        (now, self.stamps.measure(before, realtime, now))
     }
 
     /// Hands over what the kernel has retired, at most one round of the ring, so that a flood
@@ -157,7 +180,7 @@ impl PacketRx {
             self.note_idle();
             return Ok(0);
         }
-        let (now, stepped) = self.measure_offset();
+        let (now, mut stepped) = self.measure_offset();
         let mut handed = 0;
         for _ in 0..self.ring.blocks() {
             let Some(block) = self.ring.peek() else {
@@ -168,10 +191,7 @@ impl PacketRx {
             let walk = Frames::new(block).and_then(|mut frames| {
                 frames.try_for_each(|frame| {
                     let frame = frame?;
-                    let stamp = frame.realtime_ns.saturating_sub(self.realtime_offset_ns);
-                    // Whatever the clock was set to meanwhile: the frame came after all those handed
-                    // over before, and before now.
-                    let at = Instant::from_nanos(stamp).clamp(self.complete_until, now);
+                    let at = self.stamps.instant(frame.realtime_ns, self.complete_until, now);
                     last_stamp = last_stamp.max(at);
                     handed += 1;
                     sink(RxFrame { bytes: frame.bytes, at, checksums: frame.checksums });
@@ -183,6 +203,8 @@ impl PacketRx {
                 self.socket
                     .error("read receive ring", io::Error::new(io::ErrorKind::InvalidData, bad))
             })?;
+            // Set while the block was walked: its stamps tell nothing of the blocks behind it.
+            stepped |= self.measure_offset().1;
             // Blocks are filled one after the other, so later blocks hold later frames only.
             if !stepped {
                 self.complete_until = self.complete_until.max(last_stamp - SOFTIRQ_MARGIN);
@@ -260,5 +282,60 @@ impl Receive for PacketRx {
         self.stats.received += u64::from(since_last.tp_packets);
         self.stats.dropped += u64::from(since_last.tp_drops);
         Ok(self.stats)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3600 * 1_000_000_000;
+
+    fn measured(monotonic: u64, realtime: u64) -> (Stamps, bool) {
+        let mut stamps = Stamps::default();
+        let at = Instant::from_nanos(monotonic);
+        let stepped = stamps.measure(at, realtime, at);
+        (stamps, stepped)
+    }
+
+    #[test]
+    fn stamps_become_instants() {
+        let (mut stamps, _) = measured(5 * HOUR, 100 * HOUR);
+        let (earliest, now) = (Instant::from_nanos(4 * HOUR), Instant::from_nanos(6 * HOUR));
+        let at = stamps.instant(100 * HOUR + 7, earliest, now);
+        assert_eq!(at, Instant::from_nanos(5 * HOUR + 7));
+        // As little as NTP may slew is not a step, and is followed.
+        let later = Instant::from_nanos(5 * HOUR + 1_000);
+        assert!(!stamps.measure(later, 100 * HOUR + 1_000 + CLOCK_STEP_NS, later));
+        let at = stamps.instant(100 * HOUR + CLOCK_STEP_NS, earliest, now);
+        assert_eq!(at, Instant::from_nanos(5 * HOUR));
+    }
+
+    /// A frame stamped before the clock was set, or after it but before that was noticed, still came
+    /// between the last complete instant and now.
+    #[test]
+    fn steps_both_ways_keep_instants_in_bounds() {
+        let start = 5 * HOUR;
+        let (earliest, now) = (Instant::from_nanos(start), Instant::from_nanos(start + 1_000_000));
+        for (was, is) in [(100 * HOUR, 101 * HOUR), (100 * HOUR, 99 * HOUR), (100 * HOUR, 0)] {
+            let (mut stamps, _) = measured(start, was);
+            // Not noticed yet.
+            let at = stamps.instant(is + 500_000, earliest, now);
+            assert!(earliest <= at && at <= now, "{was} → {is}: {at:?}");
+            assert!(stamps.measure(now, is + 1_000_000, now), "{was} → {is} is a step");
+            // Noticed: new stamps are exact again, old ones within bounds.
+            let at = stamps.instant(is + 500_000, earliest, now);
+            assert_eq!(at, Instant::from_nanos(start + 500_000), "{was} → {is}");
+            let at = stamps.instant(was + 500_000, earliest, now);
+            assert!(earliest <= at && at <= now, "{was} → {is}: {at:?}");
+            assert!(!stamps.measure(now, is + 1_000_000, now), "told once");
+        }
+    }
+
+    #[test]
+    fn an_instant_is_never_before_what_is_complete() {
+        let (stamps, _) = measured(5 * HOUR, 100 * HOUR);
+        let (earliest, now) = (Instant::from_nanos(10), Instant::from_nanos(3));
+        assert_eq!(stamps.instant(0, earliest, now), earliest);
     }
 }

@@ -4,8 +4,10 @@
 use super::Socket;
 use crate::io::batch::{Batch, PATIENCE};
 use crate::io::{IoError, Transmit, Unsent};
+use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 /// Sends frames through one interface by AF_PACKET.
 #[derive(Debug)]
@@ -49,7 +51,17 @@ impl Transmit for PacketTx {
     }
 
     fn flush(&mut self) -> Result<usize, Unsent> {
-        let (sent, result) = self.batch.send(self.socket.fd.as_fd(), self.batch.len(), PATIENCE);
+        let (fd, all) = (self.socket.fd.as_fd(), self.batch.len());
+        let (mut sent, mut result) = self.batch.send(fd, all, Duration::ZERO);
+        if matches!(result, Err(Errno::ENOBUFS | Errno::EAGAIN | Errno::ENOMEM)) {
+            // A device without carrier drops what it is given, and says that it has no room
+            // (dev_direct_xmit): no use in waiting.
+            result = self.socket.check_link();
+            if result.is_ok() {
+                let (later, waited) = self.batch.send(fd, all - sent, PATIENCE);
+                (sent, result) = (sent + later, waited);
+            }
+        }
         // Whatever it was (link down, interface gone, frame too long), it holds for all of them.
         let refused = self.batch.len();
         self.batch.forget(refused);

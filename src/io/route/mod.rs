@@ -38,6 +38,8 @@ pub struct Interface {
     pub up: bool,
     /// Whether it is switched on; its link may come up later.
     pub enabled: bool,
+    /// How often its link went down since it was made.
+    pub carrier_losses: u32,
     /// Whether what it receives is handed to a bridge, bond or team, and never to the IP layer.
     pub is_port: bool,
     /// Whether it is the loopback interface.
@@ -413,6 +415,7 @@ fn read_link(link: &LinkMessage) -> Interface {
         mtu: 0,
         up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         enabled: flags.contains(LinkFlags::Up),
+        carrier_losses: 0,
         is_port: false,
         loopback: flags.contains(LinkFlags::Loopback),
         has_mac: false,
@@ -421,6 +424,7 @@ fn read_link(link: &LinkMessage) -> Interface {
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::CarrierDownCount(count) => interface.carrier_losses = *count,
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::Address(octets) => {
                 if let Ok(mac) = <[u8; 6]>::try_from(octets.as_slice()) {

@@ -27,6 +27,7 @@ impl Flow {
             return self.leave();
         }
         self.closing_tries = 0;
+        self.refused = 0;
         self.deadline = Instant::FAR_FUTURE;
         let established =
             !matches!(self.stage, Stage::SynSent | Stage::Unstarted | Stage::Resolving);

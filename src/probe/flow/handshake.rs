@@ -54,7 +54,7 @@ impl Flow {
             }
             return self.owe_again(Owed::ACK);
         }
-        if self.syns == 1 {
+        if self.syns == 1 && self.asked_at > Instant::ZERO {
             self.rtt = Some(reply.at.since(self.asked_at));
         }
         self.syn_ack_at = reply.at;

@@ -3,6 +3,7 @@
 
 use crate::io::PathId;
 use crate::probe::evidence::Seen;
+use crate::probe::health::Scope;
 use crate::probe::plan::Plan;
 use crate::probe::script::{ACK, REFUSAL, RST, SYN_ACK, Script, plan};
 use std::time::Duration;
@@ -52,7 +53,7 @@ fn a_missing_neighbour_weighs_when_silence_lasts_and_not_against_an_answer() {
 #[test]
 fn our_own_trouble_excuses_a_missing_neighbour() {
     let mut script = overheard();
-    script.sender.note_trouble(Seen::ObserverFault, script.now);
+    script.sender.note_trouble(Scope::Everywhere, Seen::ObserverFault, script.now);
     script.icmp(3, 1, script.last());
     script.at(3_000);
     script.icmp(3, 1, script.last());

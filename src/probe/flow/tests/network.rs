@@ -2,6 +2,7 @@
 
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::Seen;
+use crate::probe::health::Scope;
 use crate::probe::matcher::Rejection;
 use crate::probe::plan::Plan;
 use crate::probe::script::{ACK, DATA, SYN_ACK, Script, plan, resting};
@@ -123,7 +124,7 @@ fn our_own_trouble_accuses_nobody() {
         for at in [10_019, 10_020, 12_000, 15_019] {
             script.at(at);
             if at == trouble_at {
-                script.sender.note_trouble(Seen::ObserverDrops, script.now);
+                script.sender.note_trouble(Scope::Everywhere, Seen::ObserverDrops, script.now);
                 noted = true;
             }
             if icmp && at == 10_020 {
@@ -141,7 +142,7 @@ fn our_own_trouble_accuses_nobody() {
 #[test]
 fn our_own_trouble_does_not_weigh_against_an_answer() {
     let mut script = Script::probing();
-    script.sender.note_trouble(Seen::ObserverDrops, script.now);
+    script.sender.note_trouble(Scope::Everywhere, Seen::ObserverDrops, script.now);
     script.hear(ACK);
     script.said(&["alive/ack"]);
 }
@@ -213,7 +214,7 @@ fn a_next_hop_that_does_not_answer() {
     script.sent(&[]);
 
     let mut script = Script::over(plan(), LinkType::Ethernet);
-    script.sender.note_trouble(Seen::ObserverDrops, script.now);
+    script.sender.note_trouble(Scope::Everywhere, Seen::ObserverDrops, script.now);
     script.at(5_000);
     script.said(&["undetermined/observer"]);
 }
