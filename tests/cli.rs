@@ -514,7 +514,7 @@ For more information, try '--help'.
     refused(
         "10.0.0.1:80 --source fd00::1",
         str![[r#"
-keepsweep: --source: IPv6 is not probed yet
+keepsweep: source address fd00::1: not an address of this host (see: ip address)
 
 "#]],
     );
