@@ -7,7 +7,7 @@ mod exit;
 mod output;
 mod progress;
 mod sweep;
-mod targets;
+pub(crate) mod targets;
 
 use args::{Args, Command};
 use clap::Parser;

@@ -6,6 +6,9 @@ mod memory;
 mod resolve;
 mod scope;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use entry::{parse_net, parse_target, read_lines};
+
 use crate::probe::TargetId;
 use entry::{BadEntry, Entry, Host, Origin};
 use indicatif::{BinaryBytes, HumanCount};

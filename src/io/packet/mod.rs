@@ -15,6 +15,9 @@ pub use filter::{ElsewhereSpec, FilterSpec};
 pub use rx::{PacketRx, RxOptions};
 pub use tx::{FRAME_OCTETS, PacketTx};
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use block::Frames;
+
 use super::IoError;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
