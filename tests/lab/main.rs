@@ -3,6 +3,7 @@
 //! Needs root. Without it these tests fail when CI is set and say so otherwise.
 
 mod ends;
+mod hostile;
 mod matrix;
 mod paths;
 mod scale;
