@@ -8,7 +8,7 @@ mod flows;
 mod output;
 mod progress;
 mod sweep;
-mod targets;
+pub(crate) mod targets;
 
 use args::{Args, Command};
 use clap::Parser;
