@@ -26,6 +26,7 @@ fn outgoing(kind: SegmentKind, n: u32) -> Outgoing {
         ack: (kind != SegmentKind::Syn).then_some(SeqNumber(!n)),
         wnd: WINDOW - (n % 8) as u16,
         ip_id: n as u16,
+        timestamps: None,
     }
 }
 

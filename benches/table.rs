@@ -24,6 +24,7 @@ fn expect(n: u32) -> Expect {
         probe_ack: SeqNumber(n),
         probe_outstanding: true,
         confirmed: true,
+        given: false,
     }
 }
 

@@ -6,7 +6,8 @@ mod netns;
 use snapbox::cmd::{Command, cargo_bin};
 use snapbox::{IntoData, file, str};
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::LazyLock;
@@ -259,18 +260,185 @@ keepsweep: fleet.txt:1: "/u{7f}ELF/u{2}/u{1}/u{1}�": not UTF-8 text
     );
 }
 
+/// RFC 6761 §6.4: .invalid never resolves. A name without an address is a record, and never
+/// somebody's accusation.
 #[test]
-fn unresolvable_names() {
-    // RFC 6761 §6.4: .invalid never resolves.
-    let dir = dir_with("fleet.txt", "10.0.0.1\nno-such-host.invalid rack 7\n");
-    refused_in(
-        &dir,
-        "--targets fleet.txt -p 80",
+fn names_without_an_address() {
+    let args = ["sweep", "no-such-host.invalid", "-p", "80,443", "--format"];
+    let said = str![[r#"
+keepsweep: command line: resolve no-such-host.invalid: [..]
+
+"#]];
+    // Nobody to send to: no privilege is needed.
+    offline(&args).arg("ndjson").assert().code(1).stderr_eq(said.clone()).stdout_eq(str![[r#"
+{"schema":"keepsweep/1","type":"peer","peer_ip":null,"peer_port":80,"local_ip":null,"local_port":null,"name":"no-such-host.invalid","label":null,"round":1,"state":"undetermined","reason":"unprobeable","probes":0,"replies":0,"rtt_us":null,"evidence":[{"kind":"unresolved","at_us":0}]}
+{"schema":"keepsweep/1","type":"peer","peer_ip":null,"peer_port":443,"local_ip":null,"local_port":null,"name":"no-such-host.invalid","label":null,"round":1,"state":"undetermined","reason":"unprobeable","probes":0,"replies":0,"rtt_us":null,"evidence":[{"kind":"unresolved","at_us":0}]}
+{"schema":"keepsweep/1","type":"summary","io":"none","peers":2,"alive":0,"down":0,"rebooted":0,"unreachable":0,"undetermined":2,"frames_sent":0,"frames_received":0,"replies_matched":0,"replies_rejected":{},"rx_dropped":0,"loss_estimate":0.0,"elapsed_ms":0,"rate_pps":0,"reasons":{"undetermined/unprobeable":2},"sent_by_kind":{},"guard_dropped":0,"kernel_rsts":0,"corrections":0}
+
+"#]].raw());
+    offline(&args).args(["csv", "-q", "--only", "alive"]).assert().code(1).stderr_eq("").stdout_eq(
         str![[r#"
-keepsweep: fleet.txt:2: resolve no-such-host.invalid: [..]
+type,peer_ip,peer_port,local_ip,local_port,name,label,round,state,reason,probes,replies,rtt_us,evidence
 
 "#]],
     );
+    let dir = dir_with("fleet.txt", "10.0.0.1\nno-such-host.invalid rack 7\n");
+    let args = ["sweep", "--dry-run", "--targets", "fleet.txt", "-p", "80"];
+    let output = offline(&args).current_dir(dir.path()).output().expect("runs");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success() && text.contains("these 1 peers"), "{text}");
+    assert!(text.ends_with("no-such-host.invalid:80  rack 7  no address\n"), "{text}");
+    let text = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(text.starts_with("keepsweep: fleet.txt:2: resolve no-such-host.invalid: "), "{text}");
+}
+
+/// The names count once beside the peers that there are.
+#[test]
+fn names_without_an_address_beside_peers() {
+    netns::in_namespace(|| {
+        let args = ["sweep", "10.0.0.1:80", "no-such-host.invalid:80", "-q", "--format", "ndjson"];
+        let output = keepsweep(&args).output().expect("runs");
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        let objects: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let peers: Vec<_> = objects.iter().map(|object| &object["name"]).collect();
+        assert_eq!(objects.len(), 3, "{text}");
+        assert!(peers[0] == "no-such-host.invalid" && peers[1].is_null(), "{text}");
+        let counts = |name: &str| objects[2][name].as_u64();
+        assert_eq!(
+            [counts("peers"), counts("unreachable"), counts("undetermined")],
+            [Some(2), Some(1), Some(1)]
+        );
+    });
+}
+
+/// A resolver that does not answer: it is said what is waited for, and a signal ends it at once. Not
+/// SIGINT, which a test run in the background inherits as ignored.
+#[test]
+fn a_hung_resolver_can_be_interrupted() {
+    netns::in_namespace(|| {
+        for arguments in &NETWORK[..5] {
+            netns::ip(arguments);
+        }
+        netns::ip("addr add 10.98.0.1/24 dev up0");
+        // Nobody has this address: queries wait for it.
+        let dir = dir_with("resolv.conf", "nameserver 10.98.0.9\noptions timeout:30\n");
+        netns::ip("neigh add 10.98.0.9 lladdr 02:00:00:00:00:09 dev up0");
+        let script = "mount --make-rprivate / && mount --bind \"$1\" /etc/resolv.conf && \
+                      exec \"$2\" sweep host.example.net:80";
+        let mut child = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, "sh"])
+            .arg(dir.path().join("resolv.conf"))
+            .arg(cargo_bin!("keepsweep"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("runs");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let first = lines.next().expect("a line").expect("text");
+        assert_eq!(first, "keepsweep: resolving host names: 0 of 1 so far");
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("signalled");
+        let ended = child.wait().expect("ended");
+        assert_eq!(ended.signal(), Some(nix::sys::signal::Signal::SIGTERM as i32));
+    });
+}
+
+#[test]
+fn ipv6_targets() {
+    let peers = dry_peers("[fd00::1]:80 2001:db8::7/127 fd00::1 ::ffff:10.0.0.7 -p 80");
+    assert_eq!(peers, ["[fd00::1]:80", "[2001:db8::6]:80", "[2001:db8::7]:80", "10.0.0.7:80"]);
+    assert_eq!(dry_peers("fd00::/125 --exclude fd00::4/126 --exclude ::1 -p 80").len(), 4);
+    assert_eq!(dry_peers("[2001:db8::/112]:80").len(), 65_536);
+    refused(
+        "2001:db8::1",
+        str![[r#"
+keepsweep: command line: 2001:db8::1 has no port: give it one ([2001:db8::1]:PORT) or use -p
+
+"#]],
+    );
+    refused(
+        "fd00::/64 -p 80",
+        str![[r#"
+keepsweep: 2^64 targets (fd00::/64 alone 2^64) need more than 16 EiB of memory, and [..]iB are available; sweep them in parts
+
+"#]],
+    );
+    refused(
+        "2606:4700::1111 -p 80",
+        str![[r#"
+keepsweep: command line: 2606:4700::1111: 2606:4700::1111 is a public address; probe it only if you are entitled to, with --allow-public
+
+"#]],
+    );
+    refused(
+        "fe80::1 -p 22",
+        str![[r#"
+keepsweep: command line: fe80::1: fe80::1 is link-local, one on every link: say on which (fe80::1%INTERFACE), or use -i
+
+"#]],
+    );
+    refused(
+        "[fe80::1%nosuch0]:22 fd00::1%lo ::/0 -p 22",
+        str![[r#"
+keepsweep: command line: "[fe80::1%nosuch0]:22": no such interface: nosuch0; see: ip link
+keepsweep: command line: "fd00::1%lo": only IPv6 link-local addresses (fe80::/10) have a scope: ADDRESS%INTERFACE
+keepsweep: command line: "::/0": holds IPv4 addresses in their IPv6-mapped form; write them as IPv4
+
+"#]],
+    );
+}
+
+/// Whoever reads the records has a terminal, and the file may be anybody's.
+#[test]
+fn labels_with_control_characters() {
+    let dir = dir_with("fleet.txt", "10.0.0.1:80 rack\t7\n10.0.0.2:80 \x1b[2Jgone\n");
+    refused_in(
+        &dir,
+        "--targets fleet.txt",
+        str![[r#"
+keepsweep: fleet.txt:2: "10.0.0.2:80": control character '/u{1b}' in the label
+
+"#]],
+    );
+}
+
+#[test]
+fn a_cap_for_each_network_is_announced() {
+    let text = dry("10.0.0.0/24 -p 80 --rate-per-prefix 1500");
+    assert!(
+        text.contains("\nper prefix   at most 1,500 frames/s to an IPv4 /24 or IPv6 /48\n"),
+        "{text}"
+    );
+    assert!(!dry("10.0.0.0/24 -p 80").contains("per prefix"));
+    refused(
+        "10.0.0.1:80 --rate-per-prefix max",
+        str![[r#"
+error: invalid value 'max' for '--rate-per-prefix <PPS>': expected frames per second; without a cap, leave it out
+
+For more information, try '--help'.
+
+"#]],
+    );
+}
+
+/// All at once, and ready to be pasted.
+#[test]
+fn broadcast_addresses_of_connected_networks() {
+    netns::in_namespace(|| {
+        for arguments in NETWORK {
+            netns::ip(arguments);
+        }
+        let args = ["sweep", "--dry-run", "10.98.0.240/28", "10.96.3.248/29", "-p", "80,81"];
+        keepsweep(&args).assert().code(2).stdout_eq("").stderr_eq(str![[r#"
+keepsweep: 10.96.3.255, 10.98.0.255: broadcast or multicast addresses of connected networks, which must not be probed; leave them out (--exclude 10.96.3.255 --exclude 10.98.0.255)
+
+"#]]);
+        let cut = ["--exclude", "10.96.3.255", "--exclude", "10.98.0.255"];
+        keepsweep(&args).args(cut).assert().code(0);
+    });
 }
 
 #[test]
@@ -413,13 +581,6 @@ keepsweep: command line: 0.0.0.0/0: 0.0.0.0 is unspecified (0.0.0.0/8) and never
 
 "#]],
     );
-    refused(
-        "[fd00::1]:80",
-        str![[r#"
-keepsweep: command line: fd00::1: IPv6 is not probed yet
-
-"#]],
-    );
     assert_eq!(dry_peers("8.8.8.8:53 --allow-public"), ["8.8.8.8:53"]);
 }
 
@@ -514,7 +675,7 @@ For more information, try '--help'.
     refused(
         "10.0.0.1:80 --source fd00::1",
         str![[r#"
-keepsweep: source address fd00::1: not an address of this host (see: ip address)
+keepsweep: command line: 10.0.0.1: cannot be probed from fd00::1 (--source), which is of the other address family
 
 "#]],
     );

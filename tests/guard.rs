@@ -33,7 +33,11 @@ const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 
 fn spec() -> GuardSpec {
-    GuardSpec { sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()], ports: PORTS }
+    GuardSpec {
+        sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()],
+        ports: PORTS,
+        tuples: Vec::new(),
+    }
 }
 
 fn guard(lab: &Lab, interface: &str) -> Guard {
@@ -121,6 +125,59 @@ fn tap_sees_what_the_guard_drops() {
     assert_eq!(syn_ack[26..30], lab::PEER_V4.octets());
     await_that(|| guard.counts().unwrap().dropped >= 1);
     assert_eq!(guard.counts().unwrap().kernel_rsts, 0);
+}
+
+/// A flow that was given: guarded by its tuple alone, and not the listener's that has its port.
+#[test]
+fn exact_tuples_are_guarded_even_on_the_port_of_a_listener() {
+    let Some(lab) = Lab::new() else { return };
+    let tuple = |v6: bool, peer_port: u16| {
+        let (peer, ours) = lab::addresses(v6);
+        (SocketAddr::new(ours, 443), SocketAddr::new(peer, peer_port))
+    };
+    let spec = GuardSpec {
+        sources: Vec::new(),
+        ports: PORTS,
+        tuples: vec![tuple(false, 5_000), tuple(true, 5_000), tuple(false, 5_002)],
+    };
+    let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
+    const ACK: u8 = 0x10;
+    let acks = |v6: bool, peer_port: u16| {
+        let (ours, peer) = tuple(v6, peer_port);
+        ethernet(&Segment::new(peer, ours, ACK))
+    };
+    for (v6, before) in [(false, 0), (true, 1)] {
+        let (_, ours) = lab::addresses(v6);
+        let _listener = TcpListener::bind(SocketAddr::new(ours, 443)).unwrap();
+        // Another connection to the same port is the listener's, which resets it: not counted.
+        lab.peer.send("b0", acks(v6, 5_001));
+        lab.peer.send("b0", acks(v6, 5_000));
+        await_that(|| guard.counts().unwrap().dropped == before + 1);
+        // By way of c0, which has no guard, the kernel gets it and resets it.
+        lab.peer.send("d0", acks(v6, 5_001));
+        lab.peer.send("d0", acks(v6, 5_000));
+        await_that(|| guard.counts().unwrap().kernel_rsts == before + 1);
+        let counts = guard.counts().unwrap();
+        assert_eq!((counts.dropped, counts.passed_owned), (before + 1, 0), "v6: {v6}");
+    }
+
+    // A connection of the kernel's on such a tuple is its own.
+    let (_, ours) = lab::addresses(false);
+    let listener = TcpListener::bind(SocketAddr::new(ours, 443)).unwrap();
+    let peer = tuple(false, 5_002).1;
+    // The guard does not let the SYN in by a0: it has been told that this is another connection.
+    drop(guard);
+    let mut theirs = lab.peer.run(move || lab::connect_from(peer, SocketAddr::new(ours, 443)));
+    let (mut stream, _) = listener.accept().unwrap();
+    let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    theirs.write_all(b"still there?").unwrap();
+    let mut buffer = [0; 12];
+    stream.read_exact(&mut buffer).unwrap();
+    assert_eq!(&buffer, b"still there?");
+    let counts = guard.counts().unwrap();
+    assert!(counts.passed_owned >= 1, "{counts:?}");
+    assert_eq!((counts.dropped, counts.kernel_rsts), (0, 0));
 }
 
 #[test]

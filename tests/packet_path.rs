@@ -33,8 +33,11 @@ fn sender(name: &str) -> PacketTx {
 /// The receiving end on `name`, for frames to it.
 fn receiver(name: &str, options: RxOptions) -> PacketRx {
     let interface = interface(name);
-    let filter =
-        FilterSpec { addresses: vec![OURS.into()], ports: 61000..=65534, mac: interface.mac };
+    let filter = FilterSpec {
+        addresses: vec![OURS.into()],
+        ports: (61000..=65534).into(),
+        mac: interface.mac,
+    };
     PacketRx::open(interface.index, name, &filter, options).expect("open the receiving end")
 }
 
@@ -270,7 +273,8 @@ fn names_an_interface_that_is_down_or_gone() {
         assert_names(&tx.flush().expect_err("down").error, libc::ENETDOWN, FAR);
         let down = rx.receive(DEADLINE, &mut |_| {}).expect_err("down");
         assert_names(&down, libc::ENETDOWN, FAR);
-        let filter = FilterSpec { addresses: vec![OURS.into()], ports: 1..=2, mac: far.mac };
+        let filter =
+            FilterSpec { addresses: vec![OURS.into()], ports: (1..=2).into(), mac: far.mac };
         let open = PacketRx::open(far.index, FAR, &filter, RxOptions::default());
         assert_names(&open.expect_err("down"), libc::ENETDOWN, FAR);
 

@@ -271,13 +271,15 @@ fn a_route_without_a_source_is_none() {
         ip("-6 addr flush dev two scope link");
         std::fs::write("/proc/sys/net/ipv6/conf/two/dad_transmits", "1000").expect("set sysctl");
         ip("addr add 2001:db8:2::1/64 dev two");
+        // Linux then falls back on it.
+        await_that(|| ip("-6 route show table local").contains("local ::1 "));
         for interface in ["one", "one-peer", "two-peer"] {
             ip(&format!("-6 addr flush dev {interface}"));
         }
         let mut routes = Routes::open().expect("open");
         let dst = address("2001:db8:2::7");
         let route = routes.lookup(dst, &Constraint::default()).expect("look up");
-        assert_eq!(route, Route::None(NoRoute::NoSource));
+        assert_eq!(route, Route::None(NoRoute::NoSource), "not even ::1");
         let tentative = Constraint { oif: None, source: Some(address("2001:db8:2::1")) };
         let error = routes.lookup(dst, &tentative).expect_err("not usable");
         assert!(error.to_string().contains("2001:db8:2::1"), "{error}");

@@ -35,6 +35,13 @@ struct {
 } sources SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* set by Rust */
+	__type(key, struct guard_tuple);
+	__type(value, __u8);
+} tuples SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, GUARD_COUNTERS);
 	__type(key, __u32);
@@ -62,22 +69,54 @@ static __always_inline enum parse_result parse(struct __sk_buff *skb, struct seg
 	return parse_segment(skb, segment);
 }
 
-static __always_inline int is_ours(const struct guard_source *source, __be16 port_be)
+/* Whether our end of the flow is one of our addresses and ports. */
+static __always_inline int is_ours(const struct guard_tuple *flow)
 {
-	const struct guard_ports *ports = bpf_map_lookup_elem(&sources, source);
-	__u16 port = bpf_ntohs(port_be);
+	const struct guard_ports *ports = bpf_map_lookup_elem(&sources, &flow->local);
 
-	return ports && ports->lo <= port && port <= ports->hi;
+	return ports && ports->lo <= flow->local_port && flow->local_port <= ports->hi;
+}
+
+static __always_inline int is_given(const struct guard_tuple *flow)
+{
+	return bpf_map_lookup_elem(&tuples, flow) != 0;
+}
+
+/* `inbound`: our end is the destination. */
+static __always_inline void flow_of(const struct segment *segment, int inbound,
+				    struct guard_tuple *flow)
+{
+	const struct bpf_sock_tuple *tuple = &segment->tuple;
+	__be16 sport, dport;
+
+	flow->local.version = segment->version;
+	if (segment->version == 4) {
+		__builtin_memcpy(flow->local.addr,
+				 inbound ? &tuple->ipv4.daddr : &tuple->ipv4.saddr, 4);
+		__builtin_memcpy(flow->peer_addr,
+				 inbound ? &tuple->ipv4.saddr : &tuple->ipv4.daddr, 4);
+		sport = tuple->ipv4.sport;
+		dport = tuple->ipv4.dport;
+	} else {
+		__builtin_memcpy(flow->local.addr,
+				 inbound ? tuple->ipv6.daddr : tuple->ipv6.saddr, 16);
+		__builtin_memcpy(flow->peer_addr,
+				 inbound ? tuple->ipv6.saddr : tuple->ipv6.daddr, 16);
+		sport = tuple->ipv6.sport;
+		dport = tuple->ipv6.dport;
+	}
+	flow->local_port = bpf_ntohs(inbound ? dport : sport);
+	flow->peer_port = bpf_ntohs(inbound ? sport : dport);
 }
 
 SEC("classifier")
 int guard_ingress(struct __sk_buff *skb)
 {
 	struct segment segment = {};
-	struct guard_source dest = {};
+	struct guard_tuple flow = {};
 	struct bpf_sock *sk;
 	__u32 tuple_len;
-	__be16 port_be;
+	int given;
 
 	// Another host's: the IP layer discards it (ip_rcv), and a bridge or macvlan above this
 	// interface, which has a guard of its own, may be whom it is for.
@@ -89,25 +128,23 @@ int guard_ingress(struct __sk_buff *skb)
 	if (parse(skb, &segment) != PARSE_TCP)
 		return NEXT;
 
-	dest.version = segment.version;
-	if (segment.version == 4) {
-		__builtin_memcpy(dest.addr, &segment.tuple.ipv4.daddr, 4);
-		port_be = segment.tuple.ipv4.dport;
-		tuple_len = sizeof(segment.tuple.ipv4);
-	} else {
-		__builtin_memcpy(dest.addr, segment.tuple.ipv6.daddr, 16);
-		port_be = segment.tuple.ipv6.dport;
-		tuple_len = sizeof(segment.tuple.ipv6);
-	}
-	if (!is_ours(&dest, port_be))
+	flow_of(&segment, 1, &flow);
+	given = is_given(&flow);
+	if (!given && !is_ours(&flow))
 		return NEXT;
 
+	tuple_len = segment.version == 4 ? sizeof(segment.tuple.ipv4) : sizeof(segment.tuple.ipv6);
 	// The skc variant also finds request and TIME_WAIT sockets, which own their tuple too.
 	sk = bpf_skc_lookup_tcp(skb, &segment.tuple, tuple_len, BPF_F_CURRENT_NETNS, 0);
 	if (sk) {
+		// A listener resets a connection that it does not know.
+		int owned = !given || sk->state != BPF_TCP_LISTEN;
+
 		bpf_sk_release(sk);
-		count(GUARD_PASSED_OWNED);
-		return NEXT;
+		if (owned) {
+			count(GUARD_PASSED_OWNED);
+			return NEXT;
+		}
 	}
 	count(GUARD_DROPPED);
 	return DROP;
@@ -133,22 +170,14 @@ SEC("classifier")
 int guard_egress(struct __sk_buff *skb)
 {
 	struct segment segment = {};
-	struct guard_source source = {};
-	__be16 port_be;
+	struct guard_tuple flow = {};
 	__u8 flags;
 
 	if (parse(skb, &segment) != PARSE_TCP)
 		return NEXT;
 
-	source.version = segment.version;
-	if (segment.version == 4) {
-		__builtin_memcpy(source.addr, &segment.tuple.ipv4.saddr, 4);
-		port_be = segment.tuple.ipv4.sport;
-	} else {
-		__builtin_memcpy(source.addr, segment.tuple.ipv6.saddr, 16);
-		port_be = segment.tuple.ipv6.sport;
-	}
-	if (!is_ours(&source, port_be))
+	flow_of(&segment, 0, &flow);
+	if (!is_ours(&flow) && !is_given(&flow))
 		return NEXT;
 	if (read(skb, segment.tcp + TCP_FLAGS, &flags, sizeof(flags)))
 		return NEXT;

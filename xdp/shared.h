@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0
  *
  * What the BPF programs and Rust agree on. Mirrored in src/io/guard.rs: change both.
- * A later map (exact tuples of file flows) goes beside these, it does not change them.
  */
 #ifndef KEEPSWEEP_SHARED_H
 #define KEEPSWEEP_SHARED_H
@@ -20,15 +19,24 @@ struct guard_ports {
 	__u16 hi;
 };
 
+/* Key of `tuples`: a flow that was given, and that the kernel does not own. The value means nothing. */
+struct guard_tuple {
+	struct guard_source local;
+	__u8 peer_addr[16];  /* as in guard_source */
+	__u16 local_port;    /* host order */
+	__u16 peer_port;
+};
+
 /* Index into `counters`. */
 enum guard_counter {
-	GUARD_DROPPED,       /* ingress: addressed to us, the kernel does not know the tuple */
-	GUARD_PASSED_OWNED,  /* ingress: addressed to us, the kernel owns the tuple */
-	GUARD_KERNEL_RSTS,   /* egress: RST from our address and port that the stack sent */
+	GUARD_DROPPED,       /* ingress: of a guarded flow, the kernel does not know the tuple */
+	GUARD_PASSED_OWNED,  /* ingress: of a guarded flow, the kernel owns the tuple */
+	GUARD_KERNEL_RSTS,   /* egress: RST of a guarded flow that the stack sent */
 	GUARD_COUNTERS,
 };
 
 _Static_assert(sizeof(struct guard_source) == 20, "mirrored in src/io/guard.rs");
 _Static_assert(sizeof(struct guard_ports) == 4, "mirrored in src/io/guard.rs");
+_Static_assert(sizeof(struct guard_tuple) == 40, "mirrored in src/io/guard.rs");
 
 #endif

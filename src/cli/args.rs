@@ -48,7 +48,7 @@ States:
   alive         it answered (also with FIN, data, a zero window, or a RST to our SYN)
   down          silent through the whole probe plan, and nothing points at the path or at us
   rebooted      it no longer knows the connection: a RST that answers our probe
-  unreachable   the network says so: ICMP, unanswered ARP, no route
+  unreachable   the network says so: ICMP, unanswered ARP or ND, no route
   undetermined  our own side was sick, no connection could be had to probe, or the run was
                 interrupted: nobody is accused
 
@@ -59,6 +59,8 @@ Examples:
     sudo keepsweep sweep 10.1.0.0/16 -p 22 --rate max --only down,rebooted,unreachable
   A fleet from a file ('db1.example.net:5432 rack-7', one a line), as NDJSON:
     sudo keepsweep sweep --targets fleet.txt --format ndjson -o fleet.ndjson
+  Connections that something else has opened, from a list of their numbers:
+    sudo keepsweep sweep --flows connections.ndjson --format ndjson
   Does it survive an idle minute? Twice a second after that, eight times:
     sudo keepsweep sweep 10.1.2.3:443 --idle 60s --interval 500ms --count 8
 
@@ -76,16 +78,29 @@ pub struct SweepArgs {
     /// Peers: a host name (all its addresses), an IP address or a CIDR, each with optional :PORT
     ///
     /// Every address of a CIDR counts, the first and the last included. A target without a port of
-    /// its own is probed on each port of -p.
+    /// its own is probed on each port of -p. IPv6 with a port is [ADDRESS]:PORT, and a link-local
+    /// address names its interface: fe80::1%eth0. A name without an address is reported as
+    /// undetermined.
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
 
     /// Read targets from FILE, or from standard input if FILE is '-'
     ///
     /// One target a line, with an optional label after white space; the label travels into the
-    /// records. Blank lines and what follows a '#' are ignored.
+    /// records, and has no control characters. Blank lines and what follows a '#' are ignored.
     #[arg(long = "targets", value_name = "FILE", help_heading = "Targets")]
     pub target_file: Option<PathBuf>,
+
+    /// Probe given connections that keepsweep did not open, and never close them; '-' is standard
+    /// input
+    ///
+    /// NDJSON or CSV with a header line: local_ip, local_port, peer_ip, peer_port, snd_una, rcv_nxt
+    /// and optionally snd_nxt, wnd, ts_recent with ts_offset_ms, name; other fields are ignored.
+    /// Nothing but keepalives is sent on them. Not probed, and reported as undetermined, are those
+    /// with data in flight (snd_nxt beyond snd_una), those that this host's kernel still owns, and
+    /// those whose local_ip is not of this host. May be given together with targets.
+    #[arg(long, value_name = "FILE", help_heading = "Targets")]
+    pub flows: Option<PathBuf>,
 
     /// Leave out these addresses; may be repeated
     ///
@@ -98,7 +113,7 @@ pub struct SweepArgs {
           value_parser = port, help_heading = "Targets")]
     pub ports: Vec<u16>,
 
-    /// Allow targets outside private, loopback, link-local and documentation ranges
+    /// Allow targets outside private, loopback, link-local and documentation ranges of IPv4 and IPv6
     ///
     /// Probe only what you are entitled to probe. Multicast, broadcast and unspecified addresses
     /// are refused with or without it.
@@ -158,6 +173,12 @@ pub struct SweepArgs {
     #[arg(long, value_name = "PPS|max", default_value = "10000", value_parser = rate,
           help_heading = "Probing")]
     pub rate: Rate,
+
+    /// Most frames per second towards one IPv4 /24 or IPv6 /48 [default: as --rate]
+    ///
+    /// ARP and ND aside. Meanwhile the others are probed.
+    #[arg(long, value_name = "PPS", value_parser = positive_rate, help_heading = "Probing")]
+    pub rate_per_prefix: Option<u64>,
 
     /// Seed of the probing order, sequence numbers and source ports [default: random]
     #[arg(long, value_name = "N", help_heading = "Probing")]
@@ -395,6 +416,14 @@ fn rate(text: &str) -> Result<Rate, String> {
     }
 }
 
+fn positive_rate(text: &str) -> Result<u64, String> {
+    match rate(text) {
+        Ok(Rate::Pps(pps)) => Ok(pps),
+        Ok(Rate::Max) => Err("expected frames per second; without a cap, leave it out".into()),
+        Err(why) => Err(why.replace(", or 'max'", "")),
+    }
+}
+
 fn state(text: &str) -> Result<State, String> {
     State::ALL.into_iter().find(|state| state.name() == text).ok_or_else(|| {
         format!("no such state; there are {}", State::ALL.map(State::name).join(", "))
@@ -436,6 +465,8 @@ mod tests {
         assert_eq!(rate("max"), Ok(Rate::Max));
         assert_eq!(rate("20000"), Ok(Rate::Pps(20_000)));
         assert!(["0", "-1", "1e3", "MAX", ""].iter().all(|text| rate(text).is_err()));
+        assert_eq!(positive_rate("50"), Ok(50));
+        assert!(["0", "max", "x"].iter().all(|text| positive_rate(text).is_err()));
         assert_eq!(count("8"), Ok(8));
         assert!(["0", "65536", ""].iter().all(|text| count(text).is_err()));
     }

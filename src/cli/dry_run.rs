@@ -6,8 +6,10 @@ use super::sweep::Request;
 use crate::engine::{self, Setup};
 use crate::io::PathInfo;
 use crate::probe::TargetId;
+use crate::probe::evidence::Seen;
+use crate::probe::given::Given;
 use crate::probe::plan::{Close, Plan, ProbeBytes};
-use crate::report::table::shown;
+use crate::report::table::{by_name, shown};
 use crate::wire::{Checksums, LinkType, PcapWriter, describe, parse};
 use anyhow::anyhow;
 use humantime::format_duration;
@@ -15,7 +17,6 @@ use indicatif::HumanCount;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,8 +27,10 @@ pub struct FirstFrames {
     octets: Vec<u8>,
     /// In the order in which they would be sent.
     frames: Vec<Frame>,
-    /// By peer, the index in `frames`. Who has no route is not in it.
-    by_peer: HashMap<SocketAddr, usize>,
+    /// The index in `frames`. Who has no route is not in it.
+    by_target: HashMap<TargetId, usize>,
+    /// Of the given flows, by index, why they are not probed.
+    obstacles: Vec<Option<Seen>>,
 }
 
 #[derive(Debug)]
@@ -46,17 +49,24 @@ impl FirstFrames {
     /// The sweep itself would fail in the same way.
     pub fn craft(setup: &Setup) -> Result<FirstFrames, Failure> {
         let mut first = FirstFrames::default();
-        engine::preview(setup, &mut |peer, path, frame| first.add(peer, path, frame))?;
+        // Nobody to send to: nothing to ask the system about.
+        if setup.targets.is_empty() && setup.flows.is_empty() {
+            return Ok(first);
+        }
+        let flows = engine::preview(setup, &mut |target, path, frame| {
+            first.add(target, path, frame);
+        })?;
+        first.obstacles = flows.iter().map(Given::obstacle).collect();
         Ok(first)
     }
 
-    fn add(&mut self, peer: SocketAddr, path: &PathInfo, octets: &[u8]) {
+    fn add(&mut self, target: TargetId, path: &PathInfo, octets: &[u8]) {
         let known = self.interfaces.iter().position(|name| *name == path.interface);
         let interface = known.unwrap_or_else(|| {
             self.interfaces.push(path.interface.clone());
             self.interfaces.len() - 1
         });
-        self.by_peer.insert(peer, self.frames.len());
+        self.by_target.insert(target, self.frames.len());
         self.frames.push(Frame { interface, link: path.link, start: self.octets.len() });
         self.octets.extend_from_slice(octets);
     }
@@ -66,9 +76,17 @@ impl FirstFrames {
         &self.octets[self.frames[index].start..end]
     }
 
-    /// Writes what would be sent to `peer`, and through which interface.
-    fn describe(&self, peer: &SocketAddr, out: &mut impl Write) -> io::Result<()> {
-        let Some(&index) = self.by_peer.get(peer) else { return write!(out, "no route") };
+    /// Writes what would be sent, and through which interface, or why nothing would be.
+    fn describe(
+        &self,
+        target: TargetId,
+        obstacle: Option<Seen>,
+        out: &mut impl Write,
+    ) -> io::Result<()> {
+        if let Some(obstacle) = obstacle {
+            return write!(out, "not probed: {}", obstacle.name());
+        }
+        let Some(&index) = self.by_target.get(&target) else { return write!(out, "no route") };
         let Frame { interface, link, .. } = self.frames[index];
         let interface = &self.interfaces[interface];
         match parse(self.octets(index), link, Checksums::Verify) {
@@ -112,7 +130,8 @@ fn sent_at_ns(earlier: u64, rate_pps: Option<u64>) -> u64 {
 pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io::Result<()> {
     let setup = &request.setup;
     let plan = &setup.plan;
-    let peers = setup.targets.len() as u64;
+    let flows = setup.flows.len() as u64;
+    let peers = setup.targets.len() as u64 + flows;
     let keepalive = &plan.keepalive;
     let probe_bytes = match plan.probe_bytes {
         ProbeBytes::Auto => "0, then 1 in the second half of the plan",
@@ -149,6 +168,10 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
         format_duration(plan.connect_timeout)
     )?;
     writeln!(out, "rate         {rate}")?;
+    if let Some(pps) = plan.rate_per_prefix_pps {
+        let pps = HumanCount(pps);
+        writeln!(out, "per prefix   at most {pps} frames/s to an IPv4 /24 or IPv6 /48")?;
+    }
     writeln!(out, "order        random, seed {}", plan.seed)?;
     writeln!(
         out,
@@ -161,6 +184,14 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
         "frames       {} to a peer that answers (SYN, ACK, keepalive, {close}), up to {} to one that does not",
         frames.answering, frames.silent
     )?;
+    if flows > 0 {
+        writeln!(
+            out,
+            "flows        {}: keepalives only, at most {} each; never closed",
+            HumanCount(flows),
+            keepalive.count
+        )?;
+    }
     writeln!(
         out,
         "duration     about {} if every peer answers, at most about {}",
@@ -168,15 +199,26 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
         format_duration(most)
     )?;
     writeln!(out)?;
-    for (peer, index) in setup.targets.iter().zip(0..) {
-        let (name, label) = request.names.of(TargetId(index));
+    let targets = setup.targets.iter().map(|peer| (peer, None));
+    let flows = setup.flows.iter().zip(&first.obstacles);
+    let flows = flows.map(|(flow, obstacle)| (&flow.peer, *obstacle));
+    for ((peer, obstacle), target) in targets.chain(flows).zip((0..).map(TargetId)) {
+        let (name, label) = request.names.of(target);
         write!(out, "{peer}")?;
         for text in [name, label].into_iter().flatten() {
             write!(out, "  {}", shown(text))?;
         }
         write!(out, "  ")?;
-        first.describe(peer, out)?;
+        first.describe(target, obstacle, out)?;
         writeln!(out)?;
+    }
+    for &(target, port) in &request.unresolved {
+        let (name, label) = request.names.of(target);
+        write!(out, "{}", by_name(name.unwrap_or_default(), port))?;
+        if let Some(label) = label {
+            write!(out, "  {}", shown(label))?;
+        }
+        writeln!(out, "  no address")?;
     }
     Ok(())
 }
@@ -228,6 +270,7 @@ mod tests {
             connect_timeout: Duration::from_secs(15),
             close: Close::Rst,
             rate_pps: Some(10_000),
+            rate_per_prefix_pps: None,
             seed: 1,
         }
     }

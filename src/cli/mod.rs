@@ -4,6 +4,7 @@
 pub mod args;
 mod dry_run;
 mod exit;
+mod flows;
 mod output;
 mod progress;
 mod sweep;

@@ -4,21 +4,24 @@
 use super::args::{Format, Rate, SweepArgs};
 use super::dry_run::{self, FirstFrames};
 use super::exit::{Exit, Failure};
+use super::flows::{self, Flows};
 use super::output::{Destination, Output, Written};
 use super::progress::Progress;
 use super::say;
-use super::targets::{self, Given, Names};
+use super::targets::{self, Given, Names, Targets as Peers};
 use crate::engine::{Control, EngineError, Setup, Sweep};
+use crate::probe::TargetId;
 use crate::probe::classify::State;
 use crate::probe::evidence::Verdict;
 use crate::probe::plan::{EMPTY_PROBE_SPACING, Keepalive, Plan, ProbeBytes};
-use crate::report::{Csv, Layout, Ndjson, Record, Summary, Table, table};
+use crate::report::{Csv, Layout, Memory, Ndjson, Record, Summary, Table, table};
 use anyhow::{Context, anyhow};
-use indicatif::HumanCount;
+use indicatif::{BinaryBytes, HumanCount};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
+use std::fmt::{self, Display};
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +41,10 @@ pub struct Request {
     pub setup: Setup,
     /// What the targets were called.
     pub names: Names,
+    /// Host names that have no address, and the port of each.
+    pub unresolved: Vec<(TargetId, u16)>,
+    /// Octets that the targets take.
+    memory: u64,
     /// The profile that the plan started from.
     pub profile: &'static str,
     dry_run: bool,
@@ -63,19 +70,44 @@ impl Request {
             exclude: &args.exclude,
             ports: &args.ports,
             allow_public: args.allow_public,
+            interface: args.interface.as_deref(),
+            source: args.source,
         };
-        let targets = targets::collect(&given).map_err(|error| Failure::Usage(error.into()))?;
+        let mut waiting = |done: usize, of: usize| {
+            if !args.quiet {
+                let [done, of] = [done, of].map(|names| HumanCount(names as u64));
+                say(format!("resolving host names: {done} of {of} so far"));
+            }
+        };
+        let (mut targets, flows) = peers(&given, args.flows.as_deref(), &mut waiting)?;
+        tracing::info!(
+            peers = targets.peers.len(),
+            memory = %BinaryBytes(targets.memory()),
+            sweep = %BinaryBytes(targets.memory_of_engine()),
+            "targets"
+        );
         let mut notes = Vec::new();
+        if flows.duplicates > 0 {
+            let again = HumanCount(flows.duplicates);
+            notes.push(format!(
+                "note: flows given again: {again}; each is probed once, by its last line"
+            ));
+        }
+        let named = flows.names.iter().map(|(index, name)| (*index, &**name));
+        targets.add_flows(flows.given.len(), named);
         if targets.duplicates > 0 {
             let again = HumanCount(targets.duplicates);
             notes.push(format!("note: duplicate targets: {again}; each peer is probed once"));
         }
-        if targets.ipv6_left_out > 0 {
-            let addresses = HumanCount(targets.ipv6_left_out);
+        if targets.other_family > 0 {
+            let addresses = HumanCount(targets.other_family);
             notes.push(format!(
-                "note: IPv6 addresses of host names left out: {addresses}; IPv6 is not probed yet"
+                "note: addresses of host names left out: {addresses}; --source is of the other \
+                 address family"
             ));
         }
+        notes.extend(targets.resolver.clone());
+        let memory = targets.memory();
         // `-` is standard output, as for --targets it is standard input.
         let output = args.output.filter(|path| path.as_os_str() != "-");
         if let Some(pcap) = &args.pcap
@@ -88,6 +120,7 @@ impl Request {
             setup: Setup {
                 plan,
                 targets: targets.peers,
+                flows: flows.given,
                 io: args.io,
                 interface: args.interface,
                 source: args.source,
@@ -95,6 +128,8 @@ impl Request {
                 pcap: args.pcap,
             },
             names: targets.names,
+            unresolved: targets.unresolved,
+            memory,
             profile: args.profile.name(),
             dry_run: args.dry_run,
             verbose: args.verbose > 0,
@@ -113,10 +148,19 @@ impl Request {
             Format::Ndjson => Box::new(Ndjson),
             Format::Csv => Box::new(Csv),
             Format::Table => {
-                let widths = self.setup.targets.iter().map(|peer| peer.to_string().len());
-                Box::new(Table::new(widths.max().unwrap_or(0), self.names.iter()))
+                let flows = self.setup.flows.iter().map(|flow| &flow.peer);
+                let widths = self.setup.targets.iter().chain(flows).map(|peer| width(peer));
+                let names = self.unresolved.iter().filter_map(|&(target, port)| {
+                    self.names.of(target).0.map(|name| width(&table::by_name(name, port)))
+                });
+                Box::new(Table::new(widths.chain(names).max().unwrap_or(0), self.names.iter()))
             }
         }
+    }
+
+    /// What is said of the names without an address: nobody can ask them anything.
+    fn unresolved(&self) -> impl Iterator<Item = Verdict> {
+        self.unresolved.iter().map(|&(target, port)| Verdict::unresolved(target, port))
     }
 }
 
@@ -130,6 +174,44 @@ impl Reporting {
     fn output_name(&self) -> String {
         self.output.as_deref().map_or("standard output".into(), |path| path.display().to_string())
     }
+}
+
+/// Reads targets and flows; there must be some of either.
+fn peers(
+    given: &Given<'_>,
+    flows: Option<&Path>,
+    waiting: &mut dyn FnMut(usize, usize),
+) -> Result<(Peers, Flows), Failure> {
+    let is_stdin = |path: &Path| path.as_os_str() == "-";
+    if given.file.is_some_and(is_stdin) && flows.is_some_and(is_stdin) {
+        let text = "--targets - and --flows -: both cannot be standard input; give a file for one";
+        return Err(Failure::Usage(anyhow!(text)));
+    }
+    let collected = match flows {
+        Some(_) if given.arguments.is_empty() && given.file.is_none() => Peers::default(),
+        _ => targets::collect(given, waiting).map_err(|error| Failure::Usage(error.into()))?,
+    };
+    let flows = match flows {
+        Some(path) => flows::collect(path, given.allow_public)
+            .map_err(|error| Failure::Usage(anyhow!("--flows: {error}")))?,
+        None => Flows::default(),
+    };
+    Ok((collected, flows))
+}
+
+/// Counts what `text` would be written as, without writing it: there may be millions.
+fn width(text: impl Display) -> usize {
+    struct Count(usize);
+    impl fmt::Write for Count {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 += text.len();
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Counting cannot fail.
+    let _ = fmt::Write::write_fmt(&mut count, format_args!("{text}"));
+    count.0
 }
 
 fn plan(args: &SweepArgs) -> Result<Plan, Failure> {
@@ -162,6 +244,7 @@ fn plan(args: &SweepArgs) -> Result<Plan, Failure> {
             Rate::Pps(pps) => Some(pps),
             Rate::Max => None,
         },
+        rate_per_prefix_pps: args.rate_per_prefix,
         seed,
     })
 }
@@ -185,8 +268,9 @@ pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
         return print_dry_run(&request, destination);
     }
     let layout = request.layout();
-    let Request { setup, names, reporting, verbose, .. } = request;
-    let peers = setup.targets.len() as u64;
+    let unresolved: Vec<Verdict> = request.unresolved().collect();
+    let Request { setup, names, reporting, memory, verbose, .. } = request;
+    let peers = (setup.targets.len() + setup.flows.len()) as u64;
     tracing::info!(peers, seed = setup.plan.seed, keepalive = ?setup.plan.keepalive, "sweep");
 
     // From here on a signal asks for an orderly end instead of killing the process with flows open.
@@ -195,7 +279,12 @@ pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
         .map_err(Failure::System)?;
     // Capabilities are per thread (capabilities(7)): the helper threads of `drive` start only after
     // the engine has dropped them, and so never have any.
-    let sweep = Sweep::open(setup)?;
+    let sweep = if peers > 0 { Some(Sweep::open(setup)?) } else { None };
+    if let Some(sweep) = &sweep
+        && !reporting.quiet
+    {
+        sweep.notes().iter().for_each(|note| say(format!("note: {note}")));
+    }
     destination
         .clear()
         .with_context(|| format!("empty {}", reporting.output_name()))
@@ -206,7 +295,18 @@ pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
     let output = Output::new(Box::new(destination), layout, progress.screen(), only);
     let quiet = reporting.quiet;
     let session = Session { names: &names, output, progress, signals, interrupted, quiet };
-    let ended = session.drive(|control, report| sweep.run(control, report));
+    let ended = session.drive(|control, report| {
+        // First: the others may take hours.
+        unresolved.iter().for_each(|verdict| report(verdict.clone()));
+        let mut summary = match sweep {
+            Some(sweep) => sweep.run(control, report)?,
+            None => Summary { io: "none".into(), ..Summary::default() },
+        };
+        summary.peers += unresolved.len() as u64;
+        unresolved.iter().for_each(|verdict| summary.count(verdict));
+        summary.memory = targets::memory_peak().map(|peak| Memory { peak, targets: memory });
+        Ok(summary)
+    });
     conclude(&reporting, ended)
 }
 

@@ -6,12 +6,14 @@
 //! core sends; a paced sweep has one sender, which alone keeps the rate.
 
 mod capture;
+mod given;
 mod open;
 mod run;
 
 pub use open::preview;
 
 use crate::io::{PathInfo, Receive, Transmit, guard::Guard};
+use crate::probe::given::Given;
 use crate::probe::plan::Plan;
 use crate::probe::receiver::Post;
 use crate::probe::sender::Sender;
@@ -45,6 +47,9 @@ pub struct Setup {
     pub plan: Plan,
     /// The peers; `TargetId` is the index. No two may be equal.
     pub targets: Vec<SocketAddr>,
+    /// Flows that somebody else has opened; their `TargetId`s go on from those of the targets. No two
+    /// may have the same ends.
+    pub flows: Vec<Given>,
     /// The I/O path.
     pub io: IoKind,
     /// Only through this interface.
@@ -111,6 +116,7 @@ pub struct Sweep {
     peers: usize,
     /// The paths taken, as the summary names them.
     io: &'static str,
+    notes: Vec<String>,
 }
 
 impl fmt::Debug for Sweep {

@@ -1,33 +1,38 @@
 //! Everything that must be in place before the first frame: privilege, ports, routes, paths, guard.
 
 use super::capture::Capture;
+use super::given;
 use super::{EngineError, IoKind, Path, Setup, Sweep};
 use crate::io::guard::{Guard, GuardSpec, Guarded};
-use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, RxOptions};
+use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, PortRanges, RxOptions};
 use crate::io::ports::PortsError;
 use crate::io::raw::{Egress, RawTx};
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
-use crate::probe::Slot;
+use crate::probe::TargetId;
+use crate::probe::given::Given;
 use crate::probe::neighbour::{Hop, HopId};
-use crate::probe::plan::Plan;
+use crate::probe::plan::{Keepalive, Plan};
 use crate::probe::receiver::Post;
 use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
 use crate::time::{Clock, Instant};
-use crate::wire::{LinkType, MacAddr};
+use crate::wire::{EmitError, LinkType, MacAddr};
 use ipnet::IpNet;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 /// Replies between receivers and sender; beyond it receivers wait and the kernel's ring fills.
 const HEARD: usize = 1 << 16;
 /// Below this many peers a second sender costs more than it brings.
 const PEERS_WORTH_A_SENDER: usize = 4096;
 const MAX_SENDERS: usize = 16;
+/// Addresses named in one message.
+const REFUSED_SHOWN: usize = 16;
 /// The receive ring for interfaces through which answers are the exception.
 const ELSEWHERE: RxOptions = RxOptions { ring_octets: 4 << 20, retire_ms: 2 };
 
@@ -40,10 +45,13 @@ impl Sweep {
     pub fn open(setup: Setup) -> Result<Sweep, EngineError> {
         let layout = Layout::new(&setup)?;
         privilege::require(privilege::SWEEP).map_err(EngineError::system)?;
-        ports::check(&setup.source_ports).map_err(|error| match error {
-            PortsError::Io(error) => EngineError::system(error),
-            error => EngineError::Usage(error.to_string()),
-        })?;
+        // Given flows have ports of their own.
+        if !setup.targets.is_empty() {
+            ports::check(&setup.source_ports).map_err(|error| match error {
+                PortsError::Io(error) => EngineError::system(error),
+                error => EngineError::Usage(error.to_string()),
+            })?;
+        }
         let capture = match &setup.pcap {
             None => None,
             Some(path) => Some(Capture::create(path, layout.link(&setup)).map_err(|error| {
@@ -52,43 +60,53 @@ impl Sweep {
         };
         let senders = number_of_senders(&setup);
         let (guard, paths) = layout.open_paths(&setup, senders)?;
-        let peers = setup.targets.len();
+        let peers = layout.targets.len();
+        let notes = given::notes(&layout.given);
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
-        Ok(Sweep { senders, paths, table, post, guard, capture, peers, io })
+        Ok(Sweep { senders, paths, table, post, guard, capture, peers, io, notes })
+    }
+
+    /// Returns what the user should know of the flows that were given, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 
 /// How many senders a sweep is worth: one for each core at full rate, unless there are few peers.
 fn number_of_senders(setup: &Setup) -> usize {
-    if setup.plan.rate_pps.is_some() {
+    // One keeps the rate; several could each only keep a share.
+    if setup.plan.rate_pps.is_some() || setup.plan.rate_per_prefix_pps.is_some() {
         return 1;
     }
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    cores.min(setup.targets.len() / PEERS_WORTH_A_SENDER).clamp(1, MAX_SENDERS)
+    let peers = setup.targets.len() + setup.flows.len();
+    cores.min(peers / PEERS_WORTH_A_SENDER).clamp(1, MAX_SENDERS)
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together
-/// with the peer and the path it would leave through. Sends nothing and needs no privilege;
-/// MAC addresses of next hops are not asked for and stay zero.
+/// with its target and the path it would leave through. Sends nothing and needs no privilege; MAC
+/// addresses of next hops are not asked for and stay zero.
 ///
-/// Returns the peers that have no route.
+/// Returns the given flows with what forbids probing them; on the others the first frame is a
+/// keepalive, as if there were no rest.
 ///
 /// # Errors
 /// [`EngineError::Usage`] if the setup is impossible, [`EngineError::System`] if routes cannot be
 /// read.
 pub fn preview(
     setup: &Setup,
-    show: &mut dyn FnMut(SocketAddr, &PathInfo, &[u8]),
-) -> Result<Vec<SocketAddr>, EngineError> {
+    show: &mut dyn FnMut(TargetId, &PathInfo, &[u8]),
+) -> Result<Vec<Given>, EngineError> {
     let layout = Layout::new(setup)?;
     let infos = layout.path_infos(setup);
-    let unroutable = layout.targets.iter().filter(|target| target.hop.is_none());
-    let unroutable = unroutable.map(|target| target.peer).collect();
+    let given = layout.given.clone();
     let mut setup = setup.clone();
-    setup.plan = Plan { rate_pps: None, ..setup.plan };
+    // Without a rest, so that the first frame of a given flow is there to be seen.
+    let keepalive = Keepalive { idle: Duration::ZERO, ..setup.plan.keepalive };
+    setup.plan = Plan { rate_pps: None, rate_per_prefix_pps: None, keepalive, ..setup.plan };
     let share = layout.targets.len().max(1);
     let (senders, _) = layout.into_senders(&setup, share, Instant::ZERO, false)?;
     let mut frame = [0; 256];
@@ -96,13 +114,12 @@ pub fn preview(
         // Time stands still, so nothing is repeated.
         while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
             let len = sender.emit(&due, &mut frame).map_err(EngineError::system)?;
-            if let Some(Slot(slot)) = due.slot {
-                let peer = setup.targets[slot as usize];
-                show(peer, &infos[usize::from(due.path.0)], &frame[..len]);
+            if let Some(slot) = due.slot {
+                show(TargetId(slot.0), &infos[usize::from(due.path.0)], &frame[..len]);
             }
         }
     }
-    Ok(unroutable)
+    Ok(given)
 }
 
 /// Which peer is reached through which interface and next hop.
@@ -111,19 +128,40 @@ struct Layout {
     /// The interfaces that frames leave through, by `PathId`.
     egress: Vec<Interface>,
     hops: Vec<Hop>,
+    /// The targets, and behind them the given flows.
     targets: Vec<Target>,
+    given: Vec<Given>,
 }
 
 impl Layout {
     fn new(setup: &Setup) -> Result<Self, EngineError> {
         let interfaces = interfaces().map_err(EngineError::system)?;
         let constraint = constraint(setup, &interfaces)?;
-        let mut layout =
-            Layout { interfaces, egress: Vec::new(), hops: Vec::new(), targets: Vec::new() };
         let mut routes = Routes::open().map_err(EngineError::system)?;
+        let mut layout = Layout {
+            interfaces,
+            egress: Vec::new(),
+            hops: Vec::new(),
+            targets: Vec::with_capacity(setup.targets.len() + setup.flows.len()),
+            given: given::examine(&setup.flows, &mut routes)?,
+        };
         let mut known = HashMap::new();
-        layout.targets.reserve(setup.targets.len());
-        for &peer in &setup.targets {
+        let targets = setup.targets.iter().map(|&peer| (peer, Some(constraint)));
+        let flows: Vec<_> = layout
+            .given
+            .iter()
+            .map(|flow| {
+                let own = Constraint { source: Some(flow.local.ip()), ..constraint };
+                (flow.peer, flow.obstacle().is_none().then_some(own))
+            })
+            .collect();
+        let mut not_peers = BTreeSet::new();
+        for (peer, constraint) in targets.chain(flows) {
+            let Some(constraint) = constraint else {
+                // Nothing is sent there, whatever the way.
+                layout.targets.push(Target { peer, hop: None });
+                continue;
+            };
             let constraint = constraint_of(peer, &constraint, &layout.interfaces)?;
             let route = routes.lookup(peer.ip(), &constraint).map_err(EngineError::system)?;
             let hop = match route {
@@ -138,12 +176,8 @@ impl Layout {
                     Some((ifindex, source, source))
                 }
                 Route::Broadcast | Route::Multicast => {
-                    return Err(EngineError::Usage(format!(
-                        "{}: a broadcast or multicast address of a connected network, which must \
-                         not be probed; leave it out (--exclude {})",
-                        peer.ip(),
-                        peer.ip()
-                    )));
+                    not_peers.insert(peer.ip());
+                    continue;
                 }
             };
             let hop = match hop {
@@ -159,6 +193,9 @@ impl Layout {
                 }),
             };
             layout.targets.push(Target { peer, hop });
+        }
+        if !not_peers.is_empty() {
+            return Err(EngineError::Usage(broadcast(&not_peers)));
         }
         Ok(layout)
     }
@@ -261,6 +298,17 @@ impl Layout {
         sources
     }
 
+    /// Returns the address to ask for next hops from where `hop`'s source is not one of the interface:
+    /// the link-local one, as RFC 4861 §7.2.2 has it. Many stacks ignore solicitations of others.
+    fn asks_from(&self, hop: &Hop) -> Option<IpAddr> {
+        let interface = self.egress.get(usize::from(hop.path.0))?;
+        let own = || interface.addresses.iter().map(IpNet::addr);
+        if hop.source.is_ipv4() || own().any(|own| own == hop.source) {
+            return None;
+        }
+        own().find(|own| matches!(own, IpAddr::V6(own) if own.is_unicast_link_local()))
+    }
+
     /// Attaches the guard and opens every path, side by side: most of it is waiting for the kernel.
     fn open_paths(
         &self,
@@ -288,7 +336,7 @@ impl Layout {
                 is_egress: egress.contains(&interface.index),
             })
             .collect();
-        let spec = GuardSpec { sources: self.sources(), ports: setup.source_ports.clone() };
+        let spec = self.guard_spec(setup);
         let infos = self.path_infos(setup);
         thread::scope(|scope| {
             let guard = scope.spawn(|| Guard::attach(&up, &spec).map_err(EngineError::system));
@@ -309,6 +357,28 @@ impl Layout {
             // Not a frame leaves before all of them are there.
             Ok((Some(join(guard)?), paths))
         })
+    }
+
+    /// Source ports on the addresses that connections are opened from, and every flow that is given
+    /// and probed.
+    fn guard_spec(&self, setup: &Setup) -> GuardSpec {
+        let (targets, flows) = self.targets.split_at(setup.targets.len());
+        let hops: HashSet<HopId> = targets.iter().filter_map(|target| target.hop).collect();
+        let sources: HashSet<IpAddr> =
+            hops.iter().map(|&HopId(hop)| self.hops[hop as usize].source).collect();
+        let probed = flows.iter().zip(&self.given).filter(|(target, _)| target.hop.is_some());
+        GuardSpec {
+            sources: sources.into_iter().collect(),
+            ports: setup.source_ports.clone(),
+            tuples: probed.map(|(_, flow)| (flow.local, flow.peer)).collect(),
+        }
+    }
+
+    /// The ports on which there may be answers.
+    fn port_ranges(&self, setup: &Setup) -> PortRanges {
+        let opened = (!setup.targets.is_empty()).then(|| setup.source_ports.clone());
+        let given = self.given.iter().map(|flow| flow.local.port()..=flow.local.port());
+        PortRanges::covering(opened.into_iter().chain(given))
     }
 
     /// Listens on the interfaces that no frame leaves through: what the guard keeps from the kernel
@@ -364,7 +434,7 @@ impl Layout {
     }
 
     fn cooked_filter(&self, setup: &Setup, interfaces: Vec<u32>) -> ElsewhereSpec {
-        let ports = setup.source_ports.clone();
+        let ports = self.port_ranges(setup);
         ElsewhereSpec { interfaces, addresses: self.sources(), ports }
     }
 
@@ -379,11 +449,15 @@ impl Layout {
         if info.link == LinkType::Ip {
             return self.open_raw_path(setup, info, ifindex, senders);
         }
-        let filter = FilterSpec {
-            addresses: self.sources(),
-            ports: setup.source_ports.clone(),
-            mac: info.mac,
-        };
+        let mut addresses = self.sources();
+        let here = || self.hops.iter().filter(|hop| hop.path == info.id);
+        // Neighbours answer whom they were asked by.
+        if let Some(asks_from) = here().find_map(|hop| self.asks_from(hop))
+            && !addresses.contains(&asks_from)
+        {
+            addresses.push(asks_from);
+        }
+        let filter = FilterSpec { addresses, ports: self.port_ranges(setup), mac: info.mac };
         let receive = PacketRx::open(ifindex, name, &filter, RxOptions::default())
             .map_err(EngineError::system)?;
         let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
@@ -391,8 +465,7 @@ impl Layout {
             let transmit = PacketTx::open(ifindex, name).map_err(EngineError::system)?;
             transmits.push(Box::new(transmit));
         }
-        let on_path = self.hops.iter().filter(|hop| hop.path == info.id);
-        let next_hops = on_path.map(|hop| hop.next_hop).collect();
+        let next_hops = here().map(|hop| hop.next_hop).collect();
         Ok(Path { info, next_hops, transmits, receive: Box::new(receive), loopback: false })
     }
 
@@ -440,13 +513,23 @@ impl Layout {
         let family = Family::of(self.targets.iter().map(|target| target.peer.ip()));
         let table = Arc::new(Table::with_capacity(self.targets.len(), family, hash_key));
         let paths = self.path_infos(setup);
+        // The slot of the first given flow.
+        let owned = self.targets.len() - self.given.len();
         let loopback = self.egress.iter().position(|interface| interface.loopback);
         let loopback = loopback.map(|index| PathId(index as u8));
+        let asks_as: HashSet<_> = self
+            .hops
+            .iter()
+            .filter_map(|hop| Some((hop.path, hop.source, self.asks_from(hop)?)))
+            .collect();
         let shares = self.targets.chunks(share).enumerate().map(|(index, targets)| {
+            let given = |slot: usize| slot.saturating_sub(owned);
+            let given = given(index * share)..given(index * share + targets.len());
             let (targets, hops) = own_hops(targets, &self.hops);
-            Sender::new(Start {
+            let mut sender = Sender::new(Start {
                 plan: setup.plan,
                 targets,
+                given: self.given[given].to_vec(),
                 first_slot: (index * share) as u32,
                 hops,
                 paths: paths.clone(),
@@ -454,10 +537,13 @@ impl Layout {
                 source_ports: setup.source_ports.clone(),
                 table: table.clone(),
                 now,
-            })
-            .map(|sender| sender.with_loopback(loopback))
+            })?;
+            for &(path, source, address) in &asks_as {
+                sender.ask_as(path, source, address);
+            }
+            Ok(sender.with_loopback(loopback))
         });
-        let senders: Result<Vec<_>, _> = shares.collect();
+        let senders: Result<Vec<_>, EmitError> = shares.collect();
         Ok((senders.map_err(EngineError::system)?, table))
     }
 }
@@ -497,6 +583,28 @@ fn listening_only(interface: &str) -> PathInfo {
         link: LinkType::Ip,
         mac: MacAddr::default(),
         mtu: 0,
+    }
+}
+
+/// Says all at once that these addresses must be left out, and how.
+fn broadcast(addresses: &BTreeSet<IpAddr>) -> String {
+    let first = || addresses.iter().take(REFUSED_SHOWN).map(IpAddr::to_string);
+    let excludes: Vec<_> = first().map(|address| format!("--exclude {address}")).collect();
+    let (named, excludes) = (first().collect::<Vec<_>>().join(", "), excludes.join(" "));
+    match addresses.len() {
+        1 => format!(
+            "{named}: a broadcast or multicast address of a connected network, which must not be \
+             probed; leave it out ({excludes})"
+        ),
+        ..=REFUSED_SHOWN => format!(
+            "{named}: broadcast or multicast addresses of connected networks, which must not be \
+             probed; leave them out ({excludes})"
+        ),
+        all => format!(
+            "{named} and {} more: broadcast or multicast addresses of connected networks, which \
+             must not be probed; leave them out ({excludes} …, or a file of them: --exclude FILE)",
+            all - REFUSED_SHOWN
+        ),
     }
 }
 

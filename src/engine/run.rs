@@ -53,7 +53,7 @@ impl Sweep {
         control: &Control,
         report: &mut dyn FnMut(Verdict),
     ) -> Result<Summary, EngineError> {
-        let Sweep { senders, paths, table, post, guard, capture, peers, io } = self;
+        let Sweep { senders, paths, table, post, guard, capture, peers, io, .. } = self;
         let guard_counts = |guard: &Option<Guard>| {
             guard.as_ref().map_or(Ok(GuardCounts::default()), Guard::counts)
         };
@@ -64,6 +64,7 @@ impl Sweep {
         let unparkers: Vec<_> = parkers.iter().map(|parker| parker.unparker().clone()).collect();
         let (verdicts, reported) = channel::unbounded();
         let begun = Clock.now();
+        tracing::info!(peers, "probing begins");
         let capture_ref = capture.as_ref();
 
         let mut tally = Summary::default();

@@ -3,7 +3,8 @@
 //! The kernel has no socket for those flows and answers their SYN-ACKs and ACKs with RST. The guard
 //! (`xdp/guard.bpf.c`) drops them on the way in, after AF_PACKET taps have seen them and before the
 //! IP layer does, unless the kernel owns the tuple; and it counts every RST that the stack sends
-//! from our addresses and ports all the same.
+//! from our addresses and ports all the same. Flows that were given are guarded in the same way, each
+//! by its exact tuple.
 //!
 //! Limits: it knows sockets, not NAT. A connection that this host forwards, and whose translated
 //! port falls into the guarded range, is dropped too. So is one whose socket is bound to a device
@@ -20,7 +21,7 @@ use std::error::Error;
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.bpf.o"));
@@ -47,12 +48,25 @@ struct Ports {
     hi: u16,
 }
 
+/// `struct guard_tuple` of `xdp/shared.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Tuple {
+    local: Source,
+    peer: [u8; 16],
+    local_port: u16,
+    peer_port: u16,
+}
+
 const _: () = assert!(size_of::<Source>() == 20 && size_of::<Ports>() == 4);
+const _: () = assert!(size_of::<Tuple>() == 40);
 
 // SAFETY: repr(C), Copy, no padding (asserted above), every bit pattern valid.
 unsafe impl Pod for Source {}
 // SAFETY: as above.
 unsafe impl Pod for Ports {}
+// SAFETY: as above.
+unsafe impl Pod for Tuple {}
 
 impl From<IpAddr> for Source {
     fn from(address: IpAddr) -> Self {
@@ -63,6 +77,17 @@ impl From<IpAddr> for Source {
                 Source { version: 4, addr }
             }
             IpAddr::V6(v6) => Source { version: 6, addr: v6.octets() },
+        }
+    }
+}
+
+impl From<&(SocketAddr, SocketAddr)> for Tuple {
+    fn from((local, peer): &(SocketAddr, SocketAddr)) -> Self {
+        Tuple {
+            local: Source::from(local.ip()),
+            peer: Source::from(peer.ip()).addr,
+            local_port: local.port(),
+            peer_port: peer.port(),
         }
     }
 }
@@ -94,16 +119,19 @@ pub struct GuardSpec {
     pub sources: Vec<IpAddr>,
     /// Our source ports, on each of them.
     pub ports: RangeInclusive<u16>,
+    /// Flows that are guarded besides, by local and peer address and port. A listener does not own
+    /// such a tuple, though it has the port.
+    pub tuples: Vec<(SocketAddr, SocketAddr)>,
 }
 
 /// What the guard has done since it was attached, on all interfaces together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct GuardCounts {
-    /// Inbound packets for our addresses and ports that were kept from the kernel.
+    /// Inbound packets of guarded flows that were kept from the kernel.
     pub dropped: u64,
-    /// Inbound packets for our addresses and ports that the kernel got, since it owns the tuple.
+    /// Inbound packets of guarded flows that the kernel got, since it owns the tuple.
     pub passed_owned: u64,
-    /// RSTs that the kernel sent from our addresses and ports. Must stay 0.
+    /// RSTs that the kernel sent on guarded flows. Must stay 0.
     pub kernel_rsts: u64,
 }
 
@@ -123,6 +151,16 @@ pub enum GuardError {
     Configure {
         /// The address.
         source_ip: IpAddr,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A flow could not be put under the guard.
+    #[error("guard the flow {local} → {peer}: {reason}")]
+    ConfigureFlow {
+        /// Its local end.
+        local: SocketAddr,
+        /// The peer's.
+        peer: SocketAddr,
         /// What the kernel said.
         reason: String,
     },
@@ -229,9 +267,10 @@ fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
         reason: chain(error),
         remedy: remedy(error),
     };
-    let capacity = u32::try_from(spec.sources.len().max(1)).unwrap_or(u32::MAX);
+    let capacity = |entries: usize| u32::try_from(entries.max(1)).unwrap_or(u32::MAX);
     let mut programs = EbpfLoader::new()
-        .map_max_entries("sources", capacity)
+        .map_max_entries("sources", capacity(spec.sources.len()))
+        .map_max_entries("tuples", capacity(spec.tuples.len()))
         .load(OBJECT)
         .map_err(|error| load_error(&error))?;
 
@@ -243,6 +282,16 @@ fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
         sources
             .insert(Source::from(source_ip), ports, 0)
             .map_err(|error| GuardError::Configure { source_ip, reason: chain(&error) })?;
+    }
+
+    let tuples = programs.map_mut("tuples").ok_or_else(|| missing("map tuples"))?;
+    let mut tuples: HashMap<_, Tuple, u8> =
+        HashMap::try_from(tuples).map_err(|error| load_error(&error))?;
+    for tuple in &spec.tuples {
+        tuples.insert(Tuple::from(tuple), 1, 0).map_err(|error| {
+            let (local, peer) = *tuple;
+            GuardError::ConfigureFlow { local, peer, reason: chain(&error) }
+        })?;
     }
 
     for name in [INGRESS, EGRESS] {

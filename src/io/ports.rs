@@ -103,25 +103,35 @@ pub fn check(ports: &RangeInclusive<u16>) -> Result<(), PortsError> {
         return Err(PortsError::Ephemeral { wanted: ports.clone(), ephemeral });
     }
 
-    let mut holders = Vec::new();
+    let mut lowest = Vec::new();
     let mut total = 0_usize;
+    holders(ports, &mut |holder| {
+        total += 1;
+        // The kernel's order is that of a salted hash; the lowest ports make a stable message.
+        lowest.push(holder);
+        lowest.sort_by_key(|holder| (holder.local.port(), holder.local));
+        lowest.truncate(LISTED);
+    })?;
+    if total > 0 {
+        return Err(PortsError::InUse { wanted: ports.clone(), holders: lowest, total });
+    }
+    Ok(())
+}
+
+/// Hands every TCP socket of this network namespace with a local port in `ports` to `sink`: IPv4 and
+/// IPv6, in whatever state, TIME_WAIT included. IPv4-mapped addresses are given as IPv4. Needs no
+/// privilege.
+///
+/// # Errors
+/// The kernel does not list its sockets.
+pub fn holders(ports: &RangeInclusive<u16>, sink: &mut dyn FnMut(Holder)) -> Result<(), IoError> {
     for family in [AF_INET, AF_INET6] {
-        dump(family, ports, &mut |holder| {
-            total += 1;
-            // The kernel's order is that of a salted hash; the lowest ports make a stable message.
-            holders.push(holder);
-            holders.sort_by_key(|holder| (holder.local.port(), holder.local));
-            holders.truncate(LISTED);
-        })
-        .map_err(|source| IoError {
+        dump(family, ports, sink).map_err(|source| IoError {
             operation: "list the TCP sockets",
             object: "this host (inet_diag)".to_owned(),
             source,
             remedy: "needs a kernel with CONFIG_INET_TCP_DIAG (modprobe tcp_diag)",
         })?;
-    }
-    if total > 0 {
-        return Err(PortsError::InUse { wanted: ports.clone(), holders, total });
     }
     Ok(())
 }

@@ -39,6 +39,9 @@ pub fn classify(facts: &Facts) -> (State, Reason) {
             (S::Rebooted, R::Reset)
         };
     }
+    if facts.unprobeable {
+        return (S::Undetermined, R::Unprobeable);
+    }
     if facts.no_route {
         return (S::Unreachable, R::NoRoute);
     }
@@ -248,6 +251,12 @@ mod tests {
             (facts(|f| (f.exhausted, f.taken) = (true, true)), S::Undetermined, R::Unprobeable),
             (facts(|f| (f.ack, f.taken) = (true, true)), S::Alive, R::Ack),
             (facts(|f| f.taken = true), S::Undetermined, R::Interrupted),
+            (facts(|f| f.unprobeable = true), S::Undetermined, R::Unprobeable),
+            (
+                facts(|f| (f.exhausted, f.unprobeable) = (true, true)),
+                S::Undetermined,
+                R::Unprobeable,
+            ),
             (Facts::default(), S::Undetermined, R::Interrupted),
         ];
         for (facts, state, reason) in rows {
@@ -276,6 +285,7 @@ mod tests {
                 exhausted: bit(10),
                 observer: bit(11),
                 taken: bit(12),
+                unprobeable: bit(14),
             };
             let (state, _) = classify(&facts);
             let life =
@@ -283,7 +293,7 @@ mod tests {
             assert_eq!(state == State::Alive, life, "{facts:?}");
             if state == State::Down {
                 assert!(facts.exhausted && !facts.observer && facts.icmp.is_none(), "{facts:?}");
-                assert!(!facts.taken, "{facts:?}");
+                assert!(!facts.taken && !facts.unprobeable, "{facts:?}");
             }
             assert!(state != State::Rebooted || facts.reset, "{facts:?}");
         }

@@ -6,7 +6,7 @@ use crate::io::PathInfo;
 use crate::probe::flow::SegmentKind;
 use crate::wire::{
     Arp, ArpOp, EmitError, Flags, IpHeader, LinkHeader, LinkType, MacAddr, Nd, Options, Segment,
-    SeqNumber, checksum, nd,
+    SeqNumber, Timestamps, checksum, nd,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -53,6 +53,8 @@ pub struct Outgoing {
     pub wnd: u16,
     /// IPv4 identification.
     pub ip_id: u16,
+    /// The timestamps option; a SYN never has it.
+    pub timestamps: Option<Timestamps>,
 }
 
 /// Writes frames of every kind for one path and one source address.
@@ -61,6 +63,9 @@ pub struct Crafter {
     bare: Template,
     byte: Template,
     syn: Template,
+    /// With NOP, NOP and timestamps (RFC 7323 appendix A).
+    stamped_bare: Template,
+    stamped_byte: Template,
 }
 
 impl Crafter {
@@ -71,10 +76,14 @@ impl Crafter {
     pub fn new(path: &PathInfo, source: IpAddr) -> Result<Self, EmitError> {
         let headers = if source.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
         let mss = Options { mss: Some(path.mtu.saturating_sub(headers)), ..Options::default() };
+        let timestamps = Some(Timestamps { tsval: 0, tsecr: 0 });
+        let stamped = Options { timestamps, ..Options::default() };
         Ok(Crafter {
             bare: Template::new(path, source, Options::default(), &[])?,
             byte: Template::new(path, source, Options::default(), &[0])?,
             syn: Template::new(path, source, mss, &[])?,
+            stamped_bare: Template::new(path, source, stamped, &[])?,
+            stamped_byte: Template::new(path, source, stamped, &[0])?,
         })
     }
 
@@ -86,10 +95,12 @@ impl Crafter {
     /// # Errors
     /// [`CraftError`]; `buf` is then unchanged.
     pub fn emit(&self, segment: &Outgoing, buf: &mut [u8]) -> Result<usize, CraftError> {
-        let template = match segment.kind {
-            SegmentKind::Syn => &self.syn,
-            SegmentKind::Probe1 => &self.byte,
-            _ => &self.bare,
+        let template = match (segment.kind, segment.timestamps) {
+            (SegmentKind::Syn, _) => &self.syn,
+            (SegmentKind::Probe1, None) => &self.byte,
+            (SegmentKind::Probe1, Some(_)) => &self.stamped_byte,
+            (_, None) => &self.bare,
+            (_, Some(_)) => &self.stamped_bare,
         };
         template.patch(segment, buf)
     }
@@ -112,6 +123,8 @@ struct Template {
     ip_at: usize,
     tcp_at: usize,
     v4: bool,
+    /// Where TSval stands, before TSecr.
+    tsval_at: Option<usize>,
 }
 
 impl Template {
@@ -146,7 +159,8 @@ impl Template {
         frame.truncate(len);
         let ip_at = link.len();
         let tcp_at = ip_at + if v4 { 20 } else { 40 };
-        Ok(Template { frame, ip_at, tcp_at, v4 })
+        let tsval_at = options.timestamps.map(|_| tcp_at + 24);
+        Ok(Template { frame, ip_at, tcp_at, v4, tsval_at })
     }
 
     fn patch(&self, segment: &Outgoing, buf: &mut [u8]) -> Result<usize, CraftError> {
@@ -190,6 +204,10 @@ impl Template {
         tcp.sum = checksum::update(tcp.sum, offset, offset | flags);
         frame[tcp_at + 13] = flags as u8;
         tcp.put16(frame, tcp_at + 14, segment.wnd);
+        if let (Some(at), Some(Timestamps { tsval, tsecr })) = (self.tsval_at, segment.timestamps) {
+            tcp.put32(frame, at, tsval);
+            tcp.put32(frame, at + 4, tsecr);
+        }
         tcp.write(frame);
         Ok(need)
     }
@@ -288,6 +306,7 @@ mod tests {
         fn patched_equals_emitted(
             v4: bool, ethernet: bool, kind in 0usize..6, src: u128, dst: u128, mac: [u8; 6],
             ports: (u16, u16), seq: u32, ack: Option<u32>, wnd: u16, ip_id: u16,
+            timestamps: Option<(u32, u32)>,
         ) {
             let address = |bits: u128| -> IpAddr {
                 if v4 { Ipv4Addr::from_bits(bits as u32).into() } else { Ipv6Addr::from_bits(bits).into() }
@@ -303,6 +322,7 @@ mod tests {
                 ack: ack.map(SeqNumber),
                 wnd,
                 ip_id: if v4 { ip_id } else { 0 },
+                timestamps: timestamps.map(|(tsval, tsecr)| Timestamps { tsval, tsecr }),
             };
             let mut patched = [0; 128];
             let crafter = Crafter::new(&path, address(src)).unwrap();
@@ -319,6 +339,7 @@ mod tests {
                 wnd,
                 options: Options {
                     mss: (kind == SegmentKind::Syn).then_some(mss),
+                    timestamps: outgoing.timestamps.filter(|_| kind != SegmentKind::Syn),
                     ..Options::default()
                 },
                 payload: if kind == SegmentKind::Probe1 { &[0] } else { &[] },
@@ -381,6 +402,7 @@ mod tests {
             ack: None,
             wnd: WINDOW,
             ip_id: 0,
+            timestamps: None,
         };
         let mut buf = [7; 53];
         let error = crafter.emit(&outgoing, &mut buf);

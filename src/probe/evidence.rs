@@ -4,7 +4,7 @@
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
 use crate::wire::{IcmpKind, SeqNumber};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// One thing that was seen of a peer.
@@ -16,9 +16,11 @@ pub struct Sighting {
     pub at: Duration,
     /// TTL or hop limit of the frame, where there was one.
     pub ttl: Option<u8>,
-    /// SEG.SEQ relative to the peer's initial sequence number (absolute while that is unknown).
+    /// SEG.SEQ relative to the peer's initial sequence number (absolute while that is unknown). Of
+    /// a flow that was given, RCV.NXT counts as 1.
     pub seg_seq: Option<SeqNumber>,
-    /// SEG.ACK relative to our initial sequence number.
+    /// SEG.ACK relative to our initial sequence number. Of a flow that was given, SND.UNA counts
+    /// as 1.
     pub seg_ack: Option<SeqNumber>,
     /// Who sent it, where that is not the peer itself (the reporter of an ICMP error).
     pub from: Option<IpAddr>,
@@ -55,6 +57,14 @@ pub enum Seen {
     ObserverFault,
     /// The run was interrupted before a verdict.
     Interrupted,
+    /// The flow was given with data in flight (SND.NXT beyond SND.UNA).
+    DataInFlight,
+    /// The flow was given, and is one of this host's kernel.
+    KernelOwned,
+    /// The flow was given with a local address that is not of this host.
+    NotLocal,
+    /// The target's name has no address.
+    Unresolved,
 }
 
 impl Seen {
@@ -83,6 +93,10 @@ impl Seen {
             Seen::ObserverDrops => "observer-drops",
             Seen::ObserverFault => "observer-fault",
             Seen::Interrupted => "interrupted",
+            Seen::DataInFlight => "data-in-flight",
+            Seen::KernelOwned => "kernel-owned",
+            Seen::NotLocal => "not-local",
+            Seen::Unresolved => "unresolved",
         }
     }
 }
@@ -120,8 +134,11 @@ pub struct Facts {
     pub neighbour_reports: u8,
     /// No route to the peer.
     pub no_route: bool,
-    /// ACKs for some other connection came from our own 4-tuple, on every tuple that we tried.
+    /// ACKs for some other connection came from our own 4-tuple, on every tuple that we tried; or
+    /// ACKs beyond what the flow was given with: somebody has gone on with it since.
     pub taken: bool,
+    /// The flow must not be probed.
+    pub unprobeable: bool,
     /// The whole probe plan went by without an answer.
     pub exhausted: bool,
     /// Frames were lost on our own side, or our side was sick, while the plan ran.
@@ -133,9 +150,10 @@ pub struct Facts {
 pub struct Verdict {
     /// Which target.
     pub target: TargetId,
-    /// The peer.
+    /// The peer; of the unspecified address if none is known.
     pub peer: SocketAddr,
-    /// Our side of the flow; `None` if no flow was ever started (no route, neighbour failed).
+    /// Our side of the flow; `None` if no flow was ever started (no route, neighbour failed), unless
+    /// it was given.
     pub local: Option<SocketAddr>,
     /// Round, from 1.
     pub round: u32,
@@ -153,4 +171,30 @@ pub struct Verdict {
     pub evidence: Vec<Sighting>,
     /// Whether this overturns a verdict already given in this round.
     pub correction: bool,
+}
+
+impl Verdict {
+    /// Returns what is said of a target whose name has no address: it cannot be asked anything.
+    pub fn unresolved(target: TargetId, port: u16) -> Verdict {
+        Verdict {
+            target,
+            peer: SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            local: None,
+            round: 1,
+            state: State::Undetermined,
+            reason: Reason::Unprobeable,
+            probes: 0,
+            replies: 0,
+            rtt: None,
+            evidence: vec![Sighting {
+                kind: Seen::Unresolved,
+                at: Duration::ZERO,
+                ttl: None,
+                seg_seq: None,
+                seg_ack: None,
+                from: None,
+            }],
+            correction: false,
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! One connection that the prober owns: what is known of it, and what it does next.
+//! One connection that is probed: what is known of it, and what it does next.
 //!
 //! A [`Flow`] is a state machine that is given replies and the passing of deadlines, and says what
 //! it owes the peer. It belongs to the sender alone; what receivers must know of it is published
@@ -8,11 +8,15 @@
 //! Unstarted → Resolving → SynSent → Confirming ─(idle > 0)→ Resting → Probing
 //!                 └───────────┴──────────┴───────verdict───────┴─────────┴──→ Closing → Closed
 //! ```
+//!
+//! One that was given ([`Origin::Given`]) goes from `Resolving` to `Resting` or `Probing`, and from
+//! the verdict to `Lingering`.
 #![forbid(unsafe_code)]
 
 mod close;
 mod handshake;
 mod local;
+mod resume;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +25,7 @@ pub use self::handshake::MAX_OPENS;
 use self::close::{MAX_FINS, RST_SPACING, RSTS_UNDER_LOSS};
 use self::handshake::UNHELD;
 use crate::probe::evidence::{Facts, Seen, Sighting};
+use crate::probe::given::Origin;
 use crate::probe::plan::{EMPTY_PROBE_SPACING, Plan};
 use crate::probe::table::{Expect, Phase};
 use crate::probe::{Generation, matcher::Reply, matcher::ReplyKind};
@@ -54,6 +59,9 @@ pub enum Stage {
     LastAck,
     /// RSTs are repeated, because the path has lost segments.
     Resetting,
+    /// The verdict on a given flow is there, and answers to its probes may be under way: the guard
+    /// must keep them from the kernel, whose RST would kill the connection.
+    Lingering,
     /// Nothing is owed any more.
     Closed,
 }
@@ -121,9 +129,10 @@ pub enum Step {
     Correction,
 }
 
-/// A prober-owned connection.
+/// A connection that is probed.
 #[derive(Debug)]
 pub struct Flow {
+    origin: Origin,
     pub(crate) stage: Stage,
     owed: Owed,
     pub(crate) queued: bool,
@@ -175,6 +184,7 @@ impl Flow {
     /// Returns a flow that has not started.
     pub fn new() -> Self {
         Flow {
+            origin: Origin::Owned,
             stage: Stage::Unstarted,
             owed: Owed::default(),
             queued: false,
@@ -226,7 +236,10 @@ impl Flow {
 
     /// Says whether the verdict is given.
     pub fn is_judged(&self) -> bool {
-        matches!(self.stage, Stage::FinWait | Stage::LastAck | Stage::Resetting | Stage::Closed)
+        matches!(
+            self.stage,
+            Stage::FinWait | Stage::LastAck | Stage::Resetting | Stage::Lingering | Stage::Closed
+        )
     }
 
     /// Says whether a segment is owed.
@@ -238,10 +251,13 @@ impl Flow {
     pub fn expect(&self) -> Expect {
         Expect {
             phase: match self.stage {
-                Stage::Unstarted | Stage::Resolving | Stage::SynSent => Phase::SynSent,
                 // An answer to our SYN may come after the verdict.
-                Stage::Closed if !self.knows_peer() => Phase::SynSent,
-                Stage::Resetting | Stage::Closed => Phase::Closed,
+                Stage::Unstarted | Stage::Resolving | Stage::SynSent | Stage::Closed
+                    if !self.knows_peer() =>
+                {
+                    Phase::SynSent
+                }
+                Stage::Resetting | Stage::Lingering | Stage::Closed => Phase::Closed,
                 _ => Phase::Open,
             },
             snd_una: self.snd_una(),
@@ -251,6 +267,7 @@ impl Flow {
             // A RST that answers one of the probes overturns `down`, however late it comes.
             probe_outstanding: self.is_asking() || self.accused,
             confirmed: self.confirmed,
+            given: !self.origin.is_owned(),
         }
     }
 
@@ -349,6 +366,10 @@ impl Flow {
                 self.owe(Owed::RST)
             }
             Stage::Resetting => self.owe(Owed::RST),
+            Stage::Lingering => {
+                self.stage = Stage::Closed;
+                Step::Continue
+            }
             Stage::Unstarted | Stage::Resolving | Stage::Closed => Step::Continue,
         }
     }
@@ -359,7 +380,11 @@ impl Flow {
     }
 
     fn owe(&mut self, bits: u8) -> Step {
-        self.owed.0 |= bits;
+        self.owed.0 |= match self.origin {
+            Origin::Owned => bits,
+            // The one place where answers to a given flow's peer are held back.
+            Origin::Given { .. } => bits & Owed::PROBE,
+        };
         Step::Continue
     }
 
@@ -430,7 +455,9 @@ impl Flow {
             }
             // The peer holds an older connection on this 4-tuple (left by a prober that was
             // killed): it answers SYNs with challenge ACKs, so only another tuple can connect.
-            ReplyKind::OldConnection if self.opens < MAX_OPENS => Step::Reopen,
+            ReplyKind::OldConnection if self.origin.is_owned() && self.opens < MAX_OPENS => {
+                Step::Reopen
+            }
             // Every tuple is taken. The SYN is repeated: the leftover may go away.
             ReplyKind::OldConnection => {
                 self.facts.taken = true;
@@ -460,6 +487,11 @@ impl Flow {
     fn still_means(&self, reply: &Reply) -> Option<ReplyKind> {
         let is_asking = self.is_asking();
         match reply.kind {
+            // Nobody has asked yet.
+            _ if matches!(self.stage, Stage::Unstarted | Stage::Resolving) => None,
+            ReplyKind::OldConnection if !self.origin.is_owned() => is_asking.then_some(reply.kind),
+            // The peer repeats it while it waits for the owner's ACK: it is not silent.
+            ReplyKind::SynAck if !self.origin.is_owned() => Some(ReplyKind::Ack),
             ReplyKind::OldConnection if self.stage != Stage::SynSent => None,
             ReplyKind::Icmp { .. } if self.stage != Stage::SynSent && !is_asking => None,
             // SYN or probe has been answered since: the peer closes.
@@ -483,8 +515,10 @@ impl Flow {
         if !is_old || reply.wnd == 0 {
             self.peer_window_zero = reply.wnd == 0;
         }
-        // Karn, and an answer only: data and keepalives of the peer's come when they like.
-        if self.is_asking() && self.asked == 1 && reply.kind == ReplyKind::Ack && !is_old {
+        // Karn, unless the answer says which probe it is to; and an answer only: data and keepalives
+        // of the peer's come when they like.
+        let unambiguous = self.asked == 1 || self.is_echoed_by(reply);
+        if self.is_asking() && unambiguous && reply.kind == ReplyKind::Ack && !is_old {
             self.rtt = Some(reply.at.since(self.asked_at));
         }
         // The peer's own keepalive stands at RCV.NXT − 1 and wants an ACK.
@@ -494,7 +528,8 @@ impl Flow {
     }
 
     fn advance_rcv_nxt(&mut self, next: SeqNumber) {
-        if self.rcv_nxt.is_before(next) {
+        // The owner has not got what came to us: to acknowledge it would be to lose it.
+        if self.origin.is_owned() && self.rcv_nxt.is_before(next) {
             self.rcv_nxt = next;
         }
     }
@@ -570,7 +605,7 @@ impl Flow {
 
     /// RST and FIN know RCV.NXT only once the peer has said its initial sequence number.
     pub(crate) fn knows_peer(&self) -> bool {
-        self.peer_ttl.is_some()
+        self.peer_ttl.is_some() || !self.origin.is_owned()
     }
 }
 

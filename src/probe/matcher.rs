@@ -30,6 +30,8 @@ pub struct Reply {
     pub seg_ack: SeqNumber,
     /// SEG.WND as it stands in the header; only whether it is 0 matters, so its scale does not.
     pub wnd: u16,
+    /// TSecr, if it has the timestamps option.
+    pub tsecr: Option<u32>,
     /// What it is.
     pub kind: ReplyKind,
 }
@@ -57,8 +59,8 @@ pub enum ReplyKind {
     RstToProbe,
     /// RST with SEG.SEQ = RCV.NXT that no probe drew: none is outstanding, or the peer knows SND.NXT.
     Rst,
-    /// ACK without SYN to our SYN. Not believed, but it tells that the 4-tuple may be in use at the
-    /// peer.
+    /// ACK without SYN to our SYN, or one on a given flow that acknowledges what was not sent when
+    /// it was given. Not believed, but it tells that the 4-tuple may be in other use at the peer.
     OldConnection,
     /// ICMP error that quotes an outstanding probe (RFC 5927 §4.1).
     Icmp {
@@ -153,12 +155,16 @@ impl Rejection {
 const OLD_SEGMENT_SPAN: u32 = 65_535;
 /// The window that we advertise (see [`crate::probe::craft`]), rounded up.
 const OUR_WINDOW: u32 = 65_535;
+/// The largest window that there can be (RFC 7323 §2.3): how far from RCV.NXT the peer of a given
+/// flow may be, since its scale is not known, and nobody takes in what it sends.
+const SCALED_WINDOW: u32 = 1 << 30;
 
 /// Finds the flow that `segment` belongs to and says what it is.
 ///
 /// # Errors
-/// The [`Rejection`] under which to count it. An ACK without SYN to our SYN is not an error but
-/// [`ReplyKind::OldConnection`]: it must not be believed, but it must be acted on.
+/// The [`Rejection`] under which to count it. An ACK without SYN to our SYN, or one that is ahead of
+/// a given flow, is not an error but [`ReplyKind::OldConnection`]: it must not be believed, but it
+/// must be acted on.
 pub fn match_segment(
     table: &Table,
     segment: &Segment<'_>,
@@ -171,7 +177,11 @@ pub fn match_segment(
     let view = table.lookup(&key).ok_or(Rejection::NoFlow)?;
     let kind = match view.expect.phase {
         Phase::SynSent => judge_syn_sent(segment, &view.expect)?,
-        Phase::Open => judge_open(segment, &view.expect)?,
+        Phase::Open => match judge_open(segment, &view.expect) {
+            // Whoever owns the flow has gone on with it since: silence to us proves nothing.
+            Err(Rejection::AckUnacceptable) if view.expect.given => ReplyKind::OldConnection,
+            judged => judged?,
+        },
         Phase::Closed if segment.flags.contains(Flags::RST) => {
             match judge_open(segment, &view.expect) {
                 Ok(ReplyKind::RstToProbe) => ReplyKind::RstToProbe,
@@ -188,6 +198,7 @@ pub fn match_segment(
         seg_seq: segment.seq,
         seg_ack: segment.ack,
         wnd: segment.wnd,
+        tsecr: segment.options.timestamps.map(|timestamps| timestamps.tsecr),
         kind,
     })
 }
@@ -237,8 +248,11 @@ fn judge_open(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejec
         let repeated = segment.seq + 1 == expect.rcv_nxt;
         return if repeated { Ok(ReplyKind::SynAck) } else { Err(Rejection::Syn) };
     }
-    let oldest = expect.rcv_nxt - OLD_SEGMENT_SPAN;
-    if !segment.seq.is_in_window(oldest, OLD_SEGMENT_SPAN + OUR_WINDOW) {
+    let (behind, ahead) = match expect.given {
+        true => (SCALED_WINDOW, SCALED_WINDOW),
+        false => (OLD_SEGMENT_SPAN, OUR_WINDOW),
+    };
+    if !segment.seq.is_in_window(expect.rcv_nxt - behind, behind + ahead) {
         return Err(Rejection::SeqOutOfWindow);
     }
     if segment.seg_len() == 0 {
@@ -287,6 +301,7 @@ pub fn match_icmp(table: &Table, error: &IcmpError, at: Instant) -> Result<Reply
         seg_seq: error.quoted.seq,
         seg_ack: SeqNumber(0),
         wnd: 0,
+        tsecr: None,
         kind: ReplyKind::Icmp { kind, icmp_type, code, from, quoted_id },
     })
 }

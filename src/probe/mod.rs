@@ -7,10 +7,12 @@ pub mod classify;
 pub mod craft;
 pub mod evidence;
 pub mod flow;
+pub mod given;
 pub mod matcher;
 pub mod neighbour;
 pub mod pace;
 pub mod plan;
+pub mod prefix;
 pub mod receiver;
 #[cfg(test)]
 mod script;

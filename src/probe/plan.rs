@@ -70,6 +70,9 @@ pub struct Plan {
     pub close: Close,
     /// Frames per second, all kinds; `None` as fast as the path takes them.
     pub rate_pps: Option<u64>,
+    /// Frames per second towards one IPv4 /24 or IPv6 /48, address resolution left aside; `None`
+    /// without a cap of their own.
+    pub rate_per_prefix_pps: Option<u64>,
     /// Seeds the order of targets, initial sequence numbers and source ports.
     pub seed: u64,
 }

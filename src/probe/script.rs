@@ -3,6 +3,7 @@
 
 use crate::io::{PathId, PathInfo, RxFrame};
 use crate::probe::evidence::Verdict;
+use crate::probe::given::Given;
 use crate::probe::matcher::Rejection;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
@@ -59,6 +60,7 @@ pub(crate) fn plan() -> Plan {
         connect_timeout: Duration::from_secs(15),
         close: Close::Rst,
         rate_pps: None,
+        rate_per_prefix_pps: None,
         seed: 1,
     }
 }
@@ -83,6 +85,8 @@ pub(crate) struct Script {
     pub(crate) frames: Vec<Vec<u8>>,
     pub(crate) port: u16,
     iss: SeqNumber,
+    /// The options of what the peer says.
+    pub(crate) options: Options,
     pub(crate) done: bool,
 }
 
@@ -93,15 +97,36 @@ impl Script {
     }
 
     pub(crate) fn over(plan: Plan, link: LinkType) -> Self {
-        Script::from(plan, link, MacAddr([2, 0, 0, 0, 0, 1]))
+        Script::begin(plan, link, MacAddr([2, 0, 0, 0, 0, 1]), Vec::new())
     }
 
     /// Begins a sweep through an interface that has no MAC address.
     pub(crate) fn without_mac(plan: Plan) -> Self {
-        Script::from(plan, LinkType::Ip, MacAddr::default())
+        Script::begin(plan, LinkType::Ip, MacAddr::default(), Vec::new())
     }
 
-    fn from(plan: Plan, link: LinkType, mac: MacAddr) -> Self {
+    /// Begins a sweep of one flow that was given with these numbers; relative to them SND.UNA and
+    /// RCV.NXT are 1.
+    pub(crate) fn given(plan: Plan, change: impl FnOnce(&mut Given)) -> Self {
+        let mut given = Given {
+            local: (SOURCE, 40_000).into(),
+            peer: (PEER, 80).into(),
+            snd_una: SeqNumber(1001),
+            snd_nxt: SeqNumber(1001),
+            rcv_nxt: IRS + 1,
+            wnd: 502,
+            clock: None,
+            obstacle: None,
+        };
+        change(&mut given);
+        Script::begin(plan, LinkType::Ip, MacAddr([2, 0, 0, 0, 0, 1]), vec![given])
+    }
+
+    fn begin(plan: Plan, link: LinkType, mac: MacAddr, given: Vec<Given>) -> Self {
+        let (port, iss) = match given.first() {
+            Some(given) => (given.local.port(), given.snd_una - 1),
+            None => (0, SeqNumber(0)),
+        };
         let path = PathInfo { id: PathId(0), interface: "test0".into(), link, mac, mtu: 1500 };
         let table = Arc::new(Table::with_capacity(1, Family::V4, [1, 2]));
         let post = Arc::new(Post::new(1, 1, 64));
@@ -110,6 +135,7 @@ impl Script {
         let sender = Sender::new(Start {
             plan,
             targets: vec![Target { peer: (PEER, 80).into(), hop: Some(HopId(0)) }],
+            given,
             first_slot: 0,
             hops: vec![Hop { path: PathId(0), next_hop: PEER.into(), source: SOURCE.into() }],
             paths: vec![path],
@@ -129,8 +155,9 @@ impl Script {
             log: Vec::new(),
             verdicts: Vec::new(),
             frames: Vec::new(),
-            port: 0,
-            iss: SeqNumber(0),
+            port,
+            iss,
+            options: Options::default(),
             done: false,
         };
         script.at(0);
@@ -298,7 +325,7 @@ impl Script {
             ack: self.iss + say.ack,
             flags: Flags(say.flags),
             wnd: say.wnd,
-            options: Options::default(),
+            options: self.options,
             payload: &payload,
         };
         let mut frame = vec![0; 256];

@@ -8,13 +8,15 @@ use crate::io::{PathId, PathInfo};
 use crate::probe::classify::{State, classify};
 use crate::probe::craft::{CraftError, Crafter, Outgoing, WINDOW, emit_solicitation};
 use crate::probe::evidence::{Seen, Sighting, Verdict};
-use crate::probe::flow::{Flow, SegmentKind, Stage, Step};
+use crate::probe::flow::{Flow, MAX_OPENS, SegmentKind, Stage, Step};
+use crate::probe::given::{Given, Origin};
 use crate::probe::matcher::{Rejection, Reply, ReplyKind};
 use crate::probe::neighbour::{Answer, Hop, HopId, Neighbours};
 use crate::probe::pace::Pacer;
 use crate::probe::plan::Plan;
+use crate::probe::prefix::{Prefix, PrefixCap, Waiting};
 use crate::probe::receiver::Heard;
-use crate::probe::table::{FlowKey, Table};
+use crate::probe::table::{FlowKey, InsertError, Table};
 use crate::probe::wheel::{Entry, Wheel};
 use crate::probe::{Slot, TargetId};
 use crate::time::Instant;
@@ -113,6 +115,8 @@ pub struct Start {
     pub plan: Plan,
     /// The peers; a peer's slot and [`TargetId`] are its index here, counted from `first_slot`.
     pub targets: Vec<Target>,
+    /// The flows of the last of `targets`, which somebody else has opened.
+    pub given: Vec<Given>,
     /// The first of the table's slots that this sender owns: one for every target.
     pub first_slot: u32,
     /// The next hops that the targets name.
@@ -134,6 +138,8 @@ pub struct Start {
 pub struct Sender {
     plan: Plan,
     targets: Vec<Target>,
+    /// The flows of the last targets, as they were given.
+    given: Vec<Given>,
     first_slot: u32,
     flows: Vec<Flow>,
     /// Targets in the seeded random order in which they are started, so that no subnet is hit in
@@ -141,6 +147,8 @@ pub struct Sender {
     order: Vec<u32>,
     started: usize,
     neighbours: Neighbours,
+    /// In whose name next hops are asked for, where it is not that of the probes.
+    asks_as: HashMap<(PathId, IpAddr), IpAddr>,
     paths: Vec<PathInfo>,
     /// The path to this host's own addresses, if there is one.
     loopback: Option<PathId>,
@@ -150,6 +158,7 @@ pub struct Sender {
     table: Arc<Table>,
     wheel: Wheel,
     pacer: Pacer,
+    per_prefix: Option<PrefixCap>,
     /// Slots of flows that owe a segment.
     owing: VecDeque<Slot>,
     /// Slots of flows whose next hop has answered, to be opened in their turn: all at once they
@@ -174,8 +183,18 @@ impl Sender {
     /// # Errors
     /// [`EmitError`] if a source address cannot be crafted for.
     pub fn new(start: Start) -> Result<Self, EmitError> {
-        let Start { plan, targets, first_slot, hops, paths, resolve, source_ports, table, now } =
-            start;
+        let Start {
+            plan,
+            targets,
+            given,
+            first_slot,
+            hops,
+            paths,
+            resolve,
+            source_ports,
+            table,
+            now,
+        } = start;
         let mut crafters = Vec::new();
         let mut known = HashMap::new();
         let mut crafter_of_hop = Vec::with_capacity(hops.len());
@@ -197,16 +216,21 @@ impl Sender {
         fastrand::Rng::with_seed(seed).shuffle(&mut order);
         let needs_mac =
             |path: PathId| resolve && paths[usize::from(path.0)].link == LinkType::Ethernet;
-        Ok(Sender {
+        let owned = targets.len().saturating_sub(given.len());
+        let mut flows: Vec<Flow> = targets[..owned].iter().map(|_| Flow::new()).collect();
+        flows.extend(given.iter().map(Flow::given));
+        let mut sender = Sender {
             neighbours: Neighbours::new(hops, plan.keepalive.count, needs_mac),
-            flows: targets.iter().map(|_| Flow::new()).collect(),
+            flows,
             unfinished: targets.len(),
             wheel: Wheel::new(now),
             pacer: Pacer::new(plan.rate_pps, now),
+            per_prefix: plan.rate_per_prefix_pps.map(PrefixCap::new),
             owing: VecDeque::new(),
             ready: VecDeque::new(),
             verdicts: VecDeque::new(),
             started: 0,
+            asks_as: HashMap::new(),
             trouble: None,
             late_replies: 0,
             path_loses: false,
@@ -216,6 +240,7 @@ impl Sender {
             rejected: [0; Rejection::ALL.len()],
             plan,
             targets,
+            given,
             first_slot,
             order,
             paths,
@@ -224,7 +249,37 @@ impl Sender {
             crafter_of_hop,
             source_ports,
             table,
-        })
+        };
+        sender.enter_given();
+        Ok(sender)
+    }
+
+    /// Enters the given flows into the table before anything is sent, so that no sender opens a
+    /// connection on a 4-tuple of theirs.
+    fn enter_given(&mut self) {
+        let owned = self.flows.len() - self.given.len();
+        for (index, given) in (owned..).zip(&mut self.given) {
+            if given.obstacle().is_some() || self.targets[index].hop.is_none() {
+                continue;
+            }
+            let flow = &mut self.flows[index];
+            let slot = Slot(self.first_slot + index as u32);
+            let key = FlowKey { local: given.local, peer: given.peer };
+            match self.table.insert(slot, &key, &flow.expect()) {
+                Ok(generation) => flow.generation = generation,
+                Err(_) => given.obstacle = Some(Seen::ObserverFault),
+            }
+        }
+    }
+
+    fn given(&self, slot: Slot) -> Option<&Given> {
+        let owned = self.flows.len() - self.given.len();
+        self.given.get(self.index(slot).checked_sub(owned)?)
+    }
+
+    /// Has next hops on `path` asked for from `address` where probes come from `source`.
+    pub fn ask_as(&mut self, path: PathId, source: IpAddr, address: IpAddr) {
+        self.asks_as.insert((path, source), address);
     }
 
     /// Says through which path this host's own addresses are reached. Such a peer is up: if it is
@@ -377,7 +432,7 @@ impl Sender {
     /// Returns what is to be sent now, if anything.
     pub fn poll_transmit(&mut self, now: Instant) -> Poll {
         let ready_at = self.pacer.ready_at(now);
-        if ready_at > now && self.has_work() {
+        if ready_at > now && self.has_work(now) {
             return Poll::Pace(ready_at);
         }
         match self.next_due(now) {
@@ -391,8 +446,10 @@ impl Sender {
         }
     }
 
-    fn has_work(&self) -> bool {
-        !self.owing.is_empty()
+    fn has_work(&self, now: Instant) -> bool {
+        let released = self.per_prefix.as_ref().and_then(PrefixCap::next_wakeup);
+        released.is_some_and(|at| at <= now)
+            || !self.owing.is_empty()
             || !self.ready.is_empty()
             || self.started < self.order.len()
             || self.neighbours.wants_request()
@@ -400,7 +457,10 @@ impl Sender {
 
     fn next_wakeup(&self) -> Instant {
         let wheel = self.wheel.next_wakeup().unwrap_or(Instant::FAR_FUTURE);
-        wheel.min(self.neighbours.next_wakeup().unwrap_or(Instant::FAR_FUTURE))
+        let released = self.per_prefix.as_ref().and_then(PrefixCap::next_wakeup);
+        wheel
+            .min(self.neighbours.next_wakeup().unwrap_or(Instant::FAR_FUTURE))
+            .min(released.unwrap_or(Instant::FAR_FUTURE))
     }
 
     /// Flows under way come first, then address resolution, then new flows.
@@ -409,8 +469,20 @@ impl Sender {
             if let Some(due) = self.next_owed(now) {
                 return Some(due);
             }
+            match self.per_prefix.as_mut().and_then(|cap| cap.release(now)) {
+                Some(Waiting::Owing(slot)) => {
+                    self.owing.push_back(slot);
+                    continue;
+                }
+                Some(Waiting::Unstarted(slot)) => {
+                    self.begin(slot, now);
+                    continue;
+                }
+                None => {}
+            }
             if let Some(hop) = self.neighbours.poll_request(now) {
                 let Hop { path, next_hop, source } = *hop;
+                let source = self.asks_as.get(&(path, source)).copied().unwrap_or(source);
                 match next_hop {
                     IpAddr::V4(_) => self.sent.arp += 1,
                     IpAddr::V6(_) => self.sent.nd += 1,
@@ -419,17 +491,39 @@ impl Sender {
                 return Some(Due { path, slot: None, content });
             }
             if let Some(slot) = self.ready.pop_front() {
-                self.open(slot, now);
+                if self.has_turn(slot, now) {
+                    self.open(slot, now);
+                }
                 continue;
             }
             let slot = Slot(self.first_slot + *self.order.get(self.started)?);
             self.started += 1;
-            self.begin(slot, now);
+            if self.has_turn(slot, now) {
+                self.begin(slot, now);
+            }
         }
+    }
+
+    /// Says whether a flow may be begun now; else it waits for its network.
+    fn has_turn(&mut self, slot: Slot, now: Instant) -> bool {
+        let index = self.index(slot);
+        let Some(cap) = &mut self.per_prefix else { return true };
+        let prefix = Prefix::of(self.targets[index].peer.ip());
+        let has_turn = cap.has_turn(prefix, now);
+        if !has_turn {
+            cap.wait(prefix, Waiting::Unstarted(slot));
+        }
+        has_turn
     }
 
     fn begin(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
+        if let Some(obstacle) = self.given(slot).and_then(Given::obstacle) {
+            let flow = &mut self.flows[index];
+            flow.facts.unprobeable = true;
+            flow.note_local(obstacle, now);
+            return self.judge(slot, now);
+        }
         let Some(hop) = self.targets[index].hop else {
             let flow = &mut self.flows[index];
             flow.facts.no_route = true;
@@ -443,12 +537,16 @@ impl Sender {
         }
     }
 
-    /// Begins a handshake on a 4-tuple that this run has not used before.
+    /// Begins a handshake on a 4-tuple that this run has not used before, or takes up a given flow.
     fn open(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
         let Target { peer, hop: Some(hop) } = self.targets[index] else { return };
         let source = self.neighbours.hop(hop).source;
         let flow = &mut self.flows[index];
+        if !flow.origin().is_owned() {
+            flow.take_up(now, &self.plan);
+            return self.touch(slot);
+        }
         let span = u32::from(self.source_ports.end() - self.source_ports.start()) + 1;
         // Consecutive ports for one target: a closed 4-tuple is never used again (2 MSL).
         let offset = (keyed_hash(self.plan.seed, b"port", peer, 0) as u32)
@@ -463,6 +561,8 @@ impl Sender {
                 flow.generation = generation;
                 self.touch(slot);
             }
+            // A given flow has it.
+            Err(InsertError::Duplicate) if flow.opens < MAX_OPENS => self.open(slot, now),
             Err(_) => {
                 flow.note_local(Seen::ObserverFault, now);
                 flow.facts.exhausted = true;
@@ -481,6 +581,13 @@ impl Sender {
                 self.owing.pop_front();
                 continue;
             };
+            if let Some(cap) = &mut self.per_prefix
+                && !cap.allows(Prefix::of(peer.ip()), now)
+            {
+                self.owing.pop_front();
+                cap.wait(Prefix::of(peer.ip()), Waiting::Owing(slot));
+                continue;
+            }
             let knew_peer = flow.knows_peer();
             let Some(kind) = flow.next_segment(now, &self.plan) else {
                 flow.queued = false;
@@ -493,7 +600,12 @@ impl Sender {
                 SegmentKind::Fin => flow.snd_una(),
                 SegmentKind::Ack | SegmentKind::Rst => flow.snd_nxt(),
             };
-            let variant = flow.sent_in_all % WINDOW_VARIANTS;
+            // A repeat differs by its window, which is never 0 and never above the real one.
+            let wnd = match flow.origin() {
+                Origin::Owned => WINDOW,
+                Origin::Given { wnd, .. } => wnd,
+            };
+            let variant = flow.sent_in_all % WINDOW_VARIANTS.min(wnd).max(1);
             let outgoing = Outgoing {
                 kind,
                 mac: self.neighbours.mac(hop).unwrap_or_default(),
@@ -501,11 +613,15 @@ impl Sender {
                 peer,
                 seq,
                 ack: (kind != SegmentKind::Syn && knew_peer).then_some(flow.rcv_nxt),
-                wnd: WINDOW - variant,
+                wnd: wnd - variant,
                 // Tells frames of one flow apart in captures; DF is set, so no more is needed.
                 ip_id: (slot.0 as u16).wrapping_mul(31).wrapping_add(flow.sent_in_all),
+                timestamps: flow.origin().timestamps(now),
             };
             self.sent.segments[kind as usize] += 1;
+            if let Some(cap) = &mut self.per_prefix {
+                cap.charge(Prefix::of(peer.ip()), now);
+            }
             self.touch(slot);
             let path = self.neighbours.hop(hop).path;
             let crafter = self.crafter_of_hop[hop.0 as usize];
@@ -563,11 +679,13 @@ impl Sender {
     fn verdict(&mut self, slot: Slot, correction: bool) -> Verdict {
         let index = self.index(slot);
         let Target { peer, hop } = self.targets[index];
+        let given = self.given(slot).map(|given| given.local);
         let flow = &mut self.flows[index];
         let (state, reason) = classify(&flow.facts);
-        let local = hop
-            .filter(|_| flow.opens > 0)
-            .map(|hop| SocketAddr::new(self.neighbours.hop(hop).source, flow.local_port));
+        let local = given.or_else(|| {
+            hop.filter(|_| flow.opens > 0)
+                .map(|hop| SocketAddr::new(self.neighbours.hop(hop).source, flow.local_port))
+        });
         Verdict {
             target: TargetId(slot.0),
             peer,
@@ -615,6 +733,9 @@ impl Sender {
     pub fn interrupt(&mut self, now: Instant, why: Interruption) {
         self.started = self.order.len();
         self.ready.clear();
+        if let Some(cap) = &mut self.per_prefix {
+            cap.abandon_unstarted();
+        }
         self.neighbours.abandon();
         for index in 0..self.flows.len() {
             let flow = &mut self.flows[index];
@@ -635,6 +756,12 @@ impl Sender {
     /// Sends what is still owed as fast as the path takes it: the user cannot wait any longer.
     pub fn hurry(&mut self, now: Instant) {
         self.pacer = Pacer::new(None, now);
+        for waiting in self.per_prefix.take().into_iter().flat_map(PrefixCap::into_waiting) {
+            match waiting {
+                Waiting::Owing(slot) => self.owing.push_back(slot),
+                Waiting::Unstarted(slot) => self.begin(slot, now),
+            }
+        }
     }
 
     /// Returns the next verdict.

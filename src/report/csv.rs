@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::ndjson::{record_type, tenth_us, whole_us};
-use super::{Layout, Record, Summary};
+use super::{Layout, Record, Summary, peer_ip};
 use crate::probe::evidence::{Seen, Sighting};
 use std::fmt::Write as _;
 use std::io;
@@ -76,7 +76,7 @@ impl Layout for Csv {
         let verdict = record.verdict;
         let fields: [&str; COLUMNS.len()] = [
             record_type(verdict.correction),
-            &verdict.peer.ip().to_string(),
+            &text(peer_ip(verdict)),
             &verdict.peer.port().to_string(),
             &text(verdict.local.map(|local| local.ip())),
             &text(verdict.local.map(|local| local.port())),

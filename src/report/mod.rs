@@ -16,6 +16,8 @@ use crate::probe::evidence::Verdict;
 use std::collections::BTreeMap;
 #[cfg(feature = "cli")]
 use std::io;
+#[cfg(feature = "cli")]
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What a run has done: every frame accounted for.
@@ -31,13 +33,13 @@ pub struct Summary {
     pub reasons: BTreeMap<(State, Reason), u64>,
     /// Late replies that overturned a verdict.
     pub corrections: u64,
-    /// Frames that we sent, in all and by kind ("syn", "ack", "probe-0", "probe-1", "rst", "fin", "arp").
+    /// Frames that we sent, in all and by kind ("syn", "ack", "probe-0", "probe-1", "rst", "fin", "arp", "nd").
     pub frames_sent: u64,
     /// By kind; adds up to `frames_sent`.
     pub sent_by_kind: BTreeMap<&'static str, u64>,
     /// Frames that reached us: `replies_matched` + the sum of `replies_rejected`.
     pub frames_received: u64,
-    /// Replies that belong to a flow (or ARP replies that we had asked for).
+    /// Replies that belong to a flow (or answers to our ARP and ND).
     pub replies_matched: u64,
     /// Frames that were not believed, by reason ("rst-seq", "ack-unacceptable", "no-flow", …).
     pub replies_rejected: BTreeMap<&'static str, u64>,
@@ -53,6 +55,17 @@ pub struct Summary {
     pub faults: Vec<String>,
     /// From the first frame to the last verdict.
     pub elapsed: Duration,
+    /// Memory that was taken, if the kernel says.
+    pub memory: Option<Memory>,
+}
+
+/// Octets of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Memory {
+    /// The most that the process has had at a time.
+    pub peak: u64,
+    /// What the targets take of it, with their names and labels.
+    pub targets: u64,
 }
 
 impl Summary {
@@ -75,6 +88,19 @@ impl Summary {
     pub fn rate_pps(&self) -> u64 {
         let seconds = self.elapsed.as_secs_f64();
         if seconds > 0.0 { (self.frames_sent as f64 / seconds).round() as u64 } else { 0 }
+    }
+}
+
+/// Returns the peer's address as records have it: with the number of the interface, where it is one
+/// on every link (RFC 4007 §11); nothing where no address is known.
+#[cfg(feature = "cli")]
+fn peer_ip(verdict: &Verdict) -> Option<String> {
+    match verdict.peer {
+        peer if peer.ip().is_unspecified() => None,
+        SocketAddr::V6(peer) if peer.scope_id() != 0 => {
+            Some(format!("{}%{}", peer.ip(), peer.scope_id()))
+        }
+        peer => Some(peer.ip().to_string()),
     }
 }
 

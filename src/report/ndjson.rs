@@ -1,7 +1,7 @@
 //! One JSON object a line: schema `keepsweep/1`.
 #![forbid(unsafe_code)]
 
-use super::{Layout, Record, Summary};
+use super::{Layout, Record, Summary, peer_ip};
 use crate::probe::classify::State;
 use crate::probe::evidence::{Seen, Sighting};
 use serde::Serialize;
@@ -22,7 +22,7 @@ pub struct Ndjson;
 struct PeerObject<'a> {
     schema: &'static str,
     r#type: &'static str,
-    peer_ip: IpAddr,
+    peer_ip: Option<String>,
     peer_port: u16,
     local_ip: Option<IpAddr>,
     local_port: Option<u16>,
@@ -134,7 +134,7 @@ impl Layout for Ndjson {
         let object = PeerObject {
             schema: SCHEMA,
             r#type: record_type(verdict.correction),
-            peer_ip: verdict.peer.ip(),
+            peer_ip: peer_ip(verdict),
             peer_port: verdict.peer.port(),
             local_ip: verdict.local.map(|local| local.ip()),
             local_port: verdict.local.map(|local| local.port()),

@@ -6,7 +6,7 @@ use crate::probe::classify::State;
 use crate::probe::evidence::Sighting;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, Table as Grid};
-use indicatif::HumanCount;
+use indicatif::{BinaryBytes, HumanCount};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
@@ -30,10 +30,14 @@ impl Table {
         longest_peer: usize,
         names: impl Iterator<Item = (Option<&'a str>, Option<&'a str>)>,
     ) -> Table {
-        let width = |text: Option<&str>| text.map_or(0, |text| shown(text).chars().count());
+        // There may be millions: few are worth a closer look.
+        let wider = |than: usize, text: Option<&str>| match text {
+            Some(text) if text.len() > than => than.max(shown(text).chars().count()),
+            _ => than,
+        };
         let (mut name, mut label) = (0, 0);
         for (host, tag) in names {
-            (name, label) = (name.max(width(host)), label.max(width(tag)));
+            (name, label) = (wider(name, host), wider(label, tag));
         }
         let column = |widest: usize, title: &str| match widest {
             0 => 0,
@@ -69,6 +73,11 @@ pub(crate) fn shown(text: &str) -> String {
             control.then(|| c.escape_default()).into_iter().flatten().chain((!control).then_some(c))
         })
         .collect()
+}
+
+/// Returns how a peer without an address is shown.
+pub(crate) fn by_name(name: &str, port: u16) -> String {
+    format!("{}:{port}", shown(name))
 }
 
 /// Three digits and a unit: `81.4us`, `1.25ms`, `2.00s`.
@@ -115,8 +124,12 @@ impl Layout for Table {
         if verdict.correction {
             seen.insert_str(0, if seen.is_empty() { "corrected" } else { "corrected: " });
         }
+        let peer = match record.name.filter(|_| verdict.peer.ip().is_unspecified()) {
+            Some(name) => by_name(name, verdict.peer.port()),
+            None => verdict.peer.to_string(),
+        };
         let cells = [
-            &verdict.peer.to_string(),
+            &peer,
             &record.name.map_or_else(String::new, shown),
             &record.label.map_or_else(String::new, shown),
             verdict.state.name(),
@@ -193,6 +206,10 @@ pub fn summary(summary: &Summary) -> String {
             format!("{}, {rate} frames/s, io {}", humantime::format_duration(elapsed), summary.io),
         ),
     ];
+    if let Some(memory) = summary.memory {
+        let [peak, targets] = [memory.peak, memory.targets].map(BinaryBytes);
+        frames.push(line("memory", format!("{peak} at most, {targets} of it for the targets")));
+    }
     if summary.corrections > 0 {
         frames.push(line("corrections", HumanCount(summary.corrections).to_string()));
     }

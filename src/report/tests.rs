@@ -90,6 +90,7 @@ fn summary() -> Summary {
         loss_estimate: 0.0125,
         faults: Vec::new(),
         elapsed: Duration::from_micros(4_213_900),
+        memory: Some(Memory { peak: 52 << 20, targets: 2 << 20 }),
     }
 }
 
@@ -175,9 +176,51 @@ received     131,100 = 131,090 matched + 10 rejected (no-flow 3, rst-seq 7)
 on our side  0 dropped for lack of room; guard kept 131,090 from our kernel; our kernel sent 0 RSTs
 probes lost  1.25 % (estimate)
 elapsed      4s 213ms, 46,661 frames/s, io packet
+memory       52.00 MiB at most, 2.00 MiB of it for the targets
 corrections  1
 
 "#]].raw());
+}
+
+/// A name without an address is a record like any other; of a link-local address the link is told.
+#[test]
+fn peers_without_an_address_and_with_a_scope() {
+    let unresolved = Verdict::unresolved(TargetId(3), 5432);
+    let name = Some("db9.example.net");
+    let link_local = Verdict {
+        peer: std::net::SocketAddrV6::new("fe80::1".parse().expect("v6"), 22, 0, 2).into(),
+        ..ack()
+    };
+    let written = |layout: &mut dyn Layout| {
+        let mut out = Vec::new();
+        for (verdict, name) in [(&unresolved, name), (&link_local, None)] {
+            layout.record(&Record { verdict, name, label: None }, &mut out).expect("encodes");
+        }
+        String::from_utf8(out).expect("UTF-8")
+    };
+    assert_data_eq!(written(&mut Ndjson), str![[r#"
+{"schema":"keepsweep/1","type":"peer","peer_ip":null,"peer_port":5432,"local_ip":null,"local_port":null,"name":"db9.example.net","label":null,"round":1,"state":"undetermined","reason":"unprobeable","probes":0,"replies":0,"rtt_us":null,"evidence":[{"kind":"unresolved","at_us":0}]}
+{"schema":"keepsweep/1","type":"peer","peer_ip":"fe80::1%2","peer_port":22,"local_ip":"10.98.0.1","local_port":61007,"name":null,"label":null,"round":1,"state":"alive","reason":"ack","probes":1,"replies":1,"rtt_us":81.4,"evidence":[{"kind":"ack","at_us":91,"ttl":64,"seg_seq":1,"seg_ack":1}]}
+
+"#]].raw());
+    assert_data_eq!(
+        written(&mut Csv),
+        str![[r#"
+peer,,5432,,,db9.example.net,,1,undetermined,unprobeable,0,0,,unresolved@0
+peer,fe80::1%2,22,10.98.0.1,61007,,,1,alive,ack,1,1,81.4,ack@91 ttl=64 seq=1 ack=1
+
+"#]]
+        .raw()
+    );
+    assert_data_eq!(
+        written(&mut Table::new(20, [(name, None)].into_iter())),
+        str![[r#"
+db9.example.net:5432  db9.example.net  undetermined  unprobeable          0         -  unresolved
+[fe80::1%2]:22                         alive         ack                  1    81.4us  ack
+
+"#]]
+        .raw()
+    );
 }
 
 #[test]

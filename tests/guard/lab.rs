@@ -246,3 +246,14 @@ pub fn connect(bound: OwnedFd, peer: SocketAddr) -> TcpStream {
     nix::sys::socket::connect(bound.as_raw_fd(), &SockaddrStorage::from(peer)).unwrap();
     bound.into()
 }
+
+/// Connects to `to` from `from`, its port included.
+pub fn connect_from(from: SocketAddr, to: SocketAddr) -> TcpStream {
+    use nix::sys::socket::{bind, connect, socket};
+    let fd =
+        socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)
+            .unwrap();
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).unwrap();
+    TcpStream::from(fd)
+}

@@ -3,7 +3,9 @@
 //! Needs root. Without it these tests fail when CI is set and say so otherwise.
 
 mod ends;
+mod flows;
 mod matrix;
+mod orphans;
 mod paths;
 mod scale;
 mod support;

@@ -9,11 +9,11 @@ use keepsweep::probe::receiver::{Post, Receiver, RxCounts};
 use keepsweep::probe::sender::{Poll, Sender, Start, Target};
 use keepsweep::probe::table::{Family, Table};
 use keepsweep::time::Instant;
-use keepsweep::wire::LinkType;
+use keepsweep::wire::{Checksums, LinkType, Packet, Segment, parse};
 use siphasher::sip::SipHasher13;
 use std::collections::HashMap;
 use std::hash::Hasher;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ pub fn plan() -> Plan {
         connect_timeout: Duration::from_secs(15),
         close: Close::Rst,
         rate_pps: None,
+        rate_per_prefix_pps: None,
         seed: 1,
     }
 }
@@ -49,6 +50,8 @@ pub struct Outcome {
     pub received: RxCounts,
     /// Replies that the sender refused.
     pub refused: u64,
+    /// When each segment was sent, and to whom, if there is a cap by network.
+    pub sent_at: Vec<(Instant, Ipv4Addr)>,
     /// A hash over every octet sent and its time.
     pub fingerprint: u64,
     /// When the last verdict was given.
@@ -98,6 +101,7 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
     let mut sender = Sender::new(Start {
         plan,
         targets,
+        given: Vec::new(),
         first_slot: 0,
         hops,
         paths: vec![path],
@@ -109,6 +113,7 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
     .expect("a sender");
 
     let mut fingerprint = SipHasher13::new();
+    let mut sent_at = Vec::new();
     let mut verdicts = HashMap::with_capacity(peers.len());
     let mut corrections = Vec::new();
     let mut ended = now;
@@ -137,6 +142,13 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
                     let len = sender.emit(&due, &mut frame).expect("room for a frame");
                     fingerprint.write_u64(now.as_nanos());
                     fingerprint.write(&frame[..len]);
+                    if plan.rate_per_prefix_pps.is_some()
+                        && let Ok(Packet::Tcp(Segment { ip, .. })) =
+                            parse(&frame[..len], LinkType::Ethernet, Checksums::Verify)
+                        && let IpAddr::V4(dst) = ip.dst
+                    {
+                        sent_at.push((now, dst));
+                    }
                     network.transmit(now, &frame[..len]);
                 }
                 Poll::Pace(until) | Poll::Wait(until) => break Some(until),
@@ -167,6 +179,7 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
         sent: sender.sent().by_kind(),
         received: *receiver.counts(),
         refused: sender.rejected().iter().sum(),
+        sent_at,
         fingerprint: fingerprint.finish(),
         ended,
         network,

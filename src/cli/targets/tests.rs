@@ -1,27 +1,36 @@
+use super::entry::Host;
 use super::*;
+use ipnet::IpNet;
 use proptest::prelude::*;
+use resolve::Found;
 use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddrV6};
+use std::num::NonZero;
 
-fn entries(texts: &[&str]) -> Vec<Entry> {
-    texts
-        .iter()
-        .enumerate()
-        .map(|(index, text)| {
-            let (word, label) = text.split_once(' ').map_or((*text, None), |(w, l)| (w, Some(l)));
-            let (host, port) = entry::parse_target(word).expect("well-formed");
-            let origin = Origin::Line("list".into(), index as u64 + 1);
-            Entry { host, port, label: label.map(Into::into), origin }
-        })
-        .collect()
-}
-
-fn look_up(name: &str) -> io::Result<Vec<IpAddr>> {
+fn look_up(name: &str) -> Found {
+    let addrs = |texts: &[&str]| {
+        let addr = |text: &&str| SocketAddr::new(text.parse().expect("an address"), 0);
+        Ok(texts.iter().map(addr).collect())
+    };
     match name {
-        "two" => Ok(vec![IpAddr::from([10, 0, 0, 9]), IpAddr::from([10, 0, 0, 8])]),
-        "both" => Ok(vec![IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]), IpAddr::from([10, 0, 0, 7])]),
-        "six" => Ok(vec![IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])]),
+        "two" => addrs(&["10.0.0.9", "10.0.0.8"]),
+        "both" => addrs(&["fd00::7", "10.0.0.7", "fd00::7", "::ffff:10.0.0.7"]),
+        "six" => addrs(&["::1"]),
+        "lo" => Ok(vec![SocketAddrV6::new("fe80::9".parse().expect("v6"), 0, 0, 1).into()]),
+        "none" => Ok(Vec::new()),
         _ => Err(io::Error::other("no such name")),
     }
+}
+
+fn run_given(
+    texts: &[&str],
+    exclude: &[&str],
+    given: &Given<'_>,
+    available: Option<u64>,
+) -> Result<Targets, TargetError> {
+    let exclude: Vec<String> = exclude.iter().map(|text| (*text).to_owned()).collect();
+    let excluded = list::exclusions(&exclude)?;
+    expand::expand(List::of(texts), &excluded, given, available, look_up, &mut |_, _| {})
 }
 
 fn run_with(
@@ -30,9 +39,7 @@ fn run_with(
     ports: &[u16],
     available: Option<u64>,
 ) -> Result<Targets, TargetError> {
-    let exclude: Vec<String> = exclude.iter().map(|text| (*text).to_owned()).collect();
-    let given = Given { ports, ..Given::default() };
-    expand(&entries(texts), &exclusions(&exclude)?, &given, available, look_up)
+    run_given(texts, exclude, &Given { ports, ..Given::default() }, available)
 }
 
 fn run(texts: &[&str], ports: &[u16]) -> Result<Targets, TargetError> {
@@ -76,7 +83,7 @@ fn duplicates_are_probed_once_and_counted() {
 fn names_and_labels_are_kept_by_entry() {
     let list = ["10.1.0.0/16 rack 7", "two web", "10.0.0.1", "10.0.0.2", "both"];
     let targets = run(&list, &[80]).expect("fine");
-    assert_eq!(targets.names.runs.len(), 4);
+    assert_eq!(targets.names.runs(), 4);
     let of = |index| targets.names.of(TargetId(index));
     assert_eq!(of(0), (None, Some("rack 7")));
     assert_eq!(of(65_535), (None, Some("rack 7")));
@@ -85,7 +92,7 @@ fn names_and_labels_are_kept_by_entry() {
     assert_eq!(of(65_538), (None, None));
     assert_eq!(of(65_539), (None, None));
     assert_eq!(of(65_540), (Some("both"), None));
-    assert_eq!(targets.ipv6_left_out, 1);
+    assert_eq!(peers(&targets)[65_540..], ["[fd00::7]:80", "10.0.0.7:80"]);
     assert_eq!(Names::default().of(TargetId(0)), (None, None));
 }
 
@@ -121,17 +128,126 @@ fn refusals_name_place_target_and_remedy() {
         message(run(&["10.0.0.1"], &[])),
         "list:1: 10.0.0.1 has no port: give it one (10.0.0.1:PORT) or use -p"
     );
-    assert_eq!(message(run(&["fd00::1"], &[80])), "list:1: fd00::1: IPv6 is not probed yet");
-    assert_eq!(message(run(&["six"], &[80])), "list:1: six: IPv6 is not probed yet");
     assert_eq!(
-        message(run(&["two", "gone", "gone:81"], &[80])),
-        "list:2: resolve gone: no such name\nlist:3: resolve gone: no such name"
+        message(run(&["fd00::/120"], &[])),
+        "list:1: fd00::/120 has no port: give it one ([fd00::/120]:PORT) or use -p"
+    );
+    assert_eq!(
+        message(run(&["ff02::1"], &[80])),
+        "list:1: ff02::1: ff02::1 is multicast (ff00::/8) and never a peer"
+    );
+    assert_eq!(
+        message(run(&["2001:db8::1", "[2606:4700::1111]:80"], &[80])),
+        "list:2: 2606:4700::1111: 2606:4700::1111 is a public address; probe it only if you are \
+         entitled to, with --allow-public"
     );
 }
 
 #[test]
+fn ipv6_is_expanded_and_cut_as_ipv4_is() {
+    let list = ["2001:db8::/126", "[2001:db8::2]:81", "[2001:db8::1]:80 again", "::1"];
+    let targets = run_with(&list, &["2001:db8::3", "::/127"], &[80], None).expect("fine");
+    let left = ["[2001:db8::]:80", "[2001:db8::1]:80", "[2001:db8::2]:80", "[2001:db8::2]:81"];
+    assert_eq!(peers(&targets), left);
+    assert_eq!(targets.duplicates, 1);
+    // However it is written, it is the same peer, and left out under either name.
+    let mapped = run(&["10.0.0.1", "::ffff:10.0.0.1", "[::ffff:10.0.0.0/127]:80"], &[80]);
+    let mapped = mapped.expect("fine");
+    assert_eq!(
+        (peers(&mapped), mapped.duplicates),
+        (vec!["10.0.0.1:80".into(), "10.0.0.0:80".into()], 2)
+    );
+    let cut = run_with(&["10.0.0.0/30", "six"], &["::ffff:10.0.0.0/127", "::/0"], &[80], None);
+    assert_eq!(peers(&cut.expect("fine")), ["10.0.0.2:80", "10.0.0.3:80"]);
+}
+
+/// Whatever is given, and however often: the size is known at once.
+#[test]
+fn a_typing_error_in_a_prefix_costs_nothing() {
+    let text = message(run_with(&["fd00::/64"], &[], &[80, 443], Some(1 << 30)));
+    let says = "2^65 targets (fd00::/64 alone 2^65) need more than 16 EiB of memory, and 1.00 GiB \
+                are available; sweep them in parts";
+    assert_eq!(text, says);
+    let text = message(run(&["fd00::/96", "fd00::/64"], &[80]));
+    assert!(text.starts_with("2^64 targets (fd00::/64 alone 2^64) need"), "{text}");
+    let ports: Vec<u16> = (1..=65_535).collect();
+    let given = Given { ports: &ports, allow_public: true, ..Given::default() };
+    let text = message(run_given(&["2000::/3"; 1000], &["2000::1"], &given, Some(1 << 24)));
+    assert!(text.contains("need more than 16 EiB"), "{text}");
+    let text = message(run_with(&["10.0.0.1:80"; 1000], &["fd00::1"], &[], Some(700)));
+    assert!(text.starts_with("1,000 targets"), "{text}");
+}
+
+#[test]
+fn link_local_addresses_have_a_scope() {
+    let list = ["fe80::1%lo", "[fe80::1%1]:22", "fe80::2%lo/127", "lo"];
+    let targets = run(&list, &[80]).expect("fine");
+    let expected =
+        ["[fe80::1%1]:80", "[fe80::1%1]:22", "[fe80::2%1]:80", "[fe80::3%1]:80", "[fe80::9%1]:80"];
+    assert_eq!(peers(&targets), expected);
+    assert_eq!(
+        message(run(&["fe80::1"], &[80])),
+        "list:1: fe80::1: fe80::1 is link-local, one on every link: say on which \
+         (fe80::1%INTERFACE), or use -i"
+    );
+    let through =
+        |interface| Given { ports: &[80], interface: Some(interface), ..Given::default() };
+    let targets = run_given(&["fe80::1", "fe80::1%lo", "fd00::1"], &[], &through("lo"), None);
+    let targets = targets.expect("fine");
+    assert_eq!(
+        (peers(&targets), targets.duplicates),
+        (vec!["[fe80::1%1]:80".into(), "[fd00::1]:80".into()], 1)
+    );
+    // The engine says that there is no such interface.
+    assert!(run_given(&["fe80::1"], &[], &through("nosuch0"), None).is_ok());
+    let zone = entry::Malformed::Interface("nosuch0".into()).to_string();
+    assert_eq!(zone, "no such interface: nosuch0; see: ip link");
+}
+
+#[test]
+fn a_source_address_is_of_one_family() {
+    let from =
+        |source: &str| Given { ports: &[80], source: source.parse().ok(), ..Given::default() };
+    let targets = run_given(&["both", "10.0.0.1"], &[], &from("10.0.0.2"), None).expect("fine");
+    assert_eq!(
+        (peers(&targets), targets.other_family),
+        (vec!["10.0.0.7:80".into(), "10.0.0.1:80".into()], 1)
+    );
+    assert_eq!(
+        message(run_given(&["both", "10.0.0.1"], &[], &from("fd00::2"), None)),
+        "list:2: 10.0.0.1: cannot be probed from fd00::2 (--source), which is of the other address \
+         family"
+    );
+    assert_eq!(
+        message(run_given(&["two"], &[], &from("fd00::2"), None)),
+        "no targets left: no name has an address of the family of fd00::2 (--source)"
+    );
+}
+
+#[test]
+fn names_without_an_address_are_kept_apart() {
+    let list = ["two", "gone rack 7", "gone:81", "none:82", "gone", "10.0.0.1"];
+    let targets = run(&list, &[80]).expect("fine");
+    assert_eq!(peers(&targets), ["10.0.0.9:80", "10.0.0.8:80", "10.0.0.1:80"]);
+    let unresolved = [(TargetId(3), 80), (TargetId(4), 81), (TargetId(5), 82)];
+    assert_eq!(targets.unresolved, unresolved);
+    assert_eq!(targets.duplicates, 1);
+    assert_eq!(targets.names.of(TargetId(2)), (None, None));
+    assert_eq!(targets.names.of(TargetId(3)), (Some("gone"), Some("rack 7")));
+    assert_eq!(targets.names.of(TargetId(4)), (Some("gone"), None));
+    assert_eq!(targets.names.of(TargetId(5)), (Some("none"), None));
+    assert_eq!(
+        targets.resolver.expect("faults"),
+        "list:2: resolve gone: no such name\nlist:3: resolve gone: no such name\n\
+         list:4: resolve none: no address\nlist:5: resolve gone: no such name"
+    );
+    let nobody = run(&["gone"], &[80, 81]).expect("a record is a result");
+    assert_eq!((nobody.peers.len(), nobody.unresolved.len()), (0, 2));
+}
+
+#[test]
 fn too_many_targets_say_what_they_would_need() {
-    let need = memory::needed(65_536 + 1);
+    let need = memory::needed(65_536 + 1, Family::V4);
     assert!(run_with(&["10.0.0.0/16", "10.1.0.0"], &[], &[80], Some(need)).is_ok());
     let text = message(run_with(&["10.0.0.0/16", "10.1.0.0"], &[], &[80], Some(need - 1)));
     let says = format!(
@@ -147,7 +263,7 @@ fn too_many_targets_say_what_they_would_need() {
 #[test]
 fn a_long_list_of_faults_is_cut() {
     let faults: Vec<u32> = (0..25).collect();
-    let text = shown(&faults);
+    let text = shown(&faults, faults.len());
     assert_eq!(text.lines().count(), 11);
     assert!(text.ends_with("and 15 more"));
 }
@@ -165,12 +281,18 @@ proptest! {
         }).collect();
         let cut: Vec<String> = cut.iter().map(|(low, prefix)| format!("10.0.0.{low}/{prefix}")).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        // The place in the list as the label.
+        let labelled: Vec<String> =
+            texts.iter().enumerate().map(|(nth, text)| format!("{text} {nth}")).collect();
+        let labelled: Vec<&str> = labelled.iter().map(String::as_str).collect();
         let mut model = HashSet::new();
+        let mut by_first = Vec::new();
         let mut in_all = 0;
-        for entry in entries(&texts) {
-            let Host::Net(IpNet::V4(net)) = entry.host else { panic!("IPv4") };
-            let ports = entry.port.map_or(vec![80, 81], |port| vec![port]);
-            for bits in scope::range(&net) {
+        for text in &texts {
+            let (Host::Net(IpNet::V4(net)), port) = entry::parse_target(text).expect("well-formed")
+            else { panic!("IPv4") };
+            let ports = port.map_or(vec![80, 81], |port: NonZero<u16>| vec![port.get()]);
+            for bits in net.network().to_bits()..=net.broadcast().to_bits() {
                 let addr = Ipv4Addr::from_bits(bits);
                 let is_cut = cut.iter().any(|text| {
                     let net: ipnet::Ipv4Net = text.parse().expect("a prefix");
@@ -178,15 +300,27 @@ proptest! {
                 });
                 for &port in ports.iter().filter(|_| !is_cut) {
                     in_all += 1;
-                    model.insert(SocketAddr::from((addr, port)));
+                    let peer = SocketAddr::from((addr, port));
+                    if model.insert(peer) {
+                        by_first.push((text.to_string(), peer));
+                    }
                 }
             }
         }
         let cut: Vec<&str> = cut.iter().map(String::as_str).collect();
-        match run_with(&texts, &cut, &[80, 81], None) {
+        match run_with(&labelled, &cut, &[80, 81], None) {
             Ok(targets) => {
                 prop_assert_eq!(targets.peers.len(), model.len());
                 prop_assert_eq!(targets.duplicates, in_all - model.len() as u64);
+                // Each under what it was given as first, in the order in which it was given.
+                let mut nth = 0;
+                for (id, peer) in targets.peers.iter().enumerate() {
+                    let label = targets.names.of(TargetId(id as u32)).1.expect("a label");
+                    let place: usize = label.parse().expect("a number");
+                    prop_assert!(place >= nth);
+                    nth = place;
+                    prop_assert!(by_first.contains(&(texts[place].to_owned(), *peer)));
+                }
                 let listed: HashSet<SocketAddr> = targets.peers.into_iter().collect();
                 prop_assert_eq!(listed, model);
             }

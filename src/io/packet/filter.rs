@@ -1,13 +1,13 @@
 //! The classic BPF program that lets in what may be an answer to us, and nothing else.
 #![forbid(unsafe_code)]
 
+use super::PortRanges;
 use crate::wire::MacAddr;
 use libc::{
     BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K,
-    BPF_LD, BPF_LDX, BPF_MSH, BPF_RET, BPF_W, sock_filter,
+    BPF_LD, BPF_LDX, BPF_MEM, BPF_MSH, BPF_RET, BPF_ST, BPF_W, sock_filter,
 };
 use std::net::{IpAddr, Ipv6Addr};
-use std::ops::RangeInclusive;
 
 /// What the receiving end lets in.
 ///
@@ -23,7 +23,7 @@ pub struct FilterSpec {
     /// Our addresses on the interface.
     pub addresses: Vec<IpAddr>,
     /// Our source ports.
-    pub ports: RangeInclusive<u16>,
+    pub ports: PortRanges,
     /// The interface's address.
     pub mac: MacAddr,
 }
@@ -45,8 +45,7 @@ const ACCEPT: u32 = u32::MAX;
 
 impl FilterSpec {
     /// Returns the program, or `None` if it would exceed the kernel's 4,096 instructions (about
-    /// 2,000 IPv4 or 450 IPv6 addresses). Attaching it also takes room within net.core.optmem_max: for
-    /// about 350 IPv6 addresses by default.
+    /// 2,000 IPv4 or 450 IPv6 addresses).
     pub(super) fn program(&self) -> Option<Vec<sock_filter>> {
         let (v4, v6) = by_family(&self.addresses);
         let mut p = Program::default();
@@ -106,7 +105,7 @@ pub struct ElsewhereSpec {
     /// Our addresses.
     pub addresses: Vec<IpAddr>,
     /// Our source ports.
-    pub ports: RangeInclusive<u16>,
+    pub ports: PortRanges,
 }
 
 impl ElsewhereSpec {
@@ -133,8 +132,8 @@ impl ElsewhereSpec {
     }
 }
 
-/// A program as it grows; every conditional jump spans one instruction, so that no jump can be too
-/// far for its eight bits.
+/// A program as it grows; every conditional jump spans two instructions at most, so that no jump can be
+/// too far for its eight bits.
 #[derive(Default)]
 struct Program(Vec<sock_filter>);
 
@@ -174,7 +173,7 @@ impl Program {
 
     /// Accepts first fragments of TCP segments to `ports` and of ICMP errors in the IPv4 packet that
     /// begins at `network`, and nothing else.
-    fn accept_replies(&mut self, network: u32, ports: &RangeInclusive<u16>) {
+    fn accept_replies(&mut self, network: u32, ports: &PortRanges) {
         self.load_half(network + 6);
         self.reject_if(BPF_JSET, 0x1fff); // fragment offset
         self.load_index_with_ihl(network);
@@ -192,7 +191,7 @@ impl Program {
 
     /// Accepts TCP segments to `ports`, ICMPv6 messages of `icmp_types`, and everything behind extension
     /// headers, in the IPv6 packet that begins at `network`, and nothing else.
-    fn accept_replies_v6(&mut self, network: u32, ports: &RangeInclusive<u16>, icmp_types: &[u32]) {
+    fn accept_replies_v6(&mut self, network: u32, ports: &PortRanges, icmp_types: &[u32]) {
         let upper = network + 40;
         self.load_byte(network + 6);
         let tcp = self.placeholder();
@@ -211,10 +210,14 @@ impl Program {
     }
 
     /// Accepts if the port in the accumulator is one of `ports`, else rejects.
-    fn accept_ports(&mut self, ports: &RangeInclusive<u16>) {
-        self.require(BPF_JGE, u32::from(*ports.start()));
-        self.reject_if(BPF_JGT, u32::from(*ports.end()));
-        self.ret(ACCEPT);
+    fn accept_ports(&mut self, ports: &PortRanges) {
+        for range in ports.iter() {
+            // Past the test of the end and its return if the port is below; past the return if above.
+            self.push(BPF_JMP | BPF_JGE | BPF_K, 0, 2, u32::from(*range.start()));
+            self.push(BPF_JMP | BPF_JGT | BPF_K, 1, 0, u32::from(*range.end()));
+            self.ret(ACCEPT);
+        }
+        self.ret(0);
     }
 
     /// Goes on only with frames to `mac`.
@@ -227,14 +230,20 @@ impl Program {
 
     /// Goes on only if the 16 octets at `at` are one of `addresses`.
     fn require_one_of_v6(&mut self, at: u32, addresses: &[Ipv6Addr]) {
-        /// Four words loaded and compared, and the jump out.
+        /// Four words fetched and compared, and the jump out.
         const PER_ADDRESS: usize = 9;
+        // Read once: the kernel makes some ten instructions of a look into the packet and one of a look
+        // into scratch memory, and net.core.optmem_max bounds what it makes.
+        for word in 0..4 {
+            self.load_word(at + 4 * word);
+            self.push(BPF_ST, 0, 0, word);
+        }
         let end = self.0.len() + PER_ADDRESS * addresses.len() + 1;
         for address in addresses {
             let next = self.0.len() + PER_ADDRESS;
             // From the last word on: that is where addresses of one host differ.
             for word in (0..4u32).rev() {
-                self.load_word(at + 4 * word);
+                self.push(BPF_LD | BPF_W | BPF_MEM, 0, 0, word);
                 let value = (address.to_bits() >> (96 - 32 * word)) as u32;
                 let otherwise = (next - self.0.len() - 1) as u8;
                 self.push(BPF_JMP | BPF_JEQ | BPF_K, 0, otherwise, value);
@@ -312,7 +321,7 @@ mod tests {
 
     fn spec() -> FilterSpec {
         let addresses = vec![OURS.into(), OURS_V6.into(), ALSO_OURS.into(), LINK_LOCAL.into()];
-        FilterSpec { addresses, ports: 61000..=61999, mac: MacAddr(MAC) }
+        FilterSpec { addresses, ports: PortRanges::from(61000..=61999), mac: MacAddr(MAC) }
     }
 
     /// Runs a filter in the kernel: a datagram socket lets in what its filter does.
@@ -420,6 +429,29 @@ mod tests {
         let mut ipv6 = ipv4(6, OURS, 0, 0, &tcp(61000));
         ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
         assert!(!gate.lets_in(&ipv6));
+    }
+
+    #[test]
+    fn lets_in_each_of_several_ranges() {
+        let mixed = [61000..=61999, 443..=443, 0..=0, 8000..=8001, u16::MAX..=u16::MAX];
+        let many = (0..32_000).map(|n| 2 * n..=2 * n);
+        for (ports, inside, outside) in [
+            (
+                PortRanges::covering(mixed),
+                &[0, 443, 8000, 8001, 61000, 61999, u16::MAX][..],
+                &[1, 442, 444, 7999, 8002, 60999, 62000, u16::MAX - 1][..],
+            ),
+            (PortRanges::covering(many), &[0, 2, 31_998, 63_998], &[64_000, u16::MAX]),
+            (PortRanges::default(), &[], &[0, 80, u16::MAX]),
+        ] {
+            let gate = Gate::new(&FilterSpec { ports, ..spec() });
+            for &port in inside {
+                assert!(gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(port))), "port {port}");
+            }
+            for &port in outside {
+                assert!(!gate.lets_in(&ipv4(6, OURS, 0, 0, &tcp(port))), "port {port}");
+            }
+        }
     }
 
     #[test]
@@ -551,10 +583,10 @@ mod tests {
     #[test]
     fn holds_many_ipv6_addresses_or_none() {
         let many: Vec<Ipv6Addr> =
-            (0..300u16).map(|i| Ipv6Addr::new(0xfd01, i, 0, 0, 0, 0, 0, 9)).collect();
+            (0..440u16).map(|i| Ipv6Addr::new(0xfd01, i, 0, 0, 0, 0, 0, 9)).collect();
         let addresses = many.iter().map(|&address| address.into()).collect();
         let gate = Gate::new(&FilterSpec { addresses, ..spec() });
-        for address in [many[0], many[127], many[200], many[299]] {
+        for address in [many[0], many[127], many[300], many[439]] {
             assert!(gate.lets_in(&ipv6(6, address, &tcp(61000))));
         }
         assert!(!gate.lets_in(&ipv6(6, OURS_V6, &tcp(61000))));

@@ -7,11 +7,13 @@
 
 mod block;
 mod filter;
+mod ports;
 mod ring;
 mod rx;
 mod tx;
 
 pub use filter::{ElsewhereSpec, FilterSpec};
+pub use ports::PortRanges;
 pub use rx::{PacketRx, RxOptions};
 pub use tx::PacketTx;
 

@@ -71,8 +71,9 @@ pub enum NoRoute {
     /// A `blackhole` route, or a destination that packets may not have (EINVAL).
     #[error("blackholed by route")]
     Blackhole,
-    /// A route, but no source address that it could be used with: none at all, or for a destination
-    /// behind a router only link-local ones, which routers do not forward (RFC 4291 §2.5.6).
+    /// A route, but no source address that it could be used with: none but the loopback's, or for a
+    /// destination behind a router only link-local ones, which routers do not forward (RFC 4291
+    /// §2.5.6).
     #[error("no source address")]
     NoSource,
 }
@@ -317,8 +318,10 @@ impl Routes {
         };
         let answer = read_answer(&reply, constraint).map_err(error)?;
         Ok(match answer {
-            Answer::Via { gateway: Some(_), source, .. }
-                if is_link_local(source) && !is_link_local(dst) =>
+            // Linux offers what there is, even ::1 of the loopback (ipv6_dev_get_saddr).
+            Answer::Via { gateway, source, .. }
+                if source.is_loopback()
+                    || gateway.is_some() && is_link_local(source) && !is_link_local(dst) =>
             {
                 Answer::Fixed(Route::None(NoRoute::NoSource))
             }

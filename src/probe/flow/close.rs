@@ -1,4 +1,4 @@
-//! The end of a flow that we opened, and what still arrives after it.
+//! The end of a flow, and what still arrives after it.
 #![forbid(unsafe_code)]
 
 use super::{Flow, Owed, Stage, Step};
@@ -23,6 +23,9 @@ impl Flow {
     /// Begins the close after a verdict, as `plan` wants it and the facts allow.
     pub fn close(&mut self, plan: &Plan, accused: bool, path_loses: bool) {
         self.accused = accused;
+        if !self.origin.is_owned() {
+            return self.leave();
+        }
         self.closing_tries = 0;
         self.deadline = Instant::FAR_FUTURE;
         let established =
@@ -66,7 +69,9 @@ impl Flow {
 
     /// Takes in what comes after the verdict.
     pub(super) fn handle_late(&mut self, reply: &Reply) -> Step {
-        self.answer_late(reply);
+        if self.origin.is_owned() {
+            self.answer_late(reply);
+        }
         if self.accused { self.correct(reply) } else { Step::Continue }
     }
 

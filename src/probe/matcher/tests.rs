@@ -20,6 +20,7 @@ const OPEN: Expect = Expect {
     probe_ack: NXT,
     probe_outstanding: true,
     confirmed: true,
+    given: false,
 };
 const SYN_SENT: Expect =
     Expect { phase: Phase::SynSent, probe_outstanding: false, confirmed: false, ..OPEN };
@@ -258,6 +259,37 @@ fn errors_quote_an_outstanding_probe() {
     assert_eq!(judged(&OPEN, |e| e.quoted.src = ([10, 98, 0, 1], 61001).into()), Err(R::NoFlow));
     assert_eq!(judged(&OPEN, |e| e.code = 4), Err(R::IcmpIrrelevant));
     assert_eq!(judged(&OPEN, |e| e.icmp_type = 4), Err(R::IcmpIrrelevant));
+}
+
+/// Its windows may be scaled and nobody takes in its data; its numbers may have aged.
+#[test]
+fn segments_of_a_given_flow() {
+    use Rejection as R;
+    use ReplyKind as K;
+    const WINDOW: u32 = 1 << 30;
+    let given = Expect { given: true, ..OPEN };
+    for (flags, seq, ack, expected) in [
+        (ACK, NXT, UNA, Ok(K::Ack)),
+        (ACK, NXT + 65_535, UNA, Ok(K::Ack)),
+        (ACK, NXT + (WINDOW - 1), UNA, Ok(K::Ack)),
+        (ACK, NXT + WINDOW, UNA, Err(R::SeqOutOfWindow)),
+        (ACK, NXT - WINDOW, UNA, Ok(K::Ack)),
+        (ACK, NXT - (WINDOW + 1), UNA, Err(R::SeqOutOfWindow)),
+        (FIN | ACK, NXT + 100_000, UNA, Ok(K::Data { next: NXT })),
+        (ACK, NXT, UNA + 1, Ok(K::OldConnection)),
+        (ACK, NXT, UNA - 1, Ok(K::OldConnection)),
+        (0, NXT, UNA, Err(R::NoAck)),
+        (SYN, NXT, UNA, Err(R::Syn)),
+        (RST, NXT, UNA, Ok(K::RstToProbe)),
+        (RST, NXT + 1, UNA, Err(R::RstSeq)),
+        (RST, NXT - 1, UNA, Err(R::RstSeq)),
+    ] {
+        let got = judged(&given, flags, seq, ack, 0);
+        assert_eq!(got, expected, "{flags:#x} seq {seq:?} ack {ack:?}");
+    }
+    // After the verdict there is nothing to clear of suspicion.
+    let judged_flow = Expect { phase: Phase::Closed, ..given };
+    assert_eq!(judged(&judged_flow, ACK, NXT, UNA + 1, 0), Err(R::AckUnacceptable));
 }
 
 /// RFC 4443 §3: each type, in the same frame of mind as its IPv4 counterpart.

@@ -22,6 +22,7 @@ fn expect(n: u32) -> Expect {
         probe_ack: SeqNumber(n),
         probe_outstanding: n & 2 != 0,
         confirmed: n & 4 != 0,
+        given: n & 4 != 0,
     }
 }
 

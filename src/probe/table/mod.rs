@@ -78,6 +78,8 @@ pub struct Expect {
     pub probe_outstanding: bool,
     /// Whether the peer has acknowledged something of ours, so that it surely is established too.
     pub confirmed: bool,
+    /// Whether the flow was given: its windows may be scaled, and its numbers may have aged.
+    pub given: bool,
 }
 
 /// What a look-up found.

@@ -42,6 +42,7 @@ const VERSION_MASK: u64 = 0xff_ffff;
 const PHASE_MASK: u64 = 0b11;
 const PROBE_OUTSTANDING: u64 = 1 << 2;
 const CONFIRMED: u64 = 1 << 3;
+const GIVEN: u64 = 1 << 4;
 
 impl Control {
     fn generation(self) -> Generation {
@@ -84,6 +85,9 @@ fn status_of(expect: &Expect) -> u64 {
     if expect.confirmed {
         status |= CONFIRMED;
     }
+    if expect.given {
+        status |= GIVEN;
+    }
     status
 }
 
@@ -104,6 +108,7 @@ fn expect_of(control: Control, numbers: [u64; 2]) -> Option<Expect> {
         probe_ack: low(numbers[1]),
         probe_outstanding: control.0 & PROBE_OUTSTANDING != 0,
         confirmed: control.0 & CONFIRMED != 0,
+        given: control.0 & GIVEN != 0,
     })
 }
 

@@ -30,6 +30,7 @@ fn expect(owner: u32, n: u32) -> Expect {
         probe_ack: SeqNumber(owner),
         probe_outstanding: n & 8 != 0,
         confirmed: n & 16 != 0,
+        given: n & 32 != 0,
     }
 }
 
@@ -292,7 +293,7 @@ proptest! {
         hash_key: [u64; 2],
         families in 0..3u8,
     ) {
-        let either = |n: u32| if n % 2 == 0 { key(n) } else { key_v6(n) };
+        let either = |n: u32| if n.is_multiple_of(2) { key(n) } else { key_v6(n) };
         let (family, key): (_, fn(u32) -> FlowKey) = match families {
             0 => (Family::V4, key),
             1 => (Family::V6, key_v6),
