@@ -21,6 +21,7 @@ const CAUSES: &[(&str, u16, &str, &str, &[&str])] = &[
     ("22", 8080, "icmp-admin", "unreachable", &["icmp-admin"]),
     ("23", 8080, "icmp-ttl", "unreachable", &["icmp-ttl"]),
     ("24", 8080, "icmp-host-while-idle", "unreachable", &["icmp-host"]),
+    ("25", 8080, "firewall-resets-while-idle", "unreachable", &["path-reset"]),
     ("30", 8080, "no-route", "unreachable", &["no-route"]),
     ("on-link", 8080, "neighbour-unanswered", "unreachable", &["neighbour"]),
 ];
@@ -109,14 +110,15 @@ fn matrix(name: &str, io: &str, loss: &str) {
         "--rate",
         "10000",
     ]);
-    // alive, down while idle, rebooted while idle, ICMP while idle.
-    lab.await_connections("8080", 4 * 2 * PEERS);
+    // alive, and what breaks while idle: down, rebooted, ICMP, reset by the firewall.
+    lab.await_connections("8080", 5 * 2 * PEERS);
     // The prober must know it too: with 5 % loss each way one handshake in ten is confirmed a
     // second late, one in a hundred two.
     pause(Duration::from_secs(6));
     fault(&["drop"], "11");
     fault(&["reboot"], "12");
     fault(&["icmp", "host"], "24");
+    fault(&["reset"], "25");
     let sweep = sweep.finish();
 
     assert_eq!(sweep.code, Some(1), "{}", sweep.stderr);
@@ -143,7 +145,7 @@ fn matrix(name: &str, io: &str, loss: &str) {
     }
     let mut table = String::new();
     for ((cause, family, said), count) in &confusion {
-        writeln!(table, "{cause:24} {family} {said:28} {count:5}").expect("a string");
+        writeln!(table, "{cause:26} {family} {said:28} {count:5}").expect("a string");
     }
     println!("{io}, loss {loss} % each way\n{table}{}", sweep.summary);
     let some = &wrong[..wrong.len().min(3)];
