@@ -15,6 +15,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
+/// The source ports of a sweep unless told otherwise: above where Linux puts ephemeral ports by default.
+pub const DEFAULT: RangeInclusive<u16> = 61000..=65534;
+
 const EPHEMERAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// How many sockets an error lists.
