@@ -276,7 +276,8 @@ impl Guard {
 /// # Errors
 /// [`GuardError::Load`]: what the kernel said and what to do.
 pub fn rehearse() -> Result<(), GuardError> {
-    load(&GuardSpec { sources: Vec::new(), ports: super::ports::DEFAULT }).map(drop)
+    load(&GuardSpec { sources: Vec::new(), ports: super::ports::DEFAULT, tuples: Vec::new() })
+        .map(drop)
 }
 
 /// Returns the names of the tcx programs on an interface, on ingress and egress, those on ingress
