@@ -266,7 +266,7 @@ impl Forger {
             self.out.put(&copy)?;
         }
         if let Some(delay) = self.args.delay
-            && segment.seq.0 % 4 == 0
+            && segment.seq.0.is_multiple_of(4)
         {
             let late = Duration::from_micros(self.rng.u64(0..=delay * 1000));
             self.order += 1;
@@ -292,7 +292,7 @@ impl Forger {
         let seen = self.seen[self.rng.usize(0..self.seen.len())];
         let kind = if self.args.flood {
             kinds::FLOOD
-        } else if index % 2 == 0 {
+        } else if index.is_multiple_of(2) {
             // Of a tuple that nobody ever used: another peer, and any of our ports.
             self.rng.usize(0..kinds::RANDOM)
         } else {

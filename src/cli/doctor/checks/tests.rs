@@ -12,6 +12,7 @@ fn link(name: &str) -> Link {
             mtu: 1500,
             up: true,
             enabled: true,
+            carrier_losses: 0,
             is_port: false,
             loopback: false,
             has_mac: true,
