@@ -4,7 +4,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use keepsweep::probe::Slot;
 use keepsweep::probe::matcher::{ReplyKind, match_icmp, match_segment};
-use keepsweep::probe::table::{Expect, Family, FlowKey, Phase, Table};
+use keepsweep::probe::table::{Expect, Family, FlowKey, Past, Phase, Table};
 use keepsweep::time::Instant;
 use keepsweep::wire::icmp::emit_error;
 use keepsweep::wire::{
@@ -34,9 +34,9 @@ fn expect(n: u32) -> Expect {
         snd_una: SeqNumber(n),
         snd_nxt: SeqNumber(n),
         rcv_nxt: SeqNumber(!n),
+        past: Past::UNKNOWN,
         probe_ack: SeqNumber(!n),
         probe_outstanding: true,
-        confirmed: true,
         given: false,
     }
 }

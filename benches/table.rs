@@ -3,7 +3,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use keepsweep::probe::Slot;
-use keepsweep::probe::table::{Expect, Family, FlowKey, Phase, Table};
+use keepsweep::probe::table::{Expect, Family, FlowKey, Past, Phase, Table};
 use keepsweep::wire::SeqNumber;
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,9 +21,9 @@ fn expect(n: u32) -> Expect {
         snd_una: SeqNumber(n),
         snd_nxt: SeqNumber(n),
         rcv_nxt: SeqNumber(n),
+        past: Past::UNKNOWN,
         probe_ack: SeqNumber(n),
         probe_outstanding: true,
-        confirmed: true,
         given: false,
     }
 }

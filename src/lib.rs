@@ -22,6 +22,9 @@
 pub mod cli;
 #[cfg(feature = "os")]
 pub mod engine;
+#[cfg(all(feature = "cli", any(feature = "fuzz", all(test, not(loom)))))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod io;
 pub mod probe;
 pub mod report;

@@ -39,7 +39,14 @@ pub enum Command {
     /// report the state of every peer
     #[command(after_help = SHORT_FOOTER, after_long_help = LONG_FOOTER)]
     Sweep(Box<SweepArgs>),
+    /// Say what this machine can do, what is missing for a sweep, and what to do about it
+    #[command(after_help = DOCTOR_FOOTER)]
+    Doctor(DoctorArgs),
 }
+
+const DOCTOR_FOOTER: &str = "\
+Looks only: it changes nothing, sends no frame, and without privileges says what it could not look at.
+Exit codes: 0 a sweep can run, 2 bad usage, 3 something is missing.";
 
 const SHORT_FOOTER: &str = "Examples, states and exit codes: keepsweep sweep --help";
 
@@ -252,6 +259,27 @@ pub struct SweepArgs {
     pub dry_run: bool,
 }
 
+/// The arguments of `keepsweep doctor`.
+#[derive(Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// Look at this interface only
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+
+    /// How findings are written
+    #[arg(long, value_name = "table|ndjson", default_value = "table", hide_possible_values = true)]
+    pub format: DoctorFormat,
+}
+
+/// How findings are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum DoctorFormat {
+    /// For people.
+    Table,
+    /// One JSON object a line.
+    Ndjson,
+}
+
 /// How results are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Format {
@@ -456,6 +484,10 @@ mod tests {
         assert_eq!(port("65535"), Ok(65535));
         assert!(["0", "65536", "+80", "", " 80", "http"].iter().all(|text| port(text).is_err()));
         assert_eq!(port_range("61000-61000"), Ok(61000..=61000));
+        let Command::Sweep(sweep) = Args::parse_from(["keepsweep", "sweep"]).command else {
+            panic!("not a sweep");
+        };
+        assert_eq!(sweep.source_ports, crate::io::ports::DEFAULT);
         let wrong = ["61000", "0-9", "9-8", "1-65536", "-", "1-2-3"];
         assert!(wrong.iter().all(|text| port_range(text).is_err()));
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 /// How the program ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
-    /// Every peer is alive; also when the reader of our output went away.
+    /// Every peer is alive, or nothing is missing; also when the reader of our output went away.
     AllAlive,
     /// Some peer is not (`undetermined` included).
     SomeNotAlive,

@@ -2,13 +2,14 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod doctor;
 mod dry_run;
 mod exit;
 mod flows;
 mod output;
 mod progress;
 mod sweep;
-mod targets;
+pub(crate) mod targets;
 
 use args::{Args, Command};
 use clap::Parser;
@@ -27,8 +28,11 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::AllAlive }.into();
         }
     };
-    let Command::Sweep(args) = args.command;
-    match sweep::run(*args) {
+    let ended = match args.command {
+        Command::Sweep(args) => sweep::run(*args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match ended {
         Ok(exit) => exit.into(),
         Err(failure) => {
             say(&failure);

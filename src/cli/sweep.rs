@@ -152,9 +152,9 @@ impl Request {
             Format::Csv => Box::new(Csv),
             Format::Table => {
                 let flows = self.setup.flows.iter().map(|flow| &flow.peer);
-                let widths = self.setup.targets.iter().chain(flows).map(|peer| width(peer));
+                let widths = self.setup.targets.iter().chain(flows).map(width);
                 let names = self.unresolved.iter().filter_map(|&(target, port)| {
-                    self.names.of(target).0.map(|name| width(&table::by_name(name, port)))
+                    self.names.of(target).0.map(|name| width(table::by_name(name, port)))
                 });
                 Box::new(Table::new(widths.chain(names).max().unwrap_or(0), self.names.iter()))
             }

@@ -13,7 +13,7 @@
 
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::tc::{TcAttachOptions, TcError};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, Pod};
 use nix::errno::Errno;
@@ -176,6 +176,16 @@ pub enum GuardError {
         /// What to do about it.
         remedy: String,
     },
+    /// The kernel did not say what is attached.
+    #[error("look at tcx on {interface}: {reason}; {remedy}")]
+    Query {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
     /// None of the interfaces exists any more, or none was given.
     #[error("attach the guard: none of its interfaces exists; check `ip link` and -i")]
     NoInterface,
@@ -259,6 +269,43 @@ impl Guard {
             .map_err(|error| GuardError::Counters { reason: chain(&error) })?;
         Ok(per_cpu.iter().sum())
     }
+}
+
+/// Loads the guard and lets it go again: what [`Guard::attach`] does, short of attaching.
+///
+/// # Errors
+/// [`GuardError::Load`]: what the kernel said and what to do.
+pub fn rehearse() -> Result<(), GuardError> {
+    load(&GuardSpec { sources: Vec::new(), ports: super::ports::DEFAULT, tuples: Vec::new() })
+        .map(drop)
+}
+
+/// Returns the names of the tcx programs on an interface, on ingress and egress, those on ingress
+/// first; one whose name takes more privilege to read than to count is called "?".
+///
+/// Needs CAP_NET_ADMIN.
+///
+/// # Errors
+/// [`GuardError::Query`]; the kernel has no tcx, or does not tell.
+pub fn tcx_programs(interface: &str) -> Result<[Vec<String>; 2], GuardError> {
+    let names = |attach_type| match SchedClassifier::query_tcx(interface, attach_type) {
+        Ok((_, programs)) => {
+            let name = |program: &ProgramInfo| {
+                program.name_as_str().filter(|name| !name.is_empty()).unwrap_or("?").to_owned()
+            };
+            Ok(programs.iter().map(name).collect())
+        }
+        // There is one, and its details take CAP_SYS_ADMIN (kernel/bpf/syscall.c).
+        Err(ProgramError::SyscallError(error)) if error.call == "bpf_prog_get_fd_by_id" => {
+            Ok(vec!["?".to_owned()])
+        }
+        Err(error) => Err(GuardError::Query {
+            interface: interface.to_owned(),
+            reason: chain(&error),
+            remedy: remedy(&error),
+        }),
+    };
+    Ok([names(TcAttachType::Ingress)?, names(TcAttachType::Egress)?])
 }
 
 /// Loads the programs and tells them what is ours; nothing is attached yet.

@@ -3,6 +3,8 @@
 #[cfg(feature = "os")]
 mod batch;
 #[cfg(feature = "os")]
+pub mod facts;
+#[cfg(feature = "os")]
 pub mod guard;
 #[cfg(feature = "os")]
 pub mod packet;

@@ -15,6 +15,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
+/// The source ports of a sweep unless told otherwise: above where Linux puts ephemeral ports by default.
+pub const DEFAULT: RangeInclusive<u16> = 61000..=65534;
+
 const EPHEMERAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// How many sockets an error lists.
@@ -163,35 +166,47 @@ fn dump(family: u8, ports: &RangeInclusive<u16>, sink: &mut dyn FnMut(Holder)) -
     let mut buffer = vec![0_u8; 32 * 1024];
     loop {
         let len = socket.recv(&mut &mut buffer[..], 0)?;
-        let mut rest = buffer.get(..len).ok_or(io::ErrorKind::InvalidData)?;
-        if rest.is_empty() {
+        let messages = buffer.get(..len).ok_or(io::ErrorKind::InvalidData)?;
+        if messages.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        while !rest.is_empty() {
-            let message = NetlinkBuffer::new_checked(rest)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-            match message.message_type() {
-                NLMSG_DONE | NLMSG_ERROR => return status(message.payload()),
-                SOCK_DIAG_BY_FAMILY => {
-                    // The kernel has filtered already; a kernel that ignores the filter is caught here.
-                    if let Some(holder) = parse_holder(message.payload())
-                        && ports.contains(&holder.local.port())
-                    {
-                        sink(holder);
-                    }
-                }
-                _ => {}
-            }
-            let aligned = (message.length() as usize).next_multiple_of(4);
-            rest = rest.get(aligned..).unwrap_or_default();
+        if read_dump(messages, ports, sink)? {
+            return Ok(());
         }
     }
+}
+
+/// Reads what the kernel has put into one datagram of a dump; says whether it was the last.
+pub(crate) fn read_dump(
+    mut rest: &[u8],
+    ports: &RangeInclusive<u16>,
+    sink: &mut dyn FnMut(Holder),
+) -> io::Result<bool> {
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        match message.message_type() {
+            NLMSG_DONE | NLMSG_ERROR => return status(message.payload()).map(|()| true),
+            SOCK_DIAG_BY_FAMILY => {
+                // The kernel has filtered already; a kernel that ignores the filter is caught here.
+                if let Some(holder) = parse_holder(message.payload())
+                    && ports.contains(&holder.local.port())
+                {
+                    sink(holder);
+                }
+            }
+            _ => {}
+        }
+        let aligned = (message.length() as usize).next_multiple_of(4);
+        rest = rest.get(aligned..).unwrap_or_default();
+    }
+    Ok(false)
 }
 
 /// Reads the negative errno at the start of NLMSG_DONE and NLMSG_ERROR.
 fn status(payload: &[u8]) -> io::Result<()> {
     match payload.first_chunk::<4>().map(|bytes| i32::from_ne_bytes(*bytes)) {
-        Some(code) if code < 0 => Err(io::Error::from_raw_os_error(-code)),
+        Some(code) if code < 0 => Err(io::Error::from_raw_os_error(code.saturating_neg())),
         _ => Ok(()),
     }
 }

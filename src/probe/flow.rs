@@ -27,7 +27,7 @@ use self::handshake::UNHELD;
 use crate::probe::evidence::{Facts, Seen, Sighting};
 use crate::probe::given::Origin;
 use crate::probe::plan::{EMPTY_PROBE_SPACING, Plan};
-use crate::probe::table::{Expect, Phase};
+use crate::probe::table::{Expect, Past, Phase};
 use crate::probe::{Generation, matcher::Reply, matcher::ReplyKind};
 use crate::time::Instant;
 use crate::wire::SeqNumber;
@@ -39,6 +39,9 @@ const FIRST_RTO: Duration = Duration::from_secs(1);
 const MAX_REFUSED: u8 = 5;
 /// Sightings kept for one verdict: a flood must not cost memory.
 const MAX_SIGHTINGS: usize = 8;
+/// ACKs that one flow sends in a second because its peer asks for them: enough for whoever talks, and
+/// no echo for whoever floods (in the spirit of RFC 5961 §7). An ACK left out is asked for again.
+const ACKS_PER_SECOND: u8 = 4;
 
 /// Where a flow is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -156,6 +159,9 @@ pub struct Flow {
     syn_ack_gap: Duration,
     /// Segments that had to be repeated: the path loses some.
     pub(crate) repeats: u16,
+    /// ACKs owed on demand in the second that began then.
+    acks: u8,
+    acks_since: Instant,
     pub(crate) finished: bool,
     peer_ttl: Option<u8>,
     pub(crate) local_port: u16,
@@ -205,6 +211,8 @@ impl Flow {
             syn_ack_at: Instant::ZERO,
             syn_ack_gap: Duration::ZERO,
             repeats: 0,
+            acks: 0,
+            acks_since: Instant::ZERO,
             finished: false,
             peer_ttl: None,
             local_port: 0,
@@ -268,10 +276,10 @@ impl Flow {
             snd_una: self.snd_una(),
             snd_nxt: self.snd_nxt(),
             rcv_nxt: self.rcv_nxt,
+            past: Past::between(self.irs, self.rcv_nxt),
             probe_ack: self.probe_ack,
             // A RST that answers one of the probes overturns `down`, however late it comes.
             probe_outstanding: self.is_asking() || self.accused,
-            confirmed: self.confirmed,
             given: !self.origin.is_owned(),
         }
     }
@@ -473,6 +481,22 @@ impl Flow {
         Step::Continue
     }
 
+    /// Owes the ACK that a segment of the peer's asks for, unless it asks too often.
+    fn owe_ack(&mut self, at: Instant) -> Step {
+        if self.owed.0 & Owed::ACK != 0 {
+            return Step::Continue;
+        }
+        if at.since(self.acks_since) >= Duration::from_secs(1) {
+            self.acks_since = at;
+            self.acks = 0;
+        }
+        if self.acks == ACKS_PER_SECOND {
+            return Step::Continue;
+        }
+        self.acks += 1;
+        self.owe(Owed::ACK)
+    }
+
     fn owe_again(&mut self, bits: u8) -> Step {
         self.repeats = self.repeats.saturating_add(1);
         self.owe(bits)
@@ -508,7 +532,7 @@ impl Flow {
                 self.handle_segment(reply);
                 self.advance_rcv_nxt(next);
                 self.facts.data = true;
-                self.owe(Owed::ACK);
+                self.owe_ack(reply.at);
                 self.handle_life(reply.at, plan)
             }
             ReplyKind::Fin { next } => {
@@ -609,7 +633,7 @@ impl Flow {
         }
         // The peer's own keepalive stands at RCV.NXT − 1 and wants an ACK.
         if is_old {
-            self.owe(Owed::ACK);
+            self.owe_ack(reply.at);
         }
     }
 

@@ -2,6 +2,23 @@
 //!
 //! Validate before you classify: anyone can send us a segment. What does not fit a flow's exact
 //! numbers is counted under its [`Rejection`] and goes no further.
+//!
+//! What a forger who does not see the path must guess, besides both addresses and ports (ours is one
+//! of some 4,500 that a keyed hash draws), each guess a frame:
+//!
+//! | to feign | while | numbers | chance |
+//! |---|---|---|---|
+//! | SYN-ACK, refusal | SYN out | SEG.ACK = ISS + 1 | 2^−32 |
+//! | RST to a probe | probe out | SEG.SEQ = its SEG.ACK | 2^−32 |
+//! | RST of the peer's | none out, or with SEG.ACK = SND.NXT | SEG.SEQ = RCV.NXT | 2^−32 (2^−64) |
+//! | ICMP error | probe out | quoted sequence = SND.UNA − 1, twice | 2^−32 |
+//! | ACK, data, FIN | any time | SEG.ACK in [SND.UNA, SND.NXT], SEG.SEQ from the peer's SYN to RCV.NXT + window | 2^−48 |
+//!
+//! SND.NXT − SND.UNA is 0, or 1 once our FIN is out. SEG.SEQ above RCV.NXT must be believed: the peer
+//! may have sent what we missed. Below it stands only what the peer has already sent ([`Past`]). Who
+//! sees the path can say anything, as with TCP itself (RFC 5961 §1); a RST's TTL may give him away.
+//!
+//! [`Past`]: crate::probe::table::Past
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
@@ -151,8 +168,6 @@ impl Rejection {
     }
 }
 
-/// How far behind RCV.NXT a repeated segment may start: the largest unscaled window.
-const OLD_SEGMENT_SPAN: u32 = 65_535;
 /// The window that we advertise (see [`crate::probe::craft`]), rounded up.
 const OUR_WINDOW: u32 = 65_535;
 /// The largest window that there can be (RFC 7323 §2.3): how far from RCV.NXT the peer of a given
@@ -248,9 +263,10 @@ fn judge_open(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejec
         let repeated = segment.seq + 1 == expect.rcv_nxt;
         return if repeated { Ok(ReplyKind::SynAck) } else { Err(Rejection::Syn) };
     }
+    let past = expect.past.octets();
     let (behind, ahead) = match expect.given {
         true => (SCALED_WINDOW, SCALED_WINDOW),
-        false => (OLD_SEGMENT_SPAN, OUR_WINDOW),
+        false => (past, OUR_WINDOW),
     };
     if !segment.seq.is_in_window(expect.rcv_nxt - behind, behind + ahead) {
         return Err(Rejection::SeqOutOfWindow);

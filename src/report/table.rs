@@ -5,7 +5,7 @@ use super::{Layout, Record, Summary};
 use crate::probe::classify::State;
 use crate::probe::evidence::Sighting;
 use comfy_table::presets::NOTHING;
-use comfy_table::{Cell, CellAlignment, Table as Grid};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table as Grid};
 use indicatif::{BinaryBytes, HumanCount};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -163,8 +163,17 @@ fn in_all(total: u64, what: &str, parts: &BTreeMap<&'static str, u64>) -> String
 }
 
 fn grid(rows: impl IntoIterator<Item = Vec<Cell>>) -> String {
+    columns(rows, ContentArrangement::Disabled)
+}
+
+/// Lays rows out in columns, and breaks what is wider than the terminal, if there is one.
+pub(crate) fn grid_to_width(rows: impl IntoIterator<Item = Vec<Cell>>) -> String {
+    columns(rows, ContentArrangement::Dynamic)
+}
+
+fn columns(rows: impl IntoIterator<Item = Vec<Cell>>, arrangement: ContentArrangement) -> String {
     let mut grid = Grid::new();
-    grid.load_preset(NOTHING).add_rows(rows);
+    grid.load_preset(NOTHING).set_content_arrangement(arrangement).add_rows(rows);
     for column in grid.column_iter_mut() {
         column.set_padding((0, 2));
     }

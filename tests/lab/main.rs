@@ -5,6 +5,7 @@
 mod ends;
 mod faults;
 mod flows;
+mod hostile;
 mod matrix;
 mod orphans;
 mod paths;

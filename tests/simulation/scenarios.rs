@@ -29,6 +29,9 @@ struct Scenario {
     /// Frames of a kind that must be sent, exactly.
     #[serde(default)]
     sent: BTreeMap<String, u64>,
+    /// Frames of a kind that may be sent, at most.
+    #[serde(default)]
+    sent_at_most: BTreeMap<String, u64>,
     /// The sweep must be over by then.
     ends_within_ms: Option<u64>,
 }
@@ -216,6 +219,10 @@ fn run(path: &Path, families: Families) {
     for (kind, count) in &scenario.sent {
         let sent = outcome.sent.get(kind.as_str()).copied().unwrap_or(0);
         assert_eq!(sent, *count, "{about}: {kind} frames\n{:?}", outcome.sent);
+    }
+    for (kind, most) in &scenario.sent_at_most {
+        let sent = outcome.sent.get(kind.as_str()).copied().unwrap_or(0);
+        assert!(sent <= *most, "{about}: {sent} {kind} frames, {most} at most");
     }
     if let Some(limit) = scenario.ends_within_ms {
         assert!(

@@ -27,7 +27,10 @@ pub fn verdict(index: u32, state: State) -> Verdict {
 fn request(more: &str) -> Request {
     let line = format!("keepsweep sweep 10.0.0.0/24 -p 80 -q {more}");
     let Command::Sweep(args) =
-        Args::try_parse_from(line.split_whitespace()).expect("valid").command;
+        Args::try_parse_from(line.split_whitespace()).expect("valid").command
+    else {
+        panic!("not a sweep");
+    };
     Request::resolve(*args).expect("valid").0
 }
 
@@ -141,7 +144,10 @@ fn names_and_labels_travel_into_the_records() {
     std::fs::write(&list, "10.0.0.0/31:80 rack 7\n").expect("written");
     let line = format!("keepsweep sweep --targets {}", list.display());
     let Command::Sweep(args) =
-        Args::try_parse_from(line.split_whitespace()).expect("valid").command;
+        Args::try_parse_from(line.split_whitespace()).expect("valid").command
+    else {
+        panic!("not a sweep");
+    };
     let (request, notes) = Request::resolve(*args).expect("valid");
     assert!(notes.is_empty());
     let path = dir.path().join("results");

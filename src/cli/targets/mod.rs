@@ -13,6 +13,9 @@ pub(super) mod space;
 pub use memory::peak as memory_peak;
 pub use names::Names;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use entry::{parse_net, parse_target, read_lines};
+
 use crate::probe::TargetId;
 use crate::probe::table::Family;
 use entry::{BadEntry, Origin};

@@ -17,11 +17,11 @@ const FIRST: usize = HEADER + offset_of!(tpacket_hdr_v1, offset_to_first_pkt);
 /// A block that contradicts itself; a kernel that hands one over cannot be read from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("TPACKET_V3 block: {0} outside the block")]
-pub(super) struct BadBlock(&'static str);
+pub(crate) struct BadBlock(&'static str);
 
 /// A frame in a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct BlockFrame<'a> {
+pub(crate) struct BlockFrame<'a> {
     /// From the link header on; a stripped 802.1Q tag is not put back.
     pub bytes: &'a [u8],
     /// CLOCK_REALTIME when the kernel took it.
@@ -32,7 +32,7 @@ pub(super) struct BlockFrame<'a> {
 
 /// Walks the frames of a retired block.
 #[derive(Debug)]
-pub(super) struct Frames<'a> {
+pub(crate) struct Frames<'a> {
     block: &'a [u8],
     next: usize,
     left: u32,

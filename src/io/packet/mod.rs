@@ -17,6 +17,9 @@ pub use ports::PortRanges;
 pub use rx::{PacketRx, RxOptions};
 pub use tx::PacketTx;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use block::Frames;
+
 use super::IoError;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};

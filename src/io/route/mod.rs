@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod classes;
-mod netlink;
+pub(super) mod netlink;
 
 use super::IoError;
 use crate::wire::MacAddr;

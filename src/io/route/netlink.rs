@@ -17,7 +17,7 @@ const ATTEMPTS: usize = 8;
 const BUFFER_OCTETS: usize = 64 << 10;
 
 #[derive(Debug)]
-pub(super) struct Netlink {
+pub(in crate::io) struct Netlink {
     socket: Socket,
     buffer: Vec<u8>,
     sequence: u32,

@@ -123,6 +123,10 @@ pub struct Burst {
     pub loss_good: f64,
 }
 
+fn once() -> u16 {
+    1
+}
+
 fn certain() -> f64 {
     1.0
 }
@@ -294,6 +298,9 @@ pub enum Fault {
     SendData {
         /// How much, at most 1,460 octets.
         octets: u16,
+        /// How often, at once, whatever the prober's window says.
+        #[serde(default = "once")]
+        segments: u16,
     },
 }
 
@@ -390,7 +397,7 @@ impl NetworkConfig {
         }
         let greetings = self.peers.iter().map(|group| group.greeting);
         let sent = self.events.iter().filter_map(|event| match event.what {
-            Fault::SendData { octets } => Some(octets),
+            Fault::SendData { octets, .. } => Some(octets),
             _ => None,
         });
         if let Some(octets) = greetings.chain(sent).find(|octets| *octets > MSS) {

@@ -174,7 +174,9 @@ fn apply(what: &Fault, connection: &mut Connection, turn: &mut Turn<'_>) -> Next
         Fault::ZeroWindow => connection.set_window(0, turn),
         Fault::OpenWindow => connection.set_window(open_window(turn.group), turn),
         Fault::CloseFin => connection.close(turn),
-        Fault::SendData { octets } => connection.send_data(*octets, turn),
+        Fault::SendData { octets, segments } => {
+            (0..*segments).for_each(|_| connection.send_data(*octets, turn));
+        }
         Fault::CloseRst => {
             connection.abort(turn);
             return Next::Forget;

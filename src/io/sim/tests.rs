@@ -685,7 +685,8 @@ fn a_fin_that_nobody_acknowledges_is_given_up() {
 
 #[test]
 fn data_is_repeated_with_backoff_until_acknowledged() {
-    let config = network(group(Behaviour::Listen), &[(1_000, Fault::SendData { octets: 9 })]);
+    let config =
+        network(group(Behaviour::Listen), &[(1_000, Fault::SendData { octets: 9, segments: 1 })]);
     let (mut prober, rcv_nxt) = Prober::connected_to(config);
     let heard = prober.wait(2_000);
     assert!(heard.iter().all(|heard| facts(heard) == (PSH_ACK, rcv_nxt, ISS + 1, 9)));
@@ -952,7 +953,7 @@ fn trace(seed: u64) -> Vec<u8> {
         group(Behaviour::Listen),
         &[
             (100, Fault::Forge { how: Forgery::Random, copies: 2 }),
-            (150, Fault::SendData { octets: 3 }),
+            (150, Fault::SendData { octets: 3, segments: 1 }),
             (250, Fault::CloseFin),
         ],
     );
@@ -1077,7 +1078,7 @@ fn a_network_that_makes_no_sense_is_refused() {
         vec![Phase { back: Impairment { loss: 1.5, ..Impairment::NONE }, ..Phase::default() }];
     let refused = Network::new(config).err();
     assert_eq!(refused, Some(ConfigError::Probability { name: "loss", value: 1.5 }));
-    let fault = Fault::SendData { octets: 1_461 };
+    let fault = Fault::SendData { octets: 1_461, segments: 1 };
     let refused = Network::new(network(group(Behaviour::Listen), &[(0, fault)])).err();
     assert_eq!(refused, Some(ConfigError::Segment { octets: 1_461 }));
     let from = IpAddr::from([0u16; 8]);

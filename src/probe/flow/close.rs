@@ -93,7 +93,7 @@ impl Flow {
             }
             (Stage::FinWait, ReplyKind::Data { next }) => {
                 self.advance_rcv_nxt(next);
-                self.owe(Owed::ACK);
+                self.owe_ack(reply.at);
             }
             (Stage::LastAck, _) if acks_fin => self.stage = Stage::Closed,
             (Stage::LastAck, ReplyKind::Fin { .. }) if self.closing_tries < MAX_FINS => {

@@ -20,6 +20,9 @@ pub(super) const UNHELD: u8 = 3;
 const MAX_UNHELD: u8 = 8;
 /// Linux repeats a SYN-ACK this often before it forgets the handshake (tcp_synack_retries).
 const SYN_ACK_REPEATS: u8 = 5;
+/// SYN-ACKs closer together than this are one that the network has duplicated: whoever repeats it
+/// waits longer (Linux 1 s, TCP_TIMEOUT_INIT; RFC 6298 §2.1), or soon will, since the waits double.
+const SYN_ACK_SPACING: Duration = Duration::from_millis(500);
 
 impl Flow {
     /// Begins a handshake from `local_port` with the initial sequence number `iss`.
@@ -38,6 +41,9 @@ impl Flow {
 
     pub(super) fn handle_syn_ack(&mut self, reply: &Reply) -> Step {
         if self.stage != Stage::SynSent {
+            if reply.at.since(self.syn_ack_at) < SYN_ACK_SPACING {
+                return Step::Continue;
+            }
             // Repeated: our ACK was lost, so the peer does not hold the connection yet. But it is
             // not silent.
             self.confirmed = false;

@@ -1,7 +1,7 @@
 //! Every rejection, with the packet that is believed beside the one that differs in one number.
 
 use super::*;
-use crate::probe::table::Family;
+use crate::probe::table::{Family, Past};
 use crate::wire::{IpHeader, Options, Quoted};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -17,13 +17,12 @@ const OPEN: Expect = Expect {
     snd_una: UNA,
     snd_nxt: UNA,
     rcv_nxt: NXT,
+    past: Past::UNKNOWN,
     probe_ack: NXT,
     probe_outstanding: true,
-    confirmed: true,
     given: false,
 };
-const SYN_SENT: Expect =
-    Expect { phase: Phase::SynSent, probe_outstanding: false, confirmed: false, ..OPEN };
+const SYN_SENT: Expect = Expect { phase: Phase::SynSent, probe_outstanding: false, ..OPEN };
 const RESTING: Expect = Expect { probe_outstanding: false, ..OPEN };
 const CLOSED: Expect = Expect { phase: Phase::Closed, probe_outstanding: false, ..OPEN };
 /// Judged `down`: an answer to a probe may still come.
@@ -167,6 +166,57 @@ fn segments_of_an_open_flow() {
     }
 }
 
+/// Nothing starts below the SYN that began the connection, or below what the slot can say of it.
+#[test]
+fn nothing_starts_before_the_peers_syn() {
+    use Rejection as R;
+    use ReplyKind as K;
+    // What the peer has used up, and how far below RCV.NXT a segment may then start.
+    for (used, past) in [(1, 1), (2, 2), (3, 4), (1_400, 2_048), (40_000, 65_535)] {
+        let past_of = Past::between(NXT - used, NXT);
+        for expect in [OPEN, RESTING, CLOSED, ACCUSED] {
+            let expect = Expect { past: past_of, ..expect };
+            // Its keepalive, before it has been acknowledged anything, stands at its SYN.
+            assert_eq!(judged(&expect, ACK, NXT - used, UNA, 0), Ok(K::Ack), "{used}");
+            assert_eq!(judged(&expect, ACK, NXT - past, UNA, 0), Ok(K::Ack), "{used}");
+            let below = NXT - past - 1;
+            for (flags, len) in [(ACK, 0), (ACK, 1), (ACK, 10), (ACK | FIN, 0)] {
+                let got = judged(&expect, flags, below, UNA, len);
+                assert_eq!(got, Err(R::SeqOutOfWindow), "{used}: {flags:#x} +{len}");
+            }
+        }
+    }
+}
+
+/// In a window and still wrong, far off, and on the other side of the sequence space.
+#[test]
+fn numbers_in_a_window_or_far_off() {
+    use Rejection as R;
+    for distance in [1, 2, 1_000, 32_768, 64_000, 65_534, 65_535, 1 << 30, 1 << 31, u32::MAX - 2] {
+        for wrong in [UNA + distance, UNA - distance] {
+            assert_eq!(judged(&OPEN, ACK, NXT, wrong, 0), Err(R::AckUnacceptable));
+            assert_eq!(judged(&OPEN, ACK, NXT, wrong, 10), Err(R::AckUnacceptable));
+            assert_eq!(judged(&OPEN, ACK | FIN, NXT, wrong, 0), Err(R::AckUnacceptable));
+            assert_eq!(judged(&OPEN, SYN | ACK, NXT - 1, wrong, 0), Err(R::AckUnacceptable));
+            assert_eq!(judged(&SYN_SENT, SYN | ACK, NXT, wrong, 0), Err(R::AckUnacceptable));
+            assert_eq!(judged(&SYN_SENT, RST | ACK, SeqNumber(0), wrong, 0), Err(R::RstAck));
+        }
+        for wrong in [NXT + distance, NXT - distance] {
+            // RFC 5961 §3.2 has a stack answer a RST in the window by a challenge; we just drop it.
+            assert_eq!(judged(&OPEN, RST, wrong, UNA, 0), Err(R::RstSeq));
+            assert_eq!(judged(&OPEN, RST | ACK, wrong, UNA - 1, 0), Err(R::RstSeq));
+            assert_eq!(judged(&RESTING, RST, wrong, UNA, 0), Err(R::RstSeq));
+            assert_eq!(judged(&ACCUSED, RST, wrong, UNA, 0), Err(R::ClosedFlow));
+        }
+    }
+    for far in [65_535, 65_536, 1 << 30, 1 << 31, (1 << 31) + 1] {
+        for len in [0, 10] {
+            assert_eq!(judged(&OPEN, ACK, NXT + far, UNA, len), Err(R::SeqOutOfWindow), "{far}");
+            assert_eq!(judged(&OPEN, ACK | FIN, NXT + far, UNA, len), Err(R::SeqOutOfWindow));
+        }
+    }
+}
+
 #[test]
 fn our_fin_widens_what_may_be_acknowledged() {
     let finished = Expect { snd_nxt: UNA + 1, ..RESTING };
@@ -209,8 +259,18 @@ fn resets() {
 
 #[test]
 fn another_tuple_is_no_flow() {
-    let table = table(&OPEN);
     let right = segment(ACK, NXT, UNA, &[]);
+    let both = table_of_both(&OPEN);
+    let right_v6 = in_v6(right, v6);
+    assert!(match_segment(&both, &right_v6, Instant::ZERO).is_ok());
+    let (src, dst) = (right_v6.ip.src, right_v6.ip.dst);
+    let other = v6([10, 99, 0, 8].into()).into();
+    for (src, dst) in [(dst, src), (src, other), (other, dst)] {
+        let segment = Segment { ip: IpHeader { src, dst, ..right_v6.ip }, ..right_v6 };
+        assert_eq!(match_segment(&both, &segment, Instant::ZERO), Err(Rejection::NoFlow));
+    }
+
+    let table = table(&OPEN);
     assert!(match_segment(&table, &right, Instant::ZERO).is_ok());
     let mut wrong = [right; 4];
     wrong[0].src_port += 1;
@@ -333,6 +393,16 @@ fn icmpv6_errors_quote_an_outstanding_probe() {
         let quoted = Quoted { src: mapped(LOCAL), dst: mapped(PEER), ..error.quoted };
         assert_eq!(judged(&OPEN, &IcmpError { quoted, ..error }), Err(R::NoFlow));
     }
+    let about = |change: fn(&mut Quoted)| {
+        let mut error = error;
+        change(&mut error.quoted);
+        judged(&OPEN, &error)
+    };
+    assert_eq!(about(|quoted| quoted.seq = UNA - 2), Err(R::IcmpQuote));
+    assert_eq!(about(|quoted| quoted.seq = UNA + 60_000), Err(R::IcmpQuote));
+    assert_eq!(about(|quoted| quoted.src.set_port(61_001)), Err(R::NoFlow));
+    assert_eq!(about(|quoted| quoted.dst.set_port(81)), Err(R::NoFlow));
+    assert_eq!(about(|quoted| std::mem::swap(&mut quoted.src, &mut quoted.dst)), Err(R::NoFlow));
     // Packet too big says nothing of reachability.
     let too_big = IcmpError { icmp_type: 2, ..error };
     assert_eq!(judged(&OPEN, &too_big), Err(R::IcmpIrrelevant));

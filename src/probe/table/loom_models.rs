@@ -19,9 +19,9 @@ fn expect(n: u32) -> Expect {
         snd_una: SeqNumber(n),
         snd_nxt: SeqNumber(n),
         rcv_nxt: SeqNumber(n),
+        past: Past((n & 15) as u8),
         probe_ack: SeqNumber(n),
         probe_outstanding: n & 2 != 0,
-        confirmed: n & 4 != 0,
         given: n & 4 != 0,
     }
 }

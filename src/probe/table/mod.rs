@@ -72,14 +72,39 @@ pub struct Expect {
     pub snd_nxt: SeqNumber,
     /// RCV.NXT; meaningless in `SynSent`.
     pub rcv_nxt: SeqNumber,
+    /// How far below RCV.NXT a segment of the peer's may start.
+    pub past: Past,
     /// SEG.ACK of the last probe: what a RST that answers it carries as SEG.SEQ (RFC 9293 §3.5.2).
     pub probe_ack: SeqNumber,
     /// Whether a probe is unanswered.
     pub probe_outstanding: bool,
-    /// Whether the peer has acknowledged something of ours, so that it surely is established too.
-    pub confirmed: bool,
     /// Whether the flow was given: its windows may be scaled, and its numbers may have aged.
     pub given: bool,
+}
+
+/// How many sequence numbers the peer has used up, from its SYN to RCV.NXT: none of its segments,
+/// however late, can start below them.
+///
+/// Rounded up to a power of two, so that it fits the slot; 65,535, the largest unscaled window, stands
+/// for everything beyond.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Past(u8);
+
+impl Past {
+    /// Of a flow whose beginning was not seen.
+    pub const UNKNOWN: Past = Past(15);
+
+    /// Returns the shortest past that holds the numbers from `irs` up to `rcv_nxt`.
+    pub fn between(irs: SeqNumber, rcv_nxt: SeqNumber) -> Self {
+        let used = rcv_nxt.0.wrapping_sub(irs.0);
+        let power = used.checked_next_power_of_two().map_or(u32::BITS, u32::trailing_zeros);
+        Past(power.min(15) as u8)
+    }
+
+    /// Returns its length in sequence numbers.
+    pub const fn octets(self) -> u32 {
+        if self.0 < 15 { 1 << self.0 } else { 65_535 }
+    }
 }
 
 /// What a look-up found.

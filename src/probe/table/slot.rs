@@ -11,7 +11,7 @@
 //! a flow does that a few times a second.
 
 use super::sync::{AtomicU64, Ordering};
-use super::{Expect, Phase};
+use super::{Expect, Past, Phase};
 use crate::probe::Generation;
 use crate::wire::SeqNumber;
 
@@ -41,8 +41,10 @@ const VERSION_MASK: u64 = 0xff_ffff;
 /// Status bits 0 and 1: the phase; 0 is a vacant slot.
 const PHASE_MASK: u64 = 0b11;
 const PROBE_OUTSTANDING: u64 = 1 << 2;
-const CONFIRMED: u64 = 1 << 3;
-const GIVEN: u64 = 1 << 4;
+const GIVEN: u64 = 1 << 3;
+/// Status bits 4 to 7: the exponent of [`Past`].
+const PAST_SHIFT: u32 = 4;
+const PAST_MASK: u64 = 0b1111;
 
 impl Control {
     fn generation(self) -> Generation {
@@ -78,12 +80,9 @@ fn status_of(expect: &Expect) -> u64 {
         Phase::Open => 2,
         Phase::Closed => 3,
     };
-    let mut status = phase;
+    let mut status = phase | u64::from(expect.past.0) << PAST_SHIFT;
     if expect.probe_outstanding {
         status |= PROBE_OUTSTANDING;
-    }
-    if expect.confirmed {
-        status |= CONFIRMED;
     }
     if expect.given {
         status |= GIVEN;
@@ -105,9 +104,9 @@ fn expect_of(control: Control, numbers: [u64; 2]) -> Option<Expect> {
         snd_una: high(numbers[0]),
         snd_nxt: low(numbers[0]),
         rcv_nxt: high(numbers[1]),
+        past: Past((control.0 >> PAST_SHIFT & PAST_MASK) as u8),
         probe_ack: low(numbers[1]),
         probe_outstanding: control.0 & PROBE_OUTSTANDING != 0,
-        confirmed: control.0 & CONFIRMED != 0,
         given: control.0 & GIVEN != 0,
     })
 }

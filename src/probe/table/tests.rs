@@ -27,9 +27,9 @@ fn expect(owner: u32, n: u32) -> Expect {
         snd_una: SeqNumber(n),
         snd_nxt: SeqNumber(n.wrapping_mul(3)),
         rcv_nxt: SeqNumber(n ^ 0xffff_ffff),
+        past: Past((n % 16) as u8),
         probe_ack: SeqNumber(owner),
         probe_outstanding: n & 8 != 0,
-        confirmed: n & 16 != 0,
         given: n & 32 != 0,
     }
 }
@@ -66,6 +66,26 @@ fn a_flow_is_found_as_published_until_it_is_removed() {
 
     let second = table.insert(Slot(2), &key(1), &expect(1, 8)).unwrap();
     assert!(second != first && second != vacant);
+}
+
+#[test]
+fn a_past_holds_what_the_peer_has_used_up() {
+    let past = |used: u32| Past::between(SeqNumber(u32::MAX), SeqNumber(u32::MAX) + used).octets();
+    for (used, len) in [
+        (0, 1),
+        (1, 1),
+        (2, 2),
+        (3, 4),
+        (4, 4),
+        (5, 8),
+        (16_384, 16_384),
+        (16_385, 65_535),
+        (65_536, 65_535),
+        (u32::MAX, 65_535),
+    ] {
+        assert_eq!(past(used), len, "{used}");
+    }
+    assert_eq!(Past::UNKNOWN.octets(), 65_535);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::probe::evidence::Seen;
 use crate::probe::health::Scope;
 use crate::probe::matcher::Rejection;
 use crate::probe::plan::Plan;
-use crate::probe::script::{ACK, DATA, SYN_ACK, Script, plan, resting};
+use crate::probe::script::{ACK, DATA, FIN, RST, SYN_ACK, Say, Script, plan, resting};
 use crate::wire::LinkType;
 use std::time::Duration;
 
@@ -217,4 +217,87 @@ fn a_next_hop_that_does_not_answer() {
     script.sender.note_trouble(Scope::Everywhere, Seen::ObserverDrops, script.now);
     script.at(5_000);
     script.said(&["undetermined/observer"]);
+}
+
+/// Whoever floods is acknowledged a few times a second, however much he sends, and the verdict is that
+/// of the first segment.
+#[test]
+fn a_flood_of_data_is_acknowledged_four_times_a_second() {
+    let mut script = Script::confirmed(resting());
+    let mut seq = 1;
+    for at in 1_000..4_000 {
+        script.at(at);
+        for _ in 0..10 {
+            script.hear(Say { seq, len: 2, ..DATA });
+            seq += 2;
+        }
+    }
+    let before = script.frames.len();
+    script.at(10_019);
+    assert_eq!(script.frames.len(), before, "nothing is owed for what has been");
+    // SYN, ACK and keepalive of the handshake, and 3 s of ACKs.
+    assert_eq!(script.frames.len(), 3 + 3 * 4);
+    script.at(10_020);
+    script.hear(Say { seq, len: 2, ..DATA });
+    let verdict = script.said(&["alive/data"]).remove(0);
+    assert!(verdict.evidence.len() <= 8);
+    let closed = script.frames.len();
+    // It goes on after the end: a few more RSTs (see MAX_LATE_ANSWERS), and that is all.
+    for at in 10_021..20_000 {
+        script.at(at);
+        seq += 2;
+        script.hear(Say { seq, len: 2, ..DATA });
+    }
+    assert!(script.frames.len() <= closed + 5, "{}", script.frames.len() - closed);
+    script.said(&[]);
+    assert!(script.done);
+}
+
+/// Every reply a hundred times over: one verdict, the same as of one.
+#[test]
+fn replies_a_hundred_times_over() {
+    let hundred = |say: Say| [say; 100];
+    let established = || {
+        let mut script = Script::new(resting());
+        script.at(10);
+        script.hear_together(&hundred(SYN_ACK)[..60]);
+        script.at(20);
+        script.hear_together(&hundred(ACK)[..60]);
+        // The network is slow with the other copies.
+        script.at(60);
+        script.hear_together(&hundred(SYN_ACK)[..40]);
+        script.hear_together(&hundred(ACK)[..40]);
+        script.at(10_019);
+        script.sent(&["0 [S] 0", "10 [.] 1 ack 1", "10 [.] 0 ack 1"]);
+        script.at(10_020);
+        script.sent(&["10020 [.] 0 ack 1"]);
+        script
+    };
+    for (say, verdict) in [
+        (ACK, "alive/ack"),
+        (DATA, "alive/data"),
+        (FIN, "alive/closed-by-peer"),
+        (RST, "rebooted/reset"),
+        (Say { wnd: 0, ..ACK }, "alive/zero-window"),
+    ] {
+        let mut script = established();
+        script.at(10_030);
+        script.hear_together(&hundred(say)[..60]);
+        script.at(10_040);
+        script.hear_together(&hundred(say)[..40]);
+        script.at(60_000);
+        script.said(&[verdict]);
+        assert!(script.done);
+        assert!(script.frames.len() <= 4 + 6, "{verdict}: {} frames", script.frames.len());
+    }
+    // Copies of one error are one error: silence it is.
+    let mut script = established();
+    let probe = script.last();
+    for _ in 0..100 {
+        script.icmp(3, 1, probe);
+    }
+    script.at(10_520);
+    script.said(&[]);
+    script.at(30_000);
+    script.said(&["unreachable/icmp-host"]);
 }
