@@ -343,6 +343,9 @@ impl Flow {
 
     /// Undoes [`next_segment`](Self::next_segment) for a segment that did not leave: it is owed again.
     pub fn take_back(&mut self, kind: SegmentKind) {
+        if self.has_left() {
+            return;
+        }
         if kind != SegmentKind::Ack {
             self.deadline = Instant::FAR_FUTURE;
         }
@@ -373,6 +376,9 @@ impl Flow {
     /// Takes back a segment that was refused for what it is, at `now`: it is owed again a while later,
     /// but not for ever, and silence proves nothing meanwhile.
     pub fn refuse(&mut self, kind: SegmentKind, now: Instant) -> Step {
+        if self.has_left() {
+            return Step::Continue;
+        }
         self.take_back(kind);
         self.refused = self.refused.saturating_add(1);
         if !self.facts.observer && !self.is_judged() {

@@ -54,8 +54,15 @@ impl Flow {
         let all_is_in = self.asked == 0 || self.rtt.is_some() || self.facts.reset;
         self.stage = if all_is_in { Stage::Closed } else { Stage::Lingering };
         if !all_is_in {
-            self.deadline = self.asked_at + LINGER;
+            // Of a probe that was taken back only the first is known.
+            self.deadline = self.asked_at.max(self.first_asked_at) + LINGER;
         }
+    }
+
+    /// Says whether the flow was given and the verdict is there: no probe is owed any more, nor is one
+    /// owed again that was handed out before it and did not leave.
+    pub(super) fn has_left(&self) -> bool {
+        !self.origin.is_owned() && self.is_judged()
     }
 
     /// Says whether `reply` echoes the TSval of the last probe (RFC 7323 §4.1).

@@ -2,6 +2,7 @@
 
 use crate::io::{PathId, PathInfo};
 use crate::probe::evidence::Seen;
+use crate::probe::flow::{Flow, Stage};
 use crate::probe::given::{Given, TimestampClock};
 use crate::probe::matcher::Rejection;
 use crate::probe::neighbour::{Hop, HopId};
@@ -266,6 +267,44 @@ fn timestamps_are_live_and_tell_which_probe_was_answered() {
     assert!(!script.done);
     script.at(4_000);
     assert!(script.done);
+}
+
+/// Handed out, then judged, then refused: the flow still comes to its end, and owes nothing.
+#[test]
+fn a_probe_that_did_not_leave_is_not_owed_after_the_verdict() {
+    let number = SeqNumber(1);
+    let given = Given {
+        local: ([10, 98, 0, 1], 40_000).into(),
+        peer: ([10, 99, 0, 7], 80).into(),
+        snd_una: number,
+        snd_nxt: number,
+        rcv_nxt: number,
+        wnd: 1,
+        clock: None,
+        obstacle: None,
+    };
+    let at = |seconds: u64| Instant::from_nanos(seconds * 1_000_000_000);
+    for refused in [true, false] {
+        let mut flow = Flow::given(&given);
+        flow.take_up(at(1), &plan());
+        let kind = flow.next_segment(at(1), &plan()).expect("a probe");
+        flow.close(&plan(), false, false);
+        if refused {
+            flow.refuse(kind, at(1));
+        } else {
+            flow.take_back(kind);
+        }
+        assert!(!flow.owes());
+        assert_eq!((flow.stage, flow.deadline), (Stage::Lingering, at(4)));
+        flow.expire(&plan());
+        assert_eq!(flow.stage, Stage::Closed);
+    }
+    // Before the verdict it is owed again.
+    let mut flow = Flow::given(&given);
+    flow.take_up(at(1), &plan());
+    let kind = flow.next_segment(at(1), &plan()).expect("a probe");
+    flow.take_back(kind);
+    assert!(flow.owes());
 }
 
 /// A connection that we open must not be on the 4-tuple of a given one.
