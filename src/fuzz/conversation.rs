@@ -145,7 +145,6 @@ fn sender(setting: &Setting, table: Arc<Table>) -> Result<Sender, crate::wire::E
         resolve: true,
         source_ports: 61_000..=65_534,
         table,
-        given: Vec::new(),
         now: Instant::from_nanos(1),
     })
 }
