@@ -5,7 +5,7 @@ pub mod args;
 mod doctor;
 mod dry_run;
 mod exit;
-mod flows;
+pub(crate) mod flows;
 mod output;
 mod progress;
 mod sweep;

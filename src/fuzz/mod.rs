@@ -10,6 +10,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
+use crate::cli::flows;
 use crate::cli::targets::{parse_net, parse_target, read_lines};
 use crate::io::packet::Frames;
 use crate::io::ports::read_dump;
@@ -27,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     ("block", block),
     ("dump", dump),
     ("targets", targets),
+    ("flows", flows),
     ("reply", reply::reply),
     ("conversation", conversation::conversation),
 ];
@@ -100,4 +102,11 @@ fn targets(bytes: &[u8]) {
     let lines = bytes.split(|&octet| octet == b'\n').count();
     // Reading from memory cannot fail.
     assert!(bad.is_ok_and(|bad| bad.len() <= lines) && entries <= lines);
+}
+
+/// A list of flows, NDJSON or CSV: taken, or refused with a message.
+fn flows(bytes: &[u8]) {
+    if let Err(error) = flows::read("fuzz", bytes, true) {
+        assert!(!error.to_string().is_empty());
+    }
 }

@@ -13,6 +13,7 @@
 //! | RST of the peer's | none out, or with SEG.ACK = SND.NXT | SEG.SEQ = RCV.NXT | 2^−32 (2^−64) |
 //! | ICMP error | probe out | quoted sequence = SND.UNA − 1, twice | 2^−32 |
 //! | ACK, data, FIN | any time | SEG.ACK in [SND.UNA, SND.NXT], SEG.SEQ from the peer's SYN to RCV.NXT + window | 2^−48 |
+//! | the same of a given flow | any time | SEG.SEQ up to 2^30 from RCV.NXT either way, since its window may be scaled | 2^−33 |
 //!
 //! SND.NXT − SND.UNA is 0, or 1 once our FIN is out. SEG.SEQ above RCV.NXT must be believed: the peer
 //! may have sent what we missed. Below it stands only what the peer has already sent ([`Past`]). Who

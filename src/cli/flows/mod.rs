@@ -124,7 +124,7 @@ pub fn collect(path: &Path, allow_public: bool) -> Result<Flows, FlowsError> {
     read(&file, opened, allow_public)
 }
 
-fn read(file: &str, reader: impl Read, allow_public: bool) -> Result<Flows, FlowsError> {
+pub(crate) fn read(file: &str, reader: impl Read, allow_public: bool) -> Result<Flows, FlowsError> {
     let mut intake =
         Intake { file, allow_public, flows: Flows::default(), bad: Vec::new(), faults: 0 };
     let unreadable = |error| FlowsError::Unreadable { file: file.to_owned(), error };
