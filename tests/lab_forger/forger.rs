@@ -223,6 +223,11 @@ impl Forger {
     }
 
     fn remember(&mut self, segment: &Segment<'_>, frame: &[u8]) {
+        // The end of a flow says nothing new; and after a SYN in vain it does not mean that the flow was
+        // ever open, so that a RST with the right SEG.ACK would be a right one.
+        if segment.flags.contains(Flags::RST) {
+            return;
+        }
         let Some(mac) = frame.get(6..12).and_then(|mac| mac.try_into().ok()) else { return };
         self.prober_mac = Some(MacAddr(mac));
         let key = (segment.src_port, segment.ip.dst, segment.dst_port);
