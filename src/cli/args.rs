@@ -85,9 +85,9 @@ pub struct SweepArgs {
     /// Peers: a host name (all its addresses), an IP address or a CIDR, each with optional :PORT
     ///
     /// Every address of a CIDR counts, the first and the last included. A target without a port of
-    /// its own is probed on each port of -p. IPv6 with a port is [ADDRESS]:PORT, and a link-local
-    /// address names its interface: fe80::1%eth0. A name without an address is reported as
-    /// undetermined.
+    /// its own is probed on each port of -p. An IPv6 address with a port stands in brackets, and a
+    /// link-local one names its interface: [fe80::1%eth0]:22. A name without an address is reported
+    /// as undetermined.
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
 

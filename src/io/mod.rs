@@ -3,6 +3,8 @@
 #[cfg(feature = "os")]
 mod batch;
 #[cfg(feature = "os")]
+mod errno;
+#[cfg(feature = "os")]
 pub mod facts;
 #[cfg(feature = "os")]
 pub mod guard;
@@ -109,19 +111,6 @@ pub struct Unsent {
     pub error: IoError,
 }
 
-impl Unsent {
-    /// Says whether the path took no frame for reasons of its own (no link, no room), so that the
-    /// frames that it refused are as good as others.
-    #[cfg(feature = "os")]
-    pub fn is_of_path(&self) -> bool {
-        let shortage = matches!(
-            self.error.source.raw_os_error(),
-            Some(libc::ENOBUFS | libc::EAGAIN | libc::ENOMEM)
-        );
-        shortage || self.error.is_of_link()
-    }
-}
-
 /// The receiving end of a path.
 pub trait Receive: Send {
     /// Hands every frame there is to `sink`, waiting up to `wait` for the first one.
@@ -153,14 +142,4 @@ pub struct IoError {
     pub source: std::io::Error,
     /// What to do about it, or empty.
     pub remedy: &'static str,
-}
-
-impl IoError {
-    /// Says whether the interface is down, without carrier or gone: what was to come in through it
-    /// is lost as well.
-    #[cfg(feature = "os")]
-    pub fn is_of_link(&self) -> bool {
-        let errno = self.source.raw_os_error();
-        matches!(errno, Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV))
-    }
 }
