@@ -14,6 +14,16 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+/* Everything is read relative to the network header, which the kernel has set before any tcx program
+ * runs: that is the same for devices with and without a MAC header, and for tags that the NIC has
+ * taken off. */
+#define PACKET struct __sk_buff
+
+static __always_inline int read(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
+{
+	return bpf_skb_load_bytes_relative(skb, offset, to, len, BPF_HDR_START_NET) ? -1 : 0;
+}
+
 #include "parse.h"
 #include "shared.h"
 
@@ -58,7 +68,7 @@ static __always_inline void count(__u32 counter)
 
 static __always_inline enum parse_result parse(struct __sk_buff *skb, struct segment *segment)
 {
-	enum parse_result result = parse_segment(skb, segment);
+	enum parse_result result = parse_network(skb, skb->protocol, 0, segment);
 	__u32 len = skb->len;
 
 	if (result != PARSE_SHORT)
@@ -66,7 +76,7 @@ static __always_inline enum parse_result parse(struct __sk_buff *skb, struct seg
 	// Some drivers leave the headers in page fragments, where relative reads do not reach.
 	if (bpf_skb_pull_data(skb, len < HEADERS_MAX ? len : HEADERS_MAX))
 		return PARSE_SHORT;
-	return parse_segment(skb, segment);
+	return parse_network(skb, skb->protocol, 0, segment);
 }
 
 /* Whether our end of the flow is one of our addresses and ports. */
@@ -179,7 +189,7 @@ int guard_egress(struct __sk_buff *skb)
 	flow_of(&segment, 0, &flow);
 	if (!is_ours(&flow) && !is_given(&flow))
 		return NEXT;
-	if (read(skb, segment.tcp + TCP_FLAGS, &flags, sizeof(flags)))
+	if (read(skb, segment.upper + TCP_FLAGS, &flags, sizeof(flags)))
 		return NEXT;
 	if ((flags & TCP_RST) && !is_from_raw_socket(skb))
 		count(GUARD_KERNEL_RSTS);

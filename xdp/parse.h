@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0
  *
- * Finds the TCP header of an sk_buff.
+ * Finds the TCP header of a packet, whatever the packet is read from.
  *
- * Everything is read relative to the network header, which the kernel has set before any tcx
- * program runs: that is the same for devices with and without a MAC header, and for tags that the
- * NIC has taken off.
+ * A program defines before it includes this file:
+ *   PACKET  its context type, struct __sk_buff or struct xdp_md
+ *   read()  copies `len` octets at `offset` to `to`, or returns -1 and copies nothing if they are
+ *           not all within the packet
+ * Offsets count from wherever read() counts them. No function here reads past what read() allows.
  */
 #ifndef KEEPSWEEP_PARSE_H
 #define KEEPSWEEP_PARSE_H
@@ -28,14 +30,16 @@
 
 enum parse_result {
 	PARSE_TCP,    /* `segment` is filled in */
-	PARSE_OTHER,  /* not TCP, or a fragment that carries no ports */
-	PARSE_SHORT,  /* ends early, or its headers are not in the linear part of the sk_buff */
+	PARSE_ICMP,   /* ICMP over IPv4 or ICMPv6 over IPv6: all but the ports is filled in */
+	PARSE_OTHER,  /* another protocol, or a fragment that carries no upper header */
+	PARSE_WRONG,  /* a header that contradicts itself or the one before it */
+	PARSE_SHORT,  /* ends early, or its headers are out of the reach of read() */
 };
 
 struct segment {
 	__u32 version;                /* 4 or 6 */
 	struct bpf_sock_tuple tuple;  /* network order, the member that `version` names */
-	__u32 tcp;                    /* offset of the TCP header from the network header */
+	__u32 upper;                  /* offset of the TCP or ICMP header */
 };
 
 struct vlan_tag {
@@ -56,37 +60,36 @@ struct ports {
 	__be16 dest;
 };
 
-static __always_inline int read(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
-{
-	return bpf_skb_load_bytes_relative(skb, offset, to, len, BPF_HDR_START_NET) ? -1 : 0;
-}
-
-static __always_inline enum parse_result parse_ipv4(struct __sk_buff *skb, __u32 offset,
+static __always_inline enum parse_result parse_ipv4(PACKET *packet, __u32 offset,
 						    struct segment *segment)
 {
 	struct iphdr ip;
 	struct ports ports;
 
-	if (read(skb, offset, &ip, sizeof(ip)))
+	if (read(packet, offset, &ip, sizeof(ip)))
 		return PARSE_SHORT;
-	if (ip.version != 4 || ip.ihl < 5 || ip.protocol != IPPROTO_TCP)
-		return PARSE_OTHER;
+	if (ip.version != 4 || ip.ihl < 5)
+		return PARSE_WRONG;
 	if (ip.frag_off & bpf_htons(IPV4_OFFSET_MASK))
 		return PARSE_OTHER;
 	offset += ip.ihl * 4;
-	if (read(skb, offset, &ports, sizeof(ports)))
-		return PARSE_SHORT;
 
 	segment->version = 4;
-	segment->tcp = offset;
+	segment->upper = offset;
 	segment->tuple.ipv4.saddr = ip.saddr;
 	segment->tuple.ipv4.daddr = ip.daddr;
+	if (ip.protocol == IPPROTO_ICMP)
+		return PARSE_ICMP;
+	if (ip.protocol != IPPROTO_TCP)
+		return PARSE_OTHER;
+	if (read(packet, offset, &ports, sizeof(ports)))
+		return PARSE_SHORT;
 	segment->tuple.ipv4.sport = ports.source;
 	segment->tuple.ipv4.dport = ports.dest;
 	return PARSE_TCP;
 }
 
-static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, __u32 offset,
+static __always_inline enum parse_result parse_ipv6(PACKET *packet, __u32 offset,
 						    struct segment *segment)
 {
 	struct ipv6hdr ip;
@@ -94,10 +97,10 @@ static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, __u32
 	__u8 next_header;
 	int i;
 
-	if (read(skb, offset, &ip, sizeof(ip)))
+	if (read(packet, offset, &ip, sizeof(ip)))
 		return PARSE_SHORT;
 	if (ip.version != 6)
-		return PARSE_OTHER;
+		return PARSE_WRONG;
 	next_header = ip.nexthdr;
 	offset += sizeof(ip);
 
@@ -111,7 +114,7 @@ static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, __u32
 		if (kind != IPPROTO_HOPOPTS && kind != IPPROTO_ROUTING && kind != IPPROTO_DSTOPTS &&
 		    kind != IPPROTO_AH && kind != IPPROTO_FRAGMENT)
 			break;
-		if (read(skb, offset, &extension, sizeof(extension)))
+		if (read(packet, offset, &extension, sizeof(extension)))
 			return PARSE_SHORT;
 		next_header = extension.next_header;
 		if (kind == IPPROTO_FRAGMENT) {
@@ -124,25 +127,27 @@ static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, __u32
 			offset += (extension.length + 1) * 8;
 		}
 	}
-	if (next_header != IPPROTO_TCP)
-		return PARSE_OTHER;
-	if (read(skb, offset, &ports, sizeof(ports)))
-		return PARSE_SHORT;
 
 	segment->version = 6;
-	segment->tcp = offset;
+	segment->upper = offset;
 	__builtin_memcpy(segment->tuple.ipv6.saddr, &ip.saddr, sizeof(ip.saddr));
 	__builtin_memcpy(segment->tuple.ipv6.daddr, &ip.daddr, sizeof(ip.daddr));
+	if (next_header == IPPROTO_ICMPV6)
+		return PARSE_ICMP;
+	if (next_header != IPPROTO_TCP)
+		return PARSE_OTHER;
+	if (read(packet, offset, &ports, sizeof(ports)))
+		return PARSE_SHORT;
 	segment->tuple.ipv6.sport = ports.source;
 	segment->tuple.ipv6.dport = ports.dest;
 	return PARSE_TCP;
 }
 
-/* Fills in `segment`, or says why there is none. Reads nothing outside the packet. */
-static __noinline enum parse_result parse_segment(struct __sk_buff *skb, struct segment *segment)
+/* Fills in `segment` from the packet of the EtherType `protocol`, VLAN tags or network header, that
+ * begins at `offset`; or says why it cannot. */
+static __noinline enum parse_result parse_network(PACKET *packet, __be16 protocol, __u32 offset,
+						  struct segment *segment)
 {
-	__be16 protocol = skb->protocol;
-	__u32 offset = 0;
 	int i;
 
 	for (i = 0; i < VLAN_TAGS_MAX; i++) {
@@ -150,16 +155,16 @@ static __noinline enum parse_result parse_segment(struct __sk_buff *skb, struct 
 
 		if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD))
 			break;
-		if (read(skb, offset, &tag, sizeof(tag)))
+		if (read(packet, offset, &tag, sizeof(tag)))
 			return PARSE_SHORT;
 		protocol = tag.protocol;
 		offset += sizeof(tag);
 	}
 
 	if (protocol == bpf_htons(ETH_P_IP))
-		return parse_ipv4(skb, offset, segment);
+		return parse_ipv4(packet, offset, segment);
 	if (protocol == bpf_htons(ETH_P_IPV6))
-		return parse_ipv6(skb, offset, segment);
+		return parse_ipv6(packet, offset, segment);
 	return PARSE_OTHER;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0
  *
- * What the BPF programs and Rust agree on. Mirrored in src/io/guard.rs: change both.
+ * What the BPF programs and Rust agree on. Mirrored in src/io/guard.rs and
+ * src/io/xdp/program.rs: change both sides.
  */
 #ifndef KEEPSWEEP_SHARED_H
 #define KEEPSWEEP_SHARED_H
@@ -33,6 +34,15 @@ enum guard_counter {
 	GUARD_PASSED_OWNED,  /* ingress: of a guarded flow, the kernel owns the tuple */
 	GUARD_KERNEL_RSTS,   /* egress: RST of a guarded flow that the stack sent */
 	GUARD_COUNTERS,
+};
+
+/* Index into `counters` of the redirecting program. */
+enum redirect_counter {
+	REDIRECT_REDIRECTED, /* handed to the AF_XDP socket of its queue */
+	REDIRECT_PASSED,     /* none of ours, or the kernel owns the tuple */
+	REDIRECT_MALFORMED,  /* passed: it ends early or contradicts itself */
+	REDIRECT_NO_SOCKET,  /* ours, and passed: its queue has no socket */
+	REDIRECT_COUNTERS,
 };
 
 _Static_assert(sizeof(struct guard_source) == 20, "mirrored in src/io/guard.rs");

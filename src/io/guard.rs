@@ -35,7 +35,7 @@ const VERIFIER_LINES: usize = 6;
 /// `struct guard_source` of `xdp/shared.h`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Source {
+pub(super) struct Source {
     version: u32,
     addr: [u8; 16],
 }
@@ -43,9 +43,9 @@ struct Source {
 /// `struct guard_ports` of `xdp/shared.h`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Ports {
-    lo: u16,
-    hi: u16,
+pub(super) struct Ports {
+    pub lo: u16,
+    pub hi: u16,
 }
 
 /// `struct guard_tuple` of `xdp/shared.h`.
@@ -410,7 +410,7 @@ fn attach_error(
 }
 
 /// Joins an error and its causes; aya's outermost text does not contain the errno.
-fn chain(error: &(dyn Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     // With the verifier's whole log this would be megabytes; its last lines hold the reason.
     if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
         let log = verifier_log.to_string();
@@ -431,7 +431,7 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
+pub(super) fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
     // aya's transparent variants hide the error they carry from `source()`.
     if let Some(ProgramError::TcError(TcError::IoError(error))) = error.downcast_ref() {
         return error.raw_os_error().map(Errno::from_raw);

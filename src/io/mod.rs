@@ -21,6 +21,8 @@ pub mod route;
 pub mod sim;
 #[cfg(feature = "os")]
 pub mod watch;
+#[cfg(feature = "os")]
+pub mod xdp;
 
 use crate::time::Instant;
 use crate::wire::{Checksums, LinkType, MacAddr};

@@ -1,0 +1,303 @@
+//! The XDP program that hands answers to us to our AF_XDP sockets (`xdp/redirect.bpf.c`).
+
+#[cfg(test)]
+mod tests;
+
+use crate::io::IoError;
+use crate::io::guard::{Ports, Source, chain, errno};
+use crate::wire::MacAddr;
+use aya::maps::{HashMap, MapData, PerCpuArray, XskMap};
+use aya::programs::links::FdLink;
+use aya::programs::{ProgramError, Xdp, xdp};
+use aya::{Ebpf, EbpfLoader};
+use nix::errno::Errno;
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.bpf.o"));
+
+const PROGRAM: &str = "redirect";
+
+/// Where the program is to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum XdpMode {
+    /// In the driver, or in the stack where the driver cannot.
+    #[default]
+    Auto,
+    /// In the driver (native).
+    Drv,
+    /// In the stack, after the driver has built an sk_buff (generic).
+    Skb,
+}
+
+/// Where the program runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attached {
+    /// In the driver.
+    Drv,
+    /// In the stack.
+    Skb,
+}
+
+impl Attached {
+    /// Returns its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Attached::Drv => "drv",
+            Attached::Skb => "skb",
+        }
+    }
+
+    const fn mode(self) -> xdp::XdpMode {
+        match self {
+            Attached::Drv => xdp::XdpMode::Driver,
+            Attached::Skb => xdp::XdpMode::Skb,
+        }
+    }
+}
+
+/// Which frames are redirected on one interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RedirectSpec {
+    /// The interface's own address.
+    pub mac: MacAddr,
+    /// Our source addresses.
+    pub sources: Vec<IpAddr>,
+    /// Our source ports, on each of them.
+    pub ports: RangeInclusive<u16>,
+    /// How many queues may get a socket.
+    pub queues: u32,
+    /// What a frame of the UMEM holds, in octets; longer ones pass.
+    pub frame_octets: u32,
+}
+
+/// What the program has done with the frames of its interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RedirectCounts {
+    /// Handed to an AF_XDP socket.
+    pub redirected: u64,
+    /// Passed: none of ours, or the kernel owns the tuple.
+    pub passed: u64,
+    /// Passed: ends early or contradicts itself.
+    pub malformed: u64,
+    /// Ours, and passed: the queue that it came in by has no socket.
+    pub no_socket: u64,
+}
+
+/// `enum redirect_counter` of `xdp/shared.h`.
+#[derive(Clone, Copy)]
+enum Counter {
+    Redirected = 0,
+    Passed = 1,
+    Malformed = 2,
+    NoSocket = 3,
+}
+
+/// The program of one interface, loaded; once attached it stays so until this value is dropped.
+///
+/// It hangs on a bpf_link that is pinned nowhere, so it is also gone when the process dies.
+pub struct Redirect {
+    // First: the program is taken off before its maps go.
+    link: Option<FdLink>,
+    programs: Ebpf,
+    counters: PerCpuArray<MapData, u64>,
+    interface: String,
+}
+
+impl fmt::Debug for Redirect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redirect").field("interface", &self.interface).finish_non_exhaustive()
+    }
+}
+
+impl Redirect {
+    /// Loads the program for `interface` and tells it what is ours. Nothing is attached yet: the
+    /// sockets come first, or the first frames would find none.
+    ///
+    /// # Errors
+    /// No CAP_BPF or CAP_NET_ADMIN, or a kernel whose verifier refuses the program: the end of its
+    /// log is in the message.
+    pub fn load(interface: &str, spec: &RedirectSpec) -> Result<Redirect, IoError> {
+        let error = |error: &(dyn Error + 'static)| load_error(interface, error);
+        let broken = |what: &str| IoError {
+            operation: "load the XDP program",
+            object: interface.to_owned(),
+            source: io::Error::other(format!("the embedded object has no {what}")),
+            remedy: "this build is broken: build it again",
+        };
+        let capacity = u32::try_from(spec.sources.len().max(1)).unwrap_or(u32::MAX);
+        let mut programs = EbpfLoader::new()
+            .map_max_entries("sources", capacity)
+            .map_max_entries("xsks", spec.queues.max(1))
+            .override_global("our_mac", &spec.mac.0, true)
+            .override_global("frame_max", &spec.frame_octets, true)
+            .load(OBJECT)
+            .map_err(|cause| error(&cause))?;
+
+        let sources = programs.map_mut("sources").ok_or_else(|| broken("map sources"))?;
+        let mut sources: HashMap<_, Source, Ports> =
+            HashMap::try_from(sources).map_err(|cause| error(&cause))?;
+        let ports = Ports { lo: *spec.ports.start(), hi: *spec.ports.end() };
+        for &source in &spec.sources {
+            sources.insert(Source::from(source), ports, 0).map_err(|cause| error(&cause))?;
+        }
+        let program: &mut Xdp = programs
+            .program_mut(PROGRAM)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| broken("program"))?;
+        program.load().map_err(|cause| error(&cause))?;
+        let counters = programs.take_map("counters").ok_or_else(|| broken("map counters"))?;
+        let counters = PerCpuArray::try_from(counters).map_err(|cause| error(&cause))?;
+        Ok(Redirect { link: None, programs, counters, interface: interface.to_owned() })
+    }
+
+    /// Sends the frames of queue `queue_id` that are ours to `socket`, an AF_XDP socket.
+    ///
+    /// # Errors
+    /// There are not that many queues, or it is no such socket.
+    pub fn set_socket(&mut self, queue_id: u32, socket: BorrowedFd<'_>) -> Result<(), IoError> {
+        let error = |cause: &(dyn Error + 'static)| {
+            io_error("enter AF_XDP socket", &self.interface, cause, "")
+        };
+        let map = self.programs.map_mut("xsks").ok_or_else(|| error(&Errno::ENOENT))?;
+        let mut sockets = XskMap::try_from(map).map_err(|cause| error(&cause))?;
+        sockets.set(queue_id, socket.as_raw_fd(), 0).map_err(|cause| error(&cause))
+    }
+
+    /// Attaches the program, and returns where it runs and, for [`XdpMode::Auto`], why not in the
+    /// driver.
+    ///
+    /// Attaching to a driver resets the link on many NICs.
+    ///
+    /// # Errors
+    /// [`IoError`] with a remedy: another program is attached, the driver cannot, the MTU is too
+    /// large, the queues do not suit.
+    pub fn attach(
+        &mut self,
+        ifindex: u32,
+        mode: XdpMode,
+    ) -> Result<(Attached, Option<IoError>), IoError> {
+        let (first, second) = match mode {
+            XdpMode::Auto => (Attached::Drv, Some(Attached::Skb)),
+            XdpMode::Drv => (Attached::Drv, None),
+            XdpMode::Skb => (Attached::Skb, None),
+        };
+        match (self.attach_as(ifindex, first), second) {
+            (Ok(()), _) => Ok((first, None)),
+            // The driver's own reasons, one of which is that it has no XDP.
+            (Err((Some(Errno::EOPNOTSUPP | Errno::ERANGE | Errno::ENOSPC), why)), Some(second)) => {
+                self.attach_as(ifindex, second).map_err(|(_, error)| error)?;
+                Ok((second, Some(why)))
+            }
+            (Err((_, error)), _) => Err(error),
+        }
+    }
+
+    fn attach_as(&mut self, ifindex: u32, to: Attached) -> Result<(), (Option<Errno>, IoError)> {
+        let operation = match to {
+            Attached::Drv => "attach the XDP program (native)",
+            Attached::Skb => "attach the XDP program (generic)",
+        };
+        let error = |cause: &(dyn Error + 'static)| {
+            let errno = xdp_errno(cause);
+            (errno, io_error(operation, &self.interface, cause, attach_remedy(errno)))
+        };
+        let program: &mut Xdp = self
+            .programs
+            .program_mut(PROGRAM)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| error(&Errno::ENOENT))?;
+        let link = program
+            .attach_to_if_index(ifindex, to.mode())
+            .and_then(|id| program.take_link(id))
+            .map_err(|cause| error(&cause))?;
+        // aya falls back to netlink where the kernel refuses a link with EINVAL; a program attached
+        // so would outlive a killed process.
+        self.link = Some(FdLink::try_from(link).map_err(|_| error(&Errno::EINVAL))?);
+        Ok(())
+    }
+
+    /// Returns what the program has counted. Needs no privilege.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn counts(&self) -> Result<RedirectCounts, IoError> {
+        Ok(RedirectCounts {
+            redirected: self.count(Counter::Redirected)?,
+            passed: self.count(Counter::Passed)?,
+            malformed: self.count(Counter::Malformed)?,
+            no_socket: self.count(Counter::NoSocket)?,
+        })
+    }
+
+    fn count(&self, counter: Counter) -> Result<u64, IoError> {
+        let per_cpu = self.counters.get(&(counter as u32), 0).map_err(|cause| {
+            io_error("read the XDP program's counters", &self.interface, &cause, "")
+        })?;
+        Ok(per_cpu.iter().sum())
+    }
+}
+
+/// As [`errno`], but also where aya hides it in a variant of its own.
+fn xdp_errno(cause: &(dyn Error + 'static)) -> Option<Errno> {
+    if let Some(ProgramError::SyscallError(call)) = cause.downcast_ref() {
+        return call.io_error.raw_os_error().map(Errno::from_raw);
+    }
+    cause.downcast_ref::<Errno>().copied().or_else(|| errno(cause))
+}
+
+fn io_error(
+    operation: &'static str,
+    interface: &str,
+    cause: &(dyn Error + 'static),
+    remedy: &'static str,
+) -> IoError {
+    let source = match xdp_errno(cause) {
+        Some(errno) => errno.into(),
+        None => io::Error::other(chain(cause)),
+    };
+    IoError { operation, object: interface.to_owned(), source, remedy }
+}
+
+fn load_error(interface: &str, cause: &(dyn Error + 'static)) -> IoError {
+    let remedy = match xdp_errno(cause) {
+        Some(Errno::EPERM) => {
+            "needs CAP_BPF and CAP_NET_ADMIN outside any user namespace: try sudo"
+        }
+        _ => {
+            "the XDP path needs Linux 6.6 or newer with CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS; \
+              --io packet does not"
+        }
+    };
+    // Not by number alone: the verifier's log says what it disliked.
+    IoError {
+        operation: "load the XDP program",
+        object: interface.to_owned(),
+        source: io::Error::other(chain(cause)),
+        remedy,
+    }
+}
+
+fn attach_remedy(errno: Option<Errno>) -> &'static str {
+    match errno {
+        Some(Errno::EBUSY | Errno::EEXIST) => {
+            "another XDP program is attached there (see: ip link show); take it off, or use --io packet"
+        }
+        Some(Errno::EOPNOTSUPP) => "the driver has no native XDP: --xdp-mode skb, or --io packet",
+        Some(Errno::ERANGE) => {
+            "the driver's XDP does not do this MTU: lower it, --xdp-mode skb, or --io packet"
+        }
+        Some(Errno::ENOSPC) => {
+            "the other end of this veth has more transmit queues than this end has receive queues: \
+             ethtool -L evens them out; or --xdp-mode skb, or --io packet"
+        }
+        Some(Errno::EPERM | Errno::EACCES) => "needs CAP_BPF and CAP_NET_ADMIN, try sudo",
+        Some(Errno::ENODEV) => "the interface is gone",
+        Some(Errno::ENOMEM) => "the driver has no memory for its XDP queues: --xdp-mode skb",
+        _ => "--xdp-mode skb asks less of the driver, --io packet nothing",
+    }
+}
