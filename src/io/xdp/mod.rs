@@ -1,5 +1,37 @@
 //! The AF_XDP path: frames written into memory shared with the driver, past the whole stack.
+//!
+//! One [`Queue`] for each queue of the interface that is used, with a sending half for one thread and
+//! a receiving half for another, and one [`Redirect`], the XDP program that hands the answers to
+//! them. An AF_PACKET socket beside them hears what the program lets through: ARP and Neighbour
+//! Discovery, and the answers on queues without a socket.
+//!
+//! Our own layer on libc and not the `xdp` crate (0.8), which has one free list behind `&mut` for
+//! both halves, uses what the kernel says in a descriptor unchecked, cannot share a UMEM between two
+//! sockets, and overflows its cursors where overflow is checked.
 
 mod program;
+mod rings;
+mod rx;
+mod socket;
+mod tx;
+mod umem;
 
 pub use program::{Attached, Redirect, RedirectCounts, RedirectSpec, XdpMode};
+pub use rx::XdpRx;
+pub use socket::{Queue, QueueSpec};
+pub use tx::XdpTx;
+
+/// The longest packet that the receiving half takes, in octets.
+pub const RX_OCTETS: u32 = umem::RX_OCTETS as u32;
+
+/// Whether the driver is to read and write frames in the UMEM itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ZeroCopy {
+    /// Where the driver can.
+    #[default]
+    Auto,
+    /// Or not at all.
+    On,
+    /// The kernel copies.
+    Off,
+}

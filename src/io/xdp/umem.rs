@@ -1,0 +1,309 @@
+//! The memory that frames are in, and whose each frame is.
+//!
+//! A frame is nobody's ([`Free`]), ours ([`Ours`]), or the kernel's. The first two are tokens that
+//! cannot be copied; whoever lends a frame to the kernel gives its token away, and with it every way
+//! to the frame's octets. A [`Ledger`] remembers what is lent, so that an address from the kernel
+//! becomes a token again only if it was.
+
+use crate::io::IoError;
+use nix::errno::Errno;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Octets of a frame, the least that the kernel allows (XDP_UMEM_MIN_CHUNK_SIZE).
+pub(super) const CHUNK: usize = 2048;
+/// What the kernel leaves free before a received packet (XDP_PACKET_HEADROOM).
+const HEADROOM: usize = 256;
+/// The longest packet that a frame holds when it is received.
+pub(super) const RX_OCTETS: usize = CHUNK - HEADROOM;
+
+/// A frame that holds nothing of interest to anyone.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Free(u32);
+
+impl Free {
+    /// Returns which frame of the UMEM this is.
+    pub fn index(&self) -> u32 {
+        self.0
+    }
+}
+
+/// A frame with a packet in it that we may read.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Ours {
+    index: u32,
+    offset: u32,
+    len: u32,
+}
+
+impl Ours {
+    /// Says that the packet is no longer wanted.
+    pub fn free(self) -> Free {
+        Free(self.index)
+    }
+}
+
+/// A descriptor or address that the kernel handed over and that cannot be right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("descriptor at {addr}, {len} octets long: {reason}")]
+pub(super) struct BadDescriptor {
+    addr: u64,
+    len: u32,
+    reason: &'static str,
+}
+
+/// A mapping of `frames` frames.
+#[derive(Debug)]
+pub(super) struct Umem {
+    start: NonNull<u8>,
+    frames: u32,
+}
+
+// SAFETY: the mapping belongs to this value; its octets are only reached through a `Ledger`, which
+// hands out frames of its own share to whoever holds their token.
+unsafe impl Send for Umem {}
+// SAFETY: as above; `&Umem` itself gives no access to the octets.
+unsafe impl Sync for Umem {}
+
+impl Umem {
+    /// Maps memory for `frames` frames. `interface` is named in messages.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn map(frames: u32, interface: &str) -> Result<Self, IoError> {
+        // SAFETY: a new anonymous mapping touches no memory that exists.
+        let mapping = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                frames as usize * CHUNK,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
+                -1,
+                0,
+            )
+        };
+        match NonNull::new(mapping.cast::<u8>()) {
+            Some(start) if mapping != libc::MAP_FAILED => Ok(Umem { start, frames }),
+            _ => Err(IoError {
+                operation: "map the UMEM",
+                object: interface.to_owned(),
+                source: Errno::last().into(),
+                remedy: "",
+            }),
+        }
+    }
+
+    /// Describes the memory to the kernel (XDP_UMEM_REG).
+    pub fn registration(&self) -> libc::xdp_umem_reg {
+        libc::xdp_umem_reg {
+            addr: self.start.as_ptr() as u64,
+            len: u64::from(self.frames) * CHUNK as u64,
+            chunk_size: CHUNK as u32,
+            headroom: 0,
+            flags: 0,
+            tx_metadata_len: 0,
+        }
+    }
+
+    /// Splits the frames in two: the first `first` of them, and the others.
+    pub fn split(self, first: u32) -> (Arc<Self>, Ledger, Ledger) {
+        let umem = Arc::new(self);
+        let first = first.min(umem.frames);
+        let head = Ledger::new(umem.clone(), 0, first);
+        let tail = Ledger::new(umem.clone(), first, umem.frames - first);
+        (umem, head, tail)
+    }
+}
+
+impl Drop for Umem {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made in `map`; every ledger holds the Umem, and no slice of a
+        // frame outlives its ledger.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.frames as usize * CHUNK) };
+    }
+}
+
+/// A share of a UMEM's frames, and which of them are lent to the kernel.
+pub(super) struct Ledger {
+    umem: Arc<Umem>,
+    first: u32,
+    /// By index from `first` on.
+    lent: Box<[bool]>,
+    unissued: bool,
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let frames = self.first..self.first + self.lent.len() as u32;
+        f.debug_struct("Ledger").field("frames", &frames).finish_non_exhaustive()
+    }
+}
+
+impl Ledger {
+    fn new(umem: Arc<Umem>, first: u32, frames: u32) -> Self {
+        Ledger { umem, first, lent: vec![false; frames as usize].into(), unissued: true }
+    }
+
+    /// Returns the tokens of all frames; only the first time, as there is one of each.
+    pub fn issue(&mut self) -> Vec<Free> {
+        let frames = if self.unissued { self.lent.len() as u32 } else { 0 };
+        self.unissued = false;
+        (self.first..self.first + frames).map(Free).collect()
+    }
+
+    /// Returns the octets of a frame that nobody uses, to be written.
+    pub fn octets_mut<'a>(&'a mut self, frame: &'a mut Free) -> &'a mut [u8] {
+        self.slot(frame.0);
+        let start = frame.0 as usize * CHUNK;
+        // SAFETY: the frame is of this ledger's share (checked), so inside the mapping; its token, of
+        // which there is one, is borrowed for as long as the slice lives, and the kernel has not got
+        // the frame.
+        unsafe { std::slice::from_raw_parts_mut(self.umem.start.as_ptr().add(start), CHUNK) }
+    }
+
+    /// Returns the packet in a frame.
+    pub fn octets<'a>(&'a self, frame: &'a Ours) -> &'a [u8] {
+        self.slot(frame.index);
+        let start = frame.index as usize * CHUNK + frame.offset as usize;
+        // SAFETY: the frame is of this ledger's share (checked), offset and length lie inside it
+        // (checked in `take_packet`), and its only token is borrowed for as long as the slice lives.
+        unsafe {
+            std::slice::from_raw_parts(self.umem.start.as_ptr().add(start), frame.len as usize)
+        }
+    }
+
+    /// Gives a frame to the kernel, and returns its address for the fill ring.
+    pub fn lend(&mut self, frame: Free) -> u64 {
+        let slot = self.slot(frame.0);
+        self.lent[slot] = true;
+        u64::from(frame.0) * CHUNK as u64
+    }
+
+    /// Gives a frame whose first `len` octets are to be sent to the kernel, and returns its
+    /// descriptor for the tx ring.
+    ///
+    /// # Panics
+    /// If it is not that long.
+    pub fn lend_packet(&mut self, frame: Free, len: usize) -> libc::xdp_desc {
+        assert!(len <= CHUNK, "packet of {len} octets in a frame of {CHUNK}");
+        libc::xdp_desc { addr: self.lend(frame), len: len as u32, options: 0 }
+    }
+
+    /// Takes back a frame that the kernel has sent, by its address from the completion ring.
+    ///
+    /// # Errors
+    /// [`BadDescriptor`] if it was not lent.
+    pub fn take_back(&mut self, addr: u64) -> Result<Free, BadDescriptor> {
+        let (index, _) = self.locate(addr, 0)?;
+        Ok(Free(index))
+    }
+
+    /// Takes back a frame that the kernel has filled, by its descriptor from the rx ring.
+    ///
+    /// # Errors
+    /// [`BadDescriptor`] if it was not lent, or if the packet is not inside the frame, or not whole.
+    pub fn take_packet(&mut self, descriptor: libc::xdp_desc) -> Result<Ours, BadDescriptor> {
+        let libc::xdp_desc { addr, len, options } = descriptor;
+        if options & libc::XDP_PKT_CONTD != 0 {
+            return Err(BadDescriptor { addr, len, reason: "goes on in another frame" });
+        }
+        let (index, offset) = self.locate(addr, len)?;
+        Ok(Ours { index, offset, len })
+    }
+
+    fn locate(&mut self, addr: u64, len: u32) -> Result<(u32, u32), BadDescriptor> {
+        let bad = |reason| BadDescriptor { addr, len, reason };
+        let index = u32::try_from(addr / CHUNK as u64).map_err(|_| bad("outside the UMEM"))?;
+        let offset = (addr % CHUNK as u64) as u32;
+        if u64::from(offset) + u64::from(len) > CHUNK as u64 {
+            return Err(bad("longer than its frame"));
+        }
+        let lent = index
+            .checked_sub(self.first)
+            .and_then(|slot| self.lent.get_mut(slot as usize))
+            .ok_or(bad("outside our share of the UMEM"))?;
+        if !std::mem::replace(lent, false) {
+            return Err(bad("not lent"));
+        }
+        Ok((index, offset))
+    }
+
+    fn slot(&self, index: u32) -> usize {
+        let slot = index.wrapping_sub(self.first) as usize;
+        assert!(slot < self.lent.len(), "frame {index} of another share");
+        slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ledgers() -> (Ledger, Ledger) {
+        let (_, rx, tx) = Umem::map(6, "a test").unwrap().split(4);
+        (rx, tx)
+    }
+
+    fn desc(addr: u64, len: u32) -> libc::xdp_desc {
+        libc::xdp_desc { addr, len, options: 0 }
+    }
+
+    #[test]
+    fn a_packet_goes_out_and_comes_back() {
+        let (_, mut tx) = ledgers();
+        let mut frames = tx.issue();
+        assert_eq!(frames.len(), 2);
+        assert!(tx.issue().is_empty(), "one token a frame");
+        let mut frame = frames.pop().unwrap();
+        tx.octets_mut(&mut frame)[..5].copy_from_slice(b"hello");
+        let sent = tx.lend_packet(frame, 5);
+        assert_eq!((sent.addr, sent.len), (5 * CHUNK as u64, 5));
+        let packet = tx.take_packet(sent).unwrap();
+        assert_eq!(tx.octets(&packet), b"hello");
+        assert_eq!(packet.free().index(), 5);
+    }
+
+    #[test]
+    fn what_was_not_lent_cannot_be_taken() {
+        let (mut rx, mut tx) = ledgers();
+        let chunk = CHUNK as u64;
+        let addrs: Vec<_> = rx.issue().into_iter().map(|frame| rx.lend(frame)).collect();
+        assert_eq!(addrs, [0, chunk, 2 * chunk, 3 * chunk]);
+        for (addr, len) in [
+            (4 * chunk, 1), // the other share
+            (6 * chunk, 1), // past the UMEM
+            (u64::MAX, 1),
+            (chunk + 256, CHUNK as u32), // past its frame
+            (chunk, u32::MAX),
+        ] {
+            assert!(rx.take_packet(desc(addr, len)).is_err(), "{addr} {len}");
+        }
+        let continued = libc::xdp_desc { options: libc::XDP_PKT_CONTD, ..desc(0, 1) };
+        assert!(rx.take_packet(continued).is_err());
+        let packet = rx.take_packet(desc(chunk + 256, RX_OCTETS as u32)).unwrap();
+        assert_eq!(rx.octets(&packet).len(), RX_OCTETS);
+        assert!(rx.take_packet(desc(chunk, 1)).is_err(), "twice");
+        assert!(tx.take_back(5 * chunk).is_err(), "never lent");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_descriptors_stay_inside(
+            addr in prop_oneof![any::<u64>(), 0..8 * CHUNK as u64],
+            len in prop_oneof![any::<u32>(), 0..3000_u32],
+        ) {
+            let (mut rx, _) = ledgers();
+            for frame in rx.issue() {
+                rx.lend(frame);
+            }
+            if let Ok(packet) = rx.take_packet(desc(addr, len)) {
+                prop_assert!(addr + u64::from(len) <= 4 * CHUNK as u64);
+                prop_assert_eq!(rx.octets(&packet).len(), len as usize);
+            }
+        }
+    }
+}

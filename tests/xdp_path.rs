@@ -1,0 +1,323 @@
+//! The AF_XDP path against the real kernel: veth, copy mode, both XDP modes.
+//!
+//! Every test runs in network namespaces of its own, which have no name and are gone with their
+//! threads. Needs root: without it the tests fail if CI=true, and say that they are skipped if not.
+
+#![cfg(feature = "os")]
+// clippy.toml allows it in tests, but takes the lab's own functions for something else.
+#![allow(clippy::unwrap_used, dead_code)]
+
+#[path = "guard/frames.rs"]
+mod frames;
+#[path = "guard/lab.rs"]
+mod lab;
+
+use frames::{Segment, ethernet};
+use keepsweep::io::guard::{Guard, GuardSpec};
+use keepsweep::io::packet::PacketTx;
+use keepsweep::io::xdp::{
+    Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode, ZeroCopy,
+};
+use keepsweep::io::{IoError, Receive, Transmit};
+use keepsweep::time::Clock;
+use keepsweep::wire::MacAddr;
+use lab::{Lab, PacketSocket, await_that, ip, outbound};
+use std::net::SocketAddr;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+const PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_534;
+const SYN_ACK: u8 = 0x12;
+const SYN: u8 = 0x02;
+const MODES: [XdpMode; 2] = [XdpMode::Drv, XdpMode::Skb];
+
+/// The frame with this number from the peer to us; the number is the peer's port.
+fn to_us(number: u16) -> Vec<u8> {
+    let peer = SocketAddr::new(lab::PEER_V4.into(), number);
+    ethernet(&Segment::new(peer, SocketAddr::new(lab::OURS_V4.into(), 61_000), SYN_ACK))
+}
+
+/// The other way round; the number is our port.
+fn from_us(number: u16) -> Vec<u8> {
+    let ours = SocketAddr::new(lab::OURS_V4.into(), number);
+    outbound(&Segment::new(ours, SocketAddr::new(lab::PEER_V4.into(), 80), SYN))
+}
+
+fn source_port(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[34], frame[35]])
+}
+
+fn index(interface: &str) -> u32 {
+    nix::net::if_::if_nametoindex(interface).unwrap()
+}
+
+fn open(interface: &str, zerocopy: ZeroCopy) -> Result<Queue, IoError> {
+    Queue::open(QueueSpec { ifindex: index(interface), interface, queue_id: 0, zerocopy })
+}
+
+fn load() -> Redirect {
+    let spec = RedirectSpec {
+        mac: MacAddr(lab::OURS_MAC),
+        sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()],
+        ports: PORTS,
+        queues: 1,
+        frame_octets: RX_OCTETS,
+    };
+    Redirect::load("a0", &spec).unwrap()
+}
+
+/// A queue on a0 with the program attached.
+fn path(mode: XdpMode) -> (Queue, Redirect) {
+    let queue = open("a0", ZeroCopy::Auto).unwrap();
+    let mut redirect = load();
+    redirect.set_socket(0, queue.rx.socket()).unwrap();
+    let (attached, why) = redirect.attach(index("a0"), mode).unwrap();
+    let wanted = if mode == XdpMode::Skb { Attached::Skb } else { Attached::Drv };
+    assert_eq!((attached, why.is_none()), (wanted, true));
+    (queue, redirect)
+}
+
+/// Sends `frames` from the peer's end, in order and without loss.
+fn send_from_peer(lab: &Lab, frames: Vec<Vec<u8>>) {
+    lab.peer.run(move || {
+        let mut tx = PacketTx::open(index("b0"), "b0").unwrap();
+        transmit(&mut tx, &frames);
+    });
+}
+
+fn transmit(tx: &mut dyn Transmit, frames: &[Vec<u8>]) {
+    for frame in frames {
+        if tx.reserve().is_none() {
+            tx.flush().unwrap();
+        }
+        tx.reserve().unwrap()[..frame.len()].copy_from_slice(frame);
+        tx.submit(frame.len());
+    }
+    tx.flush().unwrap();
+}
+
+/// Receives until `count` frames are there, and returns their source ports.
+fn receive(queue: &mut Queue, count: usize) -> Vec<u16> {
+    let mut ports = Vec::new();
+    await_that(|| {
+        let mut sink = |frame: keepsweep::io::RxFrame<'_>| ports.push(source_port(frame.bytes));
+        queue.rx.receive(Duration::from_millis(10), &mut sink).unwrap();
+        ports.len() >= count
+    });
+    ports
+}
+
+#[test]
+fn answers_come_in_order_and_the_rings_go_round() {
+    for mode in MODES {
+        let Some(lab) = Lab::new() else { return };
+        let (mut queue, redirect) = path(mode);
+        let begun = Clock.now();
+        // More than the rings hold, several times over.
+        for round in 0..30_u16 {
+            let numbers: Vec<u16> = (0..500).map(|n| round * 500 + n + 1).collect();
+            send_from_peer(&lab, numbers.iter().map(|&n| to_us(n)).collect());
+            assert_eq!(receive(&mut queue, 500), numbers);
+        }
+        let counts = redirect.counts().unwrap();
+        assert_eq!((counts.redirected, counts.malformed, counts.no_socket), (15_000, 0, 0));
+        let stats = queue.rx.stats().unwrap();
+        assert_eq!((stats.received, stats.dropped), (15_000, 0));
+        // Nothing came: everything up to a few milliseconds ago is known to have been handed over.
+        let received = queue.rx.receive(Duration::ZERO, &mut |_| panic!("a frame")).unwrap();
+        let now = Clock.now();
+        assert!(received.complete_until > begun && received.complete_until < now);
+        assert!(!queue.zerocopy);
+    }
+}
+
+#[test]
+fn what_is_not_ours_goes_its_way() {
+    for mode in MODES {
+        let Some(lab) = Lab::new() else { return };
+        let (mut queue, redirect) = path(mode);
+        let tap = PacketSocket::open("a0", false);
+        let other = SocketAddr::new(lab::OURS_V4.into(), 60_000);
+        let peer = SocketAddr::new(lab::PEER_V4.into(), 7);
+        let passing = ethernet(&Segment::new(peer, other, SYN_ACK));
+        send_from_peer(&lab, vec![to_us(1), passing.clone(), to_us(2)]);
+        assert_eq!(receive(&mut queue, 2), [1, 2]);
+        assert_eq!(tap.receive_until(|frame| frame[..12] == passing[..12]), passing);
+        assert!(redirect.counts().unwrap().passed >= 1);
+    }
+}
+
+#[test]
+fn every_frame_leaves_once_and_in_order() {
+    for mode in MODES {
+        let Some(lab) = Lab::new() else { return };
+        let (mut queue, _redirect) = path(mode);
+        // Three times what the UMEM holds for sending.
+        for round in 0..60_u16 {
+            // No more than the reader's socket holds.
+            let numbers: Vec<u16> = (0..100).map(|n| 1 + round * 100 + n).collect();
+            let (ready, go) = channel();
+            let wanted = numbers.clone();
+            let seen = std::thread::scope(|scope| {
+                let peer = &lab.peer;
+                let reader = scope.spawn(move || {
+                    peer.run(move || {
+                        let socket = PacketSocket::open("b0", false);
+                        ready.send(()).unwrap();
+                        let mut seen = Vec::new();
+                        while seen.len() < wanted.len() {
+                            let frame = socket.receive_until(|frame| frame[..6] == lab::PEER_MAC);
+                            seen.push(source_port(&frame));
+                        }
+                        seen
+                    })
+                });
+                go.recv().unwrap();
+                transmit(&mut queue.tx, &numbers.iter().map(|&n| from_us(n)).collect::<Vec<_>>());
+                reader.join().unwrap()
+            });
+            assert_eq!(seen, numbers);
+        }
+    }
+}
+
+#[test]
+fn drops_are_counted() {
+    for mode in MODES {
+        let Some(lab) = Lab::new() else { return };
+        let (mut queue, redirect) = path(mode);
+        for _ in 0..30 {
+            send_from_peer(&lab, (0..500).map(|_| to_us(9)).collect());
+        }
+        await_that(|| {
+            let counts = redirect.counts().unwrap();
+            counts.redirected + counts.no_socket == 15_000
+        });
+        let mut handed = 0;
+        await_that(|| queue.rx.receive(Duration::ZERO, &mut |_| handed += 1).unwrap().frames == 0);
+        let stats = queue.rx.stats().unwrap();
+        assert!(stats.dropped > 0);
+        assert_eq!((stats.received, stats.received - stats.dropped), (15_000, handed));
+        // And it goes on afterwards.
+        send_from_peer(&lab, vec![to_us(3)]);
+        assert_eq!(receive(&mut queue, 1), [3]);
+    }
+}
+
+#[test]
+fn without_the_program_the_tap_hears_and_the_guard_holds() {
+    let Some(lab) = Lab::new() else { return };
+    let spec = GuardSpec { sources: vec![lab::OURS_V4.into()], ports: PORTS };
+    let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
+    let (mut queue, redirect) = path(XdpMode::Drv);
+    send_from_peer(&lab, vec![to_us(1)]);
+    assert_eq!(receive(&mut queue, 1), [1]);
+    assert_eq!(guard.counts().unwrap().dropped, 0);
+
+    let tap = PacketSocket::open("a0", false);
+    drop(redirect);
+    send_from_peer(&lab, vec![to_us(2)]);
+    assert_eq!(source_port(&tap.receive_until(|frame| frame.len() >= 54 && frame[23] == 6)), 2);
+    await_that(|| guard.counts().unwrap().dropped == 1);
+    assert_eq!(guard.counts().unwrap().kernel_rsts, 0);
+}
+
+#[test]
+fn a_dead_link_sends_nothing_and_says_so() {
+    let Some(_lab) = Lab::new() else { return };
+    let (mut queue, _redirect) = path(XdpMode::Drv);
+    ip("link set a0 down");
+    // More batches than there are frames: the ring fills up with what cannot be sent.
+    for _ in 0..12 {
+        for _ in 0..256 {
+            let frame = from_us(1);
+            queue.tx.reserve().unwrap()[..frame.len()].copy_from_slice(&frame);
+            queue.tx.submit(frame.len());
+        }
+        assert!(queue.tx.reserve().is_none());
+        let unsent = queue.tx.flush().unwrap_err();
+        assert_eq!((unsent.sent, unsent.refused), (0, 256));
+        assert!(unsent.to_string().contains("a0 queue 0"), "{unsent}");
+    }
+    ip("link set a0 up");
+    await_that(|| {
+        let frame = from_us(1);
+        queue.tx.reserve().unwrap()[..frame.len()].copy_from_slice(&frame);
+        queue.tx.submit(frame.len());
+        queue.tx.flush().is_ok_and(|sent| sent == 1)
+    });
+}
+
+#[test]
+fn a_busy_queue_is_waited_for() {
+    let Some(_lab) = Lab::new() else { return };
+    let held = open("a0", ZeroCopy::Auto).unwrap();
+    let error = open("a0", ZeroCopy::Auto).unwrap_err().to_string();
+    assert!(error.contains("bind AF_XDP socket on a0 queue 0"), "{error}");
+    assert!(error.contains("another program uses the queue"), "{error}");
+    let release = std::thread::spawn(move || {
+        Clock.sleep(Duration::from_millis(300));
+        drop(held);
+    });
+    open("a0", ZeroCopy::Auto).unwrap();
+    release.join().unwrap();
+}
+
+#[test]
+fn refusals_name_interface_cause_and_remedy() {
+    let Some(lab) = Lab::new() else { return };
+    let refused = |result: Result<Queue, IoError>, parts: &[&str]| {
+        let error = result.unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    };
+    refused(open("a0", ZeroCopy::On), &["bind AF_XDP socket on a0 queue 0", "--zerocopy auto"]);
+    let ninth =
+        QueueSpec { ifindex: index("a0"), interface: "a0", queue_id: 9, zerocopy: ZeroCopy::Auto };
+    refused(Queue::open(ninth), &["a0 queue 9", "ethtool -l"]);
+
+    // Another program is left alone, whatever the mode.
+    let mut first = load();
+    first.attach(index("a0"), XdpMode::Drv).unwrap();
+    for mode in [XdpMode::Auto, XdpMode::Drv, XdpMode::Skb] {
+        let error = load().attach(index("a0"), mode).unwrap_err().to_string();
+        assert!(error.contains("on a0") && error.contains("another XDP program"), "{error}");
+    }
+    drop(first);
+
+    // The peer's end has more transmit queues than ours has receive queues.
+    ip(
+        "link add m0 numrxqueues 1 numtxqueues 1 type veth peer name n0 numrxqueues 2 numtxqueues 2",
+    );
+    ip("link set m0 up");
+    let error = load().attach(index("m0"), XdpMode::Drv).unwrap_err().to_string();
+    assert!(error.contains("ethtool -L") && error.contains("--xdp-mode skb"), "{error}");
+    let (attached, why) = load().attach(index("m0"), XdpMode::Auto).unwrap();
+    assert_eq!(attached, Attached::Skb);
+    assert!(why.unwrap().to_string().contains("(native)"));
+
+    // No driver's part at all.
+    let error = load().attach(index("lo"), XdpMode::Drv).unwrap_err().to_string();
+    assert!(error.contains("no native XDP"), "{error}");
+    drop(lab);
+}
+
+#[test]
+fn a_large_mtu_is_no_obstacle() {
+    for mode in MODES {
+        let Some(lab) = Lab::new() else { return };
+        ip("link set a0 mtu 9000");
+        lab.peer.run(|| ip("link set b0 mtu 9000"));
+        let (mut queue, _redirect) = path(mode);
+        let tap = PacketSocket::open("a0", false);
+        let peer = SocketAddr::new(lab::PEER_V4.into(), 7);
+        let ours = SocketAddr::new(lab::OURS_V4.into(), 61_000);
+        let long = ethernet(&Segment::new(peer, ours, SYN_ACK).with_payload(1_900));
+        lab.peer.send("b0", long.clone());
+        lab.peer.send("b0", to_us(1));
+        assert_eq!(receive(&mut queue, 1), [1]);
+        // Too long for a frame: it is heard all the same, and not lost.
+        let heard = tap.receive_until(|frame| frame.len() >= 54 && frame[23] == 6);
+        assert_eq!(heard.len(), long.len());
+        assert_eq!(queue.rx.stats().unwrap().dropped, 0);
+    }
+}
