@@ -207,7 +207,7 @@ fn drops_are_counted() {
 #[test]
 fn without_the_program_the_tap_hears_and_the_guard_holds() {
     let Some(lab) = Lab::new() else { return };
-    let spec = GuardSpec { sources: vec![lab::OURS_V4.into()], ports: PORTS };
+    let spec = GuardSpec { sources: vec![lab::OURS_V4.into()], ports: PORTS, tuples: Vec::new() };
     let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
     let (mut queue, redirect) = path(XdpMode::Drv);
     send_from_peer(&lab, vec![to_us(1)]);

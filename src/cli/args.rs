@@ -1,7 +1,7 @@
 //! Arguments as typed.
 #![forbid(unsafe_code)]
 
-use crate::engine::IoKind;
+use crate::io::xdp::{XdpMode, ZeroCopy};
 use crate::probe::classify::State;
 use crate::probe::plan::{Close, Keepalive, PROFILES, ProbeBytes};
 use clap::builder::PossibleValue;
@@ -199,14 +199,28 @@ pub struct SweepArgs {
     /// network that is directly connected packet is better: the kernel's neighbour table holds 1024
     /// entries (gc_thresh3). A firewall with `ct state invalid drop` in its output hook does not let raw
     /// keepalives out.
+    /// xdp: AF_XDP, past the whole stack in both directions; never taken unasked, since attaching its
+    /// program to a driver resets the link on many network cards.
     #[arg(
         long,
-        value_name = "auto|packet|raw",
+        value_name = "auto|packet|raw|xdp",
         default_value = "auto",
         hide_possible_values = true,
         help_heading = "I/O"
     )]
-    pub io: IoKind,
+    pub io: Io,
+
+    /// Where the XDP program of --io xdp runs: in the driver or in the stack [default: auto]
+    ///
+    /// auto: in the driver, or in the stack where the driver cannot.
+    #[arg(long, value_name = "auto|drv|skb", hide_possible_values = true, help_heading = "I/O")]
+    pub xdp_mode: Option<XdpMode>,
+
+    /// Whether the driver reads and writes the frames of --io xdp itself [default: auto]
+    ///
+    /// auto: where the driver can; else the kernel copies them.
+    #[arg(long, value_name = "auto|on|off", hide_possible_values = true, help_heading = "I/O")]
+    pub zerocopy: Option<ZeroCopy>,
 
     /// Probe only through this interface
     #[arg(short, long, value_name = "IFACE", help_heading = "I/O")]
@@ -357,16 +371,40 @@ impl ValueEnum for Close {
     }
 }
 
-impl ValueEnum for IoKind {
-    fn value_variants<'a>() -> &'a [IoKind] {
-        &[IoKind::Auto, IoKind::Packet, IoKind::Raw]
+/// A name of an [`IoKind`](crate::engine::IoKind).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Io {
+    Auto,
+    Packet,
+    Raw,
+    Xdp,
+}
+
+impl ValueEnum for XdpMode {
+    fn value_variants<'a>() -> &'a [XdpMode] {
+        &[XdpMode::Auto, XdpMode::Drv, XdpMode::Skb]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(match self {
-            IoKind::Auto => "auto",
-            IoKind::Packet => "packet",
-            IoKind::Raw => "raw",
+            XdpMode::Auto => "auto",
+            XdpMode::Drv => "drv",
+            XdpMode::Skb => "skb",
+        }))
+    }
+}
+
+impl ValueEnum for ZeroCopy {
+    fn value_variants<'a>() -> &'a [ZeroCopy] {
+        &[ZeroCopy::Auto, ZeroCopy::On, ZeroCopy::Off]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            ZeroCopy::Auto => "auto",
+            ZeroCopy::On => "on",
+            ZeroCopy::Off => "off",
         }))
     }
 }

@@ -1,7 +1,7 @@
 //! `keepsweep sweep`: arguments as resolved, then the run.
 #![forbid(unsafe_code)]
 
-use super::args::{Format, Rate, SweepArgs};
+use super::args::{Format, Io, Rate, SweepArgs};
 use super::dry_run::{self, FirstFrames};
 use super::exit::{Exit, Failure};
 use super::flows::{self, Flows};
@@ -9,7 +9,8 @@ use super::output::{Destination, Output, Written};
 use super::progress::Progress;
 use super::say;
 use super::targets::{self, Given, Names, Targets as Peers};
-use crate::engine::{Control, EngineError, Setup, Sweep};
+use crate::engine::{Control, EngineError, IoKind, Setup, Sweep, XdpOptions};
+use crate::io::xdp::{XdpMode, ZeroCopy};
 use crate::probe::TargetId;
 use crate::probe::classify::State;
 use crate::probe::evidence::Verdict;
@@ -67,6 +68,7 @@ struct Reporting {
 impl Request {
     fn resolve(args: SweepArgs) -> Result<(Request, Vec<String>), Failure> {
         let plan = plan(&args)?;
+        let io = io_kind(&args)?;
         let given = Given {
             arguments: &args.targets,
             file: args.target_file.as_deref(),
@@ -124,7 +126,7 @@ impl Request {
                 plan,
                 targets: targets.peers,
                 flows: flows.given,
-                io: args.io,
+                io,
                 interface: args.interface,
                 source: args.source,
                 source_ports: args.source_ports,
@@ -215,6 +217,26 @@ fn width(text: impl Display) -> usize {
     // Counting cannot fail.
     let _ = fmt::Write::write_fmt(&mut count, format_args!("{text}"));
     count.0
+}
+
+/// Joins `--io` with what only one of its paths can use.
+fn io_kind(args: &SweepArgs) -> Result<IoKind, Failure> {
+    let SweepArgs { xdp_mode, zerocopy, .. } = *args;
+    let mode = xdp_mode.unwrap_or_default();
+    let options = XdpOptions { mode, zerocopy: zerocopy.unwrap_or_default() };
+    let contradiction = if args.io != Io::Xdp && (xdp_mode.is_some() || zerocopy.is_some()) {
+        "--xdp-mode and --zerocopy: only for --io xdp"
+    } else if (options.mode, options.zerocopy) == (XdpMode::Skb, ZeroCopy::On) {
+        "--zerocopy on: needs the XDP program in the driver; leave out --xdp-mode skb"
+    } else {
+        return Ok(match args.io {
+            Io::Auto => IoKind::Auto,
+            Io::Packet => IoKind::Packet,
+            Io::Raw => IoKind::Raw,
+            Io::Xdp => IoKind::Xdp(options),
+        });
+    };
+    Err(Failure::Usage(anyhow!(contradiction)))
 }
 
 fn plan(args: &SweepArgs) -> Result<Plan, Failure> {

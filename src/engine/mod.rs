@@ -10,9 +10,11 @@ mod given;
 mod open;
 mod run;
 mod watch;
+mod xdp;
 
 pub use open::preview;
 
+use crate::io::xdp::{Redirect, XdpMode, ZeroCopy};
 use crate::io::{PathInfo, Receive, Transmit, guard::Guard};
 use crate::probe::given::Given;
 use crate::probe::plan::Plan;
@@ -41,6 +43,17 @@ pub enum IoKind {
     Packet,
     /// Raw sockets.
     Raw,
+    /// AF_XDP.
+    Xdp(XdpOptions),
+}
+
+/// How AF_XDP is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct XdpOptions {
+    /// Where the XDP program is to run.
+    pub mode: XdpMode,
+    /// Whether the driver is to read and write our frames itself.
+    pub zerocopy: ZeroCopy,
 }
 
 /// What to sweep, and how.
@@ -117,6 +130,8 @@ pub struct Sweep {
     post: Arc<Post>,
     /// None if no target has a route.
     guard: Option<Guard>,
+    /// The XDP programs, one for every interface that frames leave through by AF_XDP.
+    redirects: Vec<Redirect>,
     capture: Option<Capture>,
     watch: Option<HostWatch>,
     peers: usize,

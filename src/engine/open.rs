@@ -3,6 +3,7 @@
 use super::capture::Capture;
 use super::given;
 use super::watch::{Baseline, HostWatch, Way};
+use super::xdp::{Beside, XdpSpec};
 use super::{EngineError, IoKind, Path, Setup, Sweep};
 use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, PortRanges, RxOptions};
@@ -10,6 +11,7 @@ use crate::io::ports::PortsError;
 use crate::io::raw::{Egress, RawTx};
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::watch::Watch;
+use crate::io::xdp::{self, Redirect};
 use crate::io::{PathId, PathInfo, Transmit, ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::given::Given;
@@ -62,17 +64,29 @@ impl Sweep {
                 EngineError::System(format!("create {}: {error}", path.display()))
             })?),
         };
-        let senders = number_of_senders(&setup);
-        let (guard, paths) = layout.open_paths(&setup, senders)?;
+        let senders = layout.number_of_senders(&setup)?;
+        let Opened { guard, redirects, paths, notes } = layout.open_paths(&setup, senders)?;
         let peers = layout.targets.len();
-        let notes = given::notes(&layout.given);
+        let notes = given::notes(&layout.given).into_iter().chain(notes).collect();
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
         let watch = HostWatch::new(watch, layout.baseline(&paths));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
         let watch = Some(watch);
-        Ok(Sweep { senders, paths, table, post, guard, capture, watch, peers, io, notes })
+        Ok(Sweep {
+            senders,
+            paths,
+            table,
+            post,
+            guard,
+            redirects,
+            capture,
+            watch,
+            peers,
+            io,
+            notes,
+        })
     }
 
     /// Returns what the user should know of the flows that were given, a sentence each.
@@ -81,15 +95,12 @@ impl Sweep {
     }
 }
 
-/// How many senders a sweep is worth: one for each core at full rate, unless there are few peers.
-fn number_of_senders(setup: &Setup) -> usize {
-    // One keeps the rate; several could each only keep a share.
-    if setup.plan.rate_pps.is_some() || setup.plan.rate_per_prefix_pps.is_some() {
-        return 1;
-    }
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let peers = setup.targets.len() + setup.flows.len();
-    cores.min(peers / PEERS_WORTH_A_SENDER).clamp(1, MAX_SENDERS)
+/// What is open before the first frame.
+struct Opened {
+    guard: Option<Guard>,
+    redirects: Vec<Redirect>,
+    paths: Vec<Path>,
+    notes: Vec<String>,
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together
@@ -247,10 +258,12 @@ impl Layout {
                         interface.name, interface.name
                     )));
                 }
-                if setup.io == IoKind::Packet && takes_raw(setup, interface) {
+                if let Some(io) = ethernet_only(setup)
+                    && takes_raw(setup, interface)
+                {
                     return Err(EngineError::Usage(format!(
-                        "{next_hop} via {}: the interface has no MAC addresses, which the packet \
-                         path needs; leave out --io packet",
+                        "{next_hop} via {}: the interface has no MAC addresses, which the {io} \
+                         path needs; leave out --io {io}",
                         interface.name
                     )));
                 }
@@ -295,6 +308,23 @@ impl Layout {
         }
     }
 
+    /// How many senders a sweep is worth: one for each core at full rate, unless there are few peers
+    /// or, by AF_XDP, few queues to send through.
+    fn number_of_senders(&self, setup: &Setup) -> Result<usize, EngineError> {
+        if setup.plan.rate_pps.is_some() {
+            return Ok(1);
+        }
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let mut most = cores.min((setup.targets.len() + setup.flows.len()) / PEERS_WORTH_A_SENDER);
+        if matches!(setup.io, IoKind::Xdp(_)) {
+            for interface in &self.egress {
+                let queues = xdp::queues(&interface.name).map_err(EngineError::system)?;
+                most = most.min(queues as usize);
+            }
+        }
+        Ok(most.clamp(1, MAX_SENDERS))
+    }
+
     fn path_infos(&self, setup: &Setup) -> Vec<PathInfo> {
         let info = |(index, interface): (usize, &Interface)| PathInfo {
             id: PathId(index as u8),
@@ -320,6 +350,7 @@ impl Layout {
     fn io(&self, setup: &Setup) -> &'static str {
         let raw = self.egress.iter().filter(|interface| takes_raw(setup, interface)).count();
         match (raw, self.egress.len()) {
+            _ if matches!(setup.io, IoKind::Xdp(_)) => "xdp",
             // Nothing leaves: what would have been taken.
             (0, 0) if setup.io == IoKind::Raw => "raw",
             (0, _) => "packet",
@@ -348,14 +379,12 @@ impl Layout {
     }
 
     /// Attaches the guard and opens every path, side by side: most of it is waiting for the kernel.
-    fn open_paths(
-        &self,
-        setup: &Setup,
-        senders: usize,
-    ) -> Result<(Option<Guard>, Vec<Path>), EngineError> {
+    fn open_paths(&self, setup: &Setup, senders: usize) -> Result<Opened, EngineError> {
+        let mut opened =
+            Opened { guard: None, redirects: Vec::new(), paths: Vec::new(), notes: Vec::new() };
         if self.egress.is_empty() {
             // No target has a route: nothing is sent, and nothing can come back.
-            return Ok((None, Vec::new()));
+            return Ok(opened);
         }
         let egress: Vec<_> = self.egress.iter().map(|interface| interface.index).collect();
         // No segment of a peer comes in by the loopback unless frames leave through it. Nor does the
@@ -387,13 +416,23 @@ impl Layout {
                 .collect();
             let elsewhere = scope.spawn(|| self.open_elsewhere(setup));
             let own_voice = scope.spawn(|| self.open_own_voice(setup));
-            let paths: Result<Vec<Path>, _> = paths.into_iter().map(join).collect();
-            let mut paths = paths?;
             // Behind the others: no hop names them.
-            paths.extend(join(elsewhere)?);
-            paths.extend(join(own_voice)?);
+            let mut unnamed = Vec::new();
+            for path in paths {
+                let (path, beside) = join(path)?;
+                opened.paths.push(path);
+                if let Some(Beside { queues, redirect, notes }) = beside {
+                    unnamed.extend(queues);
+                    opened.redirects.push(redirect);
+                    opened.notes.extend(notes);
+                }
+            }
+            unnamed.extend(join(elsewhere)?);
+            unnamed.extend(join(own_voice)?);
+            opened.paths.extend(unnamed);
             // Not a frame leaves before all of them are there.
-            Ok((Some(join(guard)?), paths))
+            opened.guard = Some(join(guard)?);
+            Ok(opened)
         })
     }
 
@@ -487,10 +526,10 @@ impl Layout {
         info: PathInfo,
         ifindex: u32,
         senders: usize,
-    ) -> Result<Path, EngineError> {
+    ) -> Result<(Path, Option<Beside>), EngineError> {
         let name = &info.interface;
         if info.link == LinkType::Ip {
-            return self.open_raw_path(setup, info, ifindex, senders);
+            return Ok((self.open_raw_path(setup, info, ifindex, senders)?, None));
         }
         let mut addresses = self.sources();
         let here = || self.hops.iter().filter(|hop| hop.path == info.id);
@@ -503,13 +542,25 @@ impl Layout {
         let filter = FilterSpec { addresses, ports: self.port_ranges(setup), mac: info.mac };
         let receive = PacketRx::open(ifindex, name, &filter, RxOptions::default())
             .map_err(EngineError::system)?;
-        let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
-        for _ in 0..senders {
-            let transmit = PacketTx::open(ifindex, name).map_err(EngineError::system)?;
-            transmits.push(Box::new(transmit));
-        }
+        let (transmits, beside) = match setup.io {
+            IoKind::Xdp(options) => {
+                let GuardSpec { sources, ports, .. } = self.guard_spec(setup);
+                let spec = XdpSpec { info: &info, ifindex, senders, sources, ports, options };
+                let (transmits, beside) = spec.open().map_err(EngineError::system)?;
+                (transmits, Some(beside))
+            }
+            _ => {
+                let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
+                for _ in 0..senders {
+                    let transmit = PacketTx::open(ifindex, name).map_err(EngineError::system)?;
+                    transmits.push(Box::new(transmit));
+                }
+                (transmits, None)
+            }
+        };
         let next_hops = here().map(|hop| hop.next_hop).collect();
-        Ok(Path { info, next_hops, transmits, receive: Box::new(receive), loopback: false })
+        let receive = Box::new(receive);
+        Ok((Path { info, next_hops, transmits, receive, loopback: false }, beside))
     }
 
     fn open_raw_path(
@@ -591,6 +642,15 @@ impl Layout {
     }
 }
 
+/// The name of the path that was asked for, if it needs interfaces with MAC addresses.
+fn ethernet_only(setup: &Setup) -> Option<&'static str> {
+    match setup.io {
+        IoKind::Packet => Some("packet"),
+        IoKind::Xdp(_) => Some("xdp"),
+        IoKind::Auto | IoKind::Raw => None,
+    }
+}
+
 /// Whether frames leave through `interface` by raw sockets.
 fn takes_raw(setup: &Setup, interface: &Interface) -> bool {
     setup.io == IoKind::Raw || !interface.has_mac || interface.loopback
@@ -598,10 +658,10 @@ fn takes_raw(setup: &Setup, interface: &Interface) -> bool {
 
 /// Checks that a peer that is this host itself can be probed.
 fn check_local(setup: &Setup, peer: SocketAddr) -> Result<(), EngineError> {
-    if setup.io == IoKind::Packet {
+    if let Some(io) = ethernet_only(setup) {
         return Err(EngineError::Usage(format!(
-            "{}: an address of this host, which AF_PACKET cannot reach; leave out --io packet, or it \
-             (--exclude {})",
+            "{}: an address of this host, which the {io} path cannot reach; leave out --io {io}, or \
+             it (--exclude {})",
             peer.ip(),
             peer.ip()
         )));

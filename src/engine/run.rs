@@ -137,7 +137,19 @@ impl Sweep {
         control: &Control,
         report: &mut dyn FnMut(Verdict),
     ) -> Result<Summary, EngineError> {
-        let Sweep { senders, paths, table, post, guard, mut capture, watch, peers, io, .. } = self;
+        let Sweep {
+            senders,
+            paths,
+            table,
+            post,
+            guard,
+            redirects,
+            mut capture,
+            watch,
+            peers,
+            io,
+            ..
+        } = self;
         let guard_counts = |guard: &Option<Guard>| {
             guard.as_ref().map_or(Ok(GuardCounts::default()), Guard::counts)
         };
@@ -253,6 +265,9 @@ impl Sweep {
                 None | Some(Ok(Ok(()))) => {}
                 Some(Ok(Err(error))) => faults.push(error),
                 Some(Err(_)) => faults.push("the thread that writes the capture panicked".into()),
+            }
+            for redirect in redirects {
+                tracing::info!(counts = ?redirect.counts(), "XDP program of {}", redirect.interface());
             }
             (ended, counts, kernel)
         });

@@ -9,6 +9,7 @@
 //! both halves, uses what the kernel says in a descriptor unchecked, cannot share a UMEM between two
 //! sockets, and overflows its cursors where overflow is checked.
 
+mod channels;
 mod program;
 mod rings;
 mod rx;
@@ -16,6 +17,7 @@ mod socket;
 mod tx;
 mod umem;
 
+pub use channels::queues;
 pub use program::{Attached, Redirect, RedirectCounts, RedirectSpec, XdpMode};
 pub use rx::XdpRx;
 pub use socket::{Queue, QueueSpec};

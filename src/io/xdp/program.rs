@@ -221,6 +221,11 @@ impl Redirect {
         Ok(())
     }
 
+    /// Returns the name of its interface.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
     /// Returns what the program has counted. Needs no privilege.
     ///
     /// # Errors

@@ -3,8 +3,7 @@
 use super::rings::{Consumer, Producer, Ring};
 use super::socket::{Sockets, TX_FRAMES};
 use super::umem::{Free, Ledger};
-use crate::io::packet::FRAME_OCTETS;
-use crate::io::{IoError, Transmit, Unsent};
+use crate::io::{FRAME_OCTETS, IoError, Transmit, Unsent};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
 use std::collections::VecDeque;

@@ -1,0 +1,81 @@
+//! Opening an egress interface for AF_XDP: its queues, the program that feeds them, and who drives what.
+
+use super::{Path, XdpOptions};
+use crate::io::xdp::{
+    self, Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode, ZeroCopy,
+};
+use crate::io::{IoError, PathInfo, Transmit};
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+/// Queues beyond this many get no socket of ours: what comes in by them passes to the AF_PACKET
+/// socket. Each takes a thread and 12 MiB.
+const MAX_QUEUES: u32 = 16;
+
+/// What is opened on one interface.
+pub(super) struct XdpSpec<'a> {
+    pub info: &'a PathInfo,
+    pub ifindex: u32,
+    /// How many sending halves are wanted: not more than there are queues.
+    pub senders: usize,
+    /// Our source addresses, on whatever interface.
+    pub sources: Vec<IpAddr>,
+    pub ports: RangeInclusive<u16>,
+    pub options: XdpOptions,
+}
+
+/// What there is beside the sending halves.
+pub(super) struct Beside {
+    /// The receiving halves: an answer may come by another queue than its probe has left by.
+    pub queues: Vec<Path>,
+    pub redirect: Redirect,
+    /// What the user should know, a sentence each.
+    pub notes: Vec<String>,
+}
+
+impl XdpSpec<'_> {
+    /// Opens a socket on every queue, and then attaches the program: it would find none before.
+    pub fn open(self) -> Result<(Vec<Box<dyn Transmit>>, Beside), IoError> {
+        let XdpSpec { info, ifindex, senders, sources, ports, options } = self;
+        let interface = &info.interface;
+        let queues = xdp::queues(interface)?.min(MAX_QUEUES);
+        let spec = RedirectSpec { mac: info.mac, sources, ports, queues, frame_octets: RX_OCTETS };
+        let mut redirect = Redirect::load(interface, &spec)?;
+        // The driver cannot read frames that only the stack hands over.
+        let zerocopy = match (options.mode, options.zerocopy) {
+            (XdpMode::Skb, ZeroCopy::Auto) => ZeroCopy::Off,
+            (_, zerocopy) => zerocopy,
+        };
+        let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
+        let mut receiving = Vec::with_capacity(queues as usize);
+        let mut copied = false;
+        for queue_id in 0..queues {
+            let queue = Queue::open(QueueSpec { ifindex, interface, queue_id, zerocopy })?;
+            redirect.set_socket(queue_id, queue.rx.socket())?;
+            copied |= !queue.zerocopy;
+            if transmits.len() < senders {
+                transmits.push(Box::new(queue.tx));
+            }
+            receiving.push(Path {
+                info: info.clone(),
+                next_hops: HashSet::new(),
+                transmits: Vec::new(),
+                receive: Box::new(queue.rx),
+                loopback: false,
+            });
+        }
+        let (attached, why) = redirect.attach(ifindex, options.mode)?;
+        let mut notes = vec![format!(
+            "{interface}: AF_XDP on {queues} queue{}, XDP program in the {}, {}",
+            if queues == 1 { "" } else { "s" },
+            match attached {
+                Attached::Drv => "driver",
+                Attached::Skb => "stack (skb)",
+            },
+            if copied { "frames are copied" } else { "zero-copy" },
+        )];
+        notes.extend(why.map(|why| format!("{interface}: not in the driver: {why}")));
+        Ok((transmits, Beside { queues: receiving, redirect, notes }))
+    }
+}
