@@ -1,7 +1,7 @@
 //! Receiving: frames that the kernel has put into the UMEM.
 
 use super::rings::{BadCursor, Consumer, Producer, Ring};
-use super::socket::{FILL_ENTRIES, RX_FRAMES, Sockets};
+use super::socket::{Sizes, Sockets};
 use super::umem::{Free, Ledger};
 use crate::io::{IoError, Receive, Received, RxFrame, RxStats};
 use crate::time::{Clock, Instant};
@@ -55,14 +55,15 @@ impl XdpRx {
     pub(super) fn new(
         rx: Ring<libc::xdp_desc>,
         fill: Ring<u64>,
+        sizes: Sizes,
         mut ledger: Ledger,
     ) -> Result<Rings, BadCursor> {
         let spare = ledger.issue();
         let mut rings = Rings {
             rx,
-            consumer: Consumer::new(0, RX_FRAMES),
+            consumer: Consumer::new(0, sizes.rx),
             fill,
-            producer: Producer::new(0, FILL_ENTRIES),
+            producer: Producer::new(0, sizes.fill()),
             ledger,
             spare,
         };

@@ -17,12 +17,26 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Received packets that a queue holds: a few milliseconds at a million a second.
-pub(super) const RX_FRAMES: u32 = 4096;
-/// Packets on their way out.
-pub(super) const TX_FRAMES: u32 = 2048;
-/// Twice the frames: the kernel shows late what it has taken from the fill ring.
-pub(super) const FILL_ENTRIES: u32 = 2 * RX_FRAMES;
+/// How many frames a queue has; all powers of two.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Sizes {
+    /// Received packets that it holds.
+    pub rx: u32,
+    /// Packets on their way out.
+    pub tx: u32,
+}
+
+impl Sizes {
+    /// A few milliseconds at a million packets a second, and 12 MiB; and what is tried if the memlock
+    /// limit, which is 8 MiB by default and counts for all queues of a user, does not allow it.
+    const TRIED: [Sizes; 3] =
+        [Sizes { rx: 4096, tx: 2048 }, Sizes { rx: 2048, tx: 1024 }, Sizes { rx: 1024, tx: 512 }];
+
+    /// Twice the frames: the kernel shows late what it has taken from the fill ring.
+    pub const fn fill(self) -> u32 {
+        2 * self.rx
+    }
+}
 
 /// How long a queue may still be held by a socket that is closing, and how often to look.
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
@@ -66,16 +80,30 @@ impl Queue {
     /// [`IoError`] with a remedy: no CAP_NET_RAW, a memlock limit, no such queue, no zero-copy in the
     /// driver, another program on the queue, the interface down or gone.
     pub fn open(spec: QueueSpec<'_>) -> Result<Queue, IoError> {
-        let umem = Umem::map(RX_FRAMES + TX_FRAMES, spec.interface)?;
+        let [first @ .., last] = Sizes::TRIED;
+        for sizes in first {
+            match Self::open_with(spec, sizes) {
+                // The memlock limit (xdp_umem_account_pages).
+                Err(error) if error.source.raw_os_error() == Some(libc::ENOBUFS) => {
+                    tracing::debug!(?sizes, %error, "fewer frames");
+                }
+                result => return result,
+            }
+        }
+        Self::open_with(spec, last)
+    }
+
+    fn open_with(spec: QueueSpec<'_>, sizes: Sizes) -> Result<Queue, IoError> {
+        let umem = Umem::map(sizes.rx + sizes.tx, spec.interface)?;
         let receiving = Socket::new(spec)?;
         let sending = Socket::new(spec)?;
         receiving.set("register the UMEM", libc::XDP_UMEM_REG, &umem.registration())?;
-        receiving.set("size the fill ring", libc::XDP_UMEM_FILL_RING, &FILL_ENTRIES)?;
-        receiving.set("size the completion ring", libc::XDP_UMEM_COMPLETION_RING, &TX_FRAMES)?;
-        receiving.set("size the rx ring", libc::XDP_RX_RING, &RX_FRAMES)?;
-        sending.set("size the tx ring", libc::XDP_TX_RING, &TX_FRAMES)?;
+        receiving.set("size the fill ring", libc::XDP_UMEM_FILL_RING, &sizes.fill())?;
+        receiving.set("size the completion ring", libc::XDP_UMEM_COMPLETION_RING, &sizes.tx)?;
+        receiving.set("size the rx ring", libc::XDP_RX_RING, &sizes.rx)?;
+        sending.set("size the tx ring", libc::XDP_TX_RING, &sizes.tx)?;
         // More is better and less is enough: older kernels do not know it.
-        let _ = sending.set("set XDP_MAX_TX_SKB_BUDGET", MAX_TX_SKB_BUDGET, &TX_FRAMES);
+        let _ = sending.set("set XDP_MAX_TX_SKB_BUDGET", MAX_TX_SKB_BUDGET, &sizes.tx);
         // A packet in copy mode is charged with its skb: the default (208 KiB) holds about 270.
         let octets = 8 << 20;
         if setsockopt(&sending.fd, sockopt::SndBufForce, &octets).is_err() {
@@ -84,13 +112,13 @@ impl Queue {
         }
 
         let offsets = receiving.offsets()?;
-        let rx = receiving.map(RX, &offsets.rx, RX_FRAMES)?;
-        let fill = receiving.map(FILL, &offsets.fr, FILL_ENTRIES)?;
-        let completion = receiving.map(COMPLETION, &offsets.cr, TX_FRAMES)?;
-        let tx = sending.map(TX, &sending.offsets()?.tx, TX_FRAMES)?;
+        let rx = receiving.map(RX, &offsets.rx, sizes.rx)?;
+        let fill = receiving.map(FILL, &offsets.fr, sizes.fill())?;
+        let completion = receiving.map(COMPLETION, &offsets.cr, sizes.tx)?;
+        let tx = sending.map(TX, &sending.offsets()?.tx, sizes.tx)?;
 
-        let (umem, rx_frames, tx_frames) = umem.split(RX_FRAMES);
-        let rx = XdpRx::new(rx, fill, rx_frames);
+        let (umem, rx_frames, tx_frames) = umem.split(sizes.rx);
+        let rx = XdpRx::new(rx, fill, sizes, rx_frames);
         receiving.bind_umem(spec)?;
         sending
             .bind(libc::XDP_SHARED_UMEM, spec.queue_id, receiving.fd.as_raw_fd() as u32)
@@ -99,7 +127,7 @@ impl Queue {
 
         let sockets = Arc::new(Sockets { receiving, sending, _umem: umem });
         let rx = rx.map_err(|bad| sockets.receiving.bad_ring(bad))?.with_sockets(sockets.clone());
-        Ok(Queue { tx: XdpTx::new(tx, completion, tx_frames, zerocopy, sockets), rx, zerocopy })
+        Ok(Queue { tx: XdpTx::new(tx, completion, sizes, tx_frames, zerocopy, sockets), rx, zerocopy })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sending: frames written into the UMEM and handed to the driver, past the whole stack.
 
 use super::rings::{Consumer, Producer, Ring};
-use super::socket::{Sockets, TX_FRAMES};
+use super::socket::{Sizes, Sockets};
 use super::umem::{Free, Ledger};
 use crate::io::{FRAME_OCTETS, IoError, Transmit, Unsent};
 use crate::time::{Clock, Instant};
@@ -39,6 +39,7 @@ pub struct XdpTx {
     /// Those for which there was none: the kernel has not given back enough frames in time.
     surplus: usize,
     scratch: Box<[u8; FRAME_OCTETS]>,
+    frames: usize,
     zerocopy: bool,
     sockets: Arc<Sockets>,
     clock: Clock,
@@ -64,16 +65,17 @@ impl XdpTx {
     pub(super) fn new(
         tx: Ring<libc::xdp_desc>,
         completion: Ring<u64>,
+        sizes: Sizes,
         mut ledger: Ledger,
         zerocopy: bool,
         sockets: Arc<Sockets>,
     ) -> Self {
         XdpTx {
             tx,
-            producer: Producer::new(0, TX_FRAMES),
+            producer: Producer::new(0, sizes.tx),
             taken: 0,
             completion,
-            consumer: Consumer::new(0, TX_FRAMES),
+            consumer: Consumer::new(0, sizes.tx),
             free: ledger.issue(),
             ledger,
             next: None,
@@ -81,6 +83,7 @@ impl XdpTx {
             queued: 0,
             surplus: 0,
             scratch: Box::new([0; FRAME_OCTETS]),
+            frames: sizes.tx as usize,
             zerocopy,
             sockets,
             clock: Clock,
@@ -232,7 +235,7 @@ impl Drop for XdpTx {
     /// is reset when its socket goes.
     fn drop(&mut self) {
         let held = usize::from(self.next.is_some());
-        if let Err(error) = self.await_frames(TX_FRAMES as usize - held) {
+        if let Err(error) = self.await_frames(self.frames - held) {
             tracing::debug!(%error, "the last frames may not have been sent");
         }
     }
