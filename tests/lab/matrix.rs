@@ -68,6 +68,21 @@ fn raw_matrix_at_5_percent_loss_each_way() {
     matrix("mr5", "raw", "5");
 }
 
+#[test]
+fn xdp_matrix_without_loss() {
+    matrix("mx0", "xdp", "0");
+}
+
+#[test]
+fn xdp_matrix_at_1_percent_loss_each_way() {
+    matrix("mx1", "xdp", "1");
+}
+
+#[test]
+fn xdp_matrix_at_5_percent_loss_each_way() {
+    matrix("mx5", "xdp", "5");
+}
+
 fn matrix(name: &str, io: &str, loss: &str) {
     let Some(lab) = Lab::up(name, &[]) else { return };
     let fault = |kind: &[&str], subnet: &str| {
