@@ -204,6 +204,49 @@ fn drops_are_counted() {
     }
 }
 
+/// AF_XDP stamps nothing, so the claim rests on the clock and a margin: every frame that had left the
+/// peer before an instant was claimed has been handed over by then.
+#[test]
+fn no_frame_comes_behind_the_claim() {
+    const FRAMES: u16 = 500;
+    for mode in MODES {
+        let Some(lab) = Lab::new() else { return };
+        let (mut queue, _redirect) = path(mode);
+        let mut claims = Vec::new();
+        let left = std::thread::scope(|scope| {
+            let peer = &lab.peer;
+            let sender = scope.spawn(move || {
+                peer.run(|| {
+                    let mut tx = PacketTx::open(index("b0"), "b0").unwrap();
+                    let mut send = |number| {
+                        transmit(&mut tx, &[to_us(number)]);
+                        let left = Clock.now();
+                        Clock.sleep(Duration::from_micros(u64::from(number % 7) * 300));
+                        left
+                    };
+                    (0..FRAMES).map(&mut send).collect::<Vec<_>>()
+                })
+            });
+            let mut claimed = keepsweep::time::Instant::ZERO;
+            await_that(|| {
+                let mut sink = |frame: keepsweep::io::RxFrame<'_>| {
+                    claims.push((source_port(frame.bytes), claimed));
+                };
+                let wait = Duration::from_millis(2);
+                claimed = queue.rx.receive(wait, &mut sink).unwrap().complete_until;
+                claims.len() == usize::from(FRAMES)
+            });
+            sender.join().unwrap()
+        });
+        let slack = claims.iter().map(|&(number, claimed)| {
+            let left = left[usize::from(number)];
+            assert!(claimed <= left, "frame {number} left at {left:?}, claimed {claimed:?}");
+            left.since(claimed)
+        });
+        println!("{mode:?}: closest {:?}", slack.min());
+    }
+}
+
 #[test]
 fn without_the_program_the_tap_hears_and_the_guard_holds() {
     let Some(lab) = Lab::new() else { return };
@@ -246,6 +289,28 @@ fn a_dead_link_sends_nothing_and_says_so() {
         queue.tx.submit(frame.len());
         queue.tx.flush().is_ok_and(|sent| sent == 1)
     });
+}
+
+#[test]
+fn a_link_without_carrier_is_reported_too() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut queue, _redirect) = path(XdpMode::Drv);
+    lab.peer.run(|| ip("link set b0 down"));
+    let mut send = |frames: usize| {
+        let frame = from_us(1);
+        for _ in 0..frames {
+            queue.tx.reserve().unwrap()[..frame.len()].copy_from_slice(&frame);
+            queue.tx.submit(frame.len());
+        }
+        queue.tx.flush()
+    };
+    for _ in 0..2 {
+        let unsent = send(10).unwrap_err();
+        assert_eq!((unsent.sent, unsent.refused), (0, 10));
+        assert!(unsent.to_string().contains("see whether its link is up"), "{unsent}");
+    }
+    lab.peer.run(|| ip("link set b0 up"));
+    await_that(|| send(1).is_ok_and(|sent| sent == 1));
 }
 
 #[test]

@@ -117,6 +117,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         table,
         post: Arc::new(Post::new(1, PEERS, 16)),
         guard: None,
+        redirects: Vec::new(),
         capture: None,
         watch: None,
         peers: PEERS,

@@ -127,7 +127,11 @@ impl Queue {
 
         let sockets = Arc::new(Sockets { receiving, sending, _umem: umem });
         let rx = rx.map_err(|bad| sockets.receiving.bad_ring(bad))?.with_sockets(sockets.clone());
-        Ok(Queue { tx: XdpTx::new(tx, completion, sizes, tx_frames, zerocopy, sockets), rx, zerocopy })
+        Ok(Queue {
+            tx: XdpTx::new(tx, completion, sizes, tx_frames, zerocopy, sockets),
+            rx,
+            zerocopy,
+        })
     }
 }
 
