@@ -50,27 +50,6 @@ impl fmt::Debug for XdpRx {
 }
 
 impl XdpRx {
-    /// Fills the fill ring, which must be done before the socket is bound: some drivers take frames
-    /// at once.
-    pub(super) fn new(
-        rx: Ring<libc::xdp_desc>,
-        fill: Ring<u64>,
-        sizes: Sizes,
-        mut ledger: Ledger,
-    ) -> Result<Rings, BadCursor> {
-        let spare = ledger.issue();
-        let mut rings = Rings {
-            rx,
-            consumer: Consumer::new(0, sizes.rx),
-            fill,
-            producer: Producer::new(0, sizes.fill()),
-            ledger,
-            spare,
-        };
-        rings.refill()?;
-        Ok(rings)
-    }
-
     /// Returns the socket that the XDP program is to redirect to.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.sockets.receiving.as_fd()
@@ -125,7 +104,28 @@ impl XdpRx {
 }
 
 impl Rings {
-    pub(super) fn with_sockets(self, sockets: Arc<Sockets>) -> XdpRx {
+    /// Fills the fill ring, which must be done before the socket is bound: some drivers take frames
+    /// at once.
+    pub fn filled(
+        rx: Ring<libc::xdp_desc>,
+        fill: Ring<u64>,
+        sizes: Sizes,
+        mut ledger: Ledger,
+    ) -> Result<Self, BadCursor> {
+        let spare = ledger.issue();
+        let mut rings = Rings {
+            rx,
+            consumer: Consumer::new(0, sizes.rx),
+            fill,
+            producer: Producer::new(0, sizes.fill()),
+            ledger,
+            spare,
+        };
+        rings.refill()?;
+        Ok(rings)
+    }
+
+    pub fn with_sockets(self, sockets: Arc<Sockets>) -> XdpRx {
         let clock = Clock;
         XdpRx { rings: self, sockets, clock, received: 0, complete_until: clock.now() }
     }

@@ -5,7 +5,7 @@
 
 use super::ZeroCopy;
 use super::rings::{COMPLETION, FILL, Place, RX, Ring, TX};
-use super::rx::XdpRx;
+use super::rx::{Rings, XdpRx};
 use super::tx::XdpTx;
 use super::umem::Umem;
 use crate::io::IoError;
@@ -118,7 +118,8 @@ impl Queue {
         let tx = sending.map(TX, &sending.offsets()?.tx, sizes.tx)?;
 
         let (umem, rx_frames, tx_frames) = umem.split(sizes.rx);
-        let rx = XdpRx::new(rx, fill, sizes, rx_frames);
+        let rings =
+            Rings::filled(rx, fill, sizes, rx_frames).map_err(|bad| receiving.bad_ring(bad))?;
         receiving.bind_umem(spec)?;
         sending
             .bind(libc::XDP_SHARED_UMEM, spec.queue_id, receiving.fd.as_raw_fd() as u32)
@@ -126,12 +127,9 @@ impl Queue {
         let zerocopy = receiving.is_zerocopy()?;
 
         let sockets = Arc::new(Sockets { receiving, sending, _umem: umem });
-        let rx = rx.map_err(|bad| sockets.receiving.bad_ring(bad))?.with_sockets(sockets.clone());
-        Ok(Queue {
-            tx: XdpTx::new(tx, completion, sizes, tx_frames, zerocopy, sockets),
-            rx,
-            zerocopy,
-        })
+        let rx = rings.with_sockets(sockets.clone());
+        let tx = XdpTx::new(tx, completion, sizes, tx_frames, zerocopy, sockets);
+        Ok(Queue { tx, rx, zerocopy })
     }
 }
 
