@@ -291,6 +291,14 @@ impl Layout {
             ways: ways.collect(),
             peers: peers.collect(),
             first_given: (self.targets.len() - self.given.len()) as u32,
+            kernel_neighbours: egress
+                .iter()
+                .copied()
+                .filter(|&(egress, _)| {
+                    let path = paths.iter().find(|path| path.info.id == egress);
+                    path.is_some_and(|path| path.info.has_kernel_neighbours())
+                })
+                .collect(),
             egress,
         }
     }
@@ -584,6 +592,8 @@ impl Layout {
             for &(path, source, address) in &asks_as {
                 sender.ask_as(path, source, address);
             }
+            // A dry run has nobody who looks, and believes nothing.
+            let sender = if resolve { sender.with_looks() } else { sender };
             Ok(sender.with_loopback(loopback))
         });
         let senders: Result<Vec<_>, EmitError> = shares.collect();

@@ -463,6 +463,10 @@ impl Driver<'_> {
                     self.sender.note_trouble(scope, kind, until);
                 }
                 HostEvent::Redirect(slot, _, next_hop) => self.sender.redirect(slot, next_hop),
+                HostEvent::Neighbour(path, next_hop, is_resolved, at) => {
+                    self.sender.note_kernel_hop(path, next_hop, is_resolved, at);
+                }
+                HostEvent::Looked(at) => self.sender.note_look(at),
             }
         }
         // All that is there now; what comes meanwhile has its turn after the next frames.

@@ -4,7 +4,7 @@
 //! them with what the sweep began with.
 
 use super::Control;
-use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
+use crate::io::route::{Constraint, Interface, NeighbourTable, Route, Routes, interfaces};
 use crate::io::watch::{Waker, Watch, Woken};
 use crate::io::{IoError, PathId};
 use crate::probe::Slot;
@@ -27,6 +27,8 @@ const ROUTES_DUTY: u32 = 10;
 const LONGEST_HOLD: Duration = Duration::from_secs(1);
 /// After a link or an address is back, switches and neighbours need a while to find it.
 const GRACE: Duration = Duration::from_secs(2);
+/// Between two looks at the kernel's table of neighbours.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(3600);
 
 /// Something that senders must know.
@@ -36,6 +38,10 @@ pub(super) enum HostEvent {
     Trouble(Scope, Seen, Instant),
     /// Frames to the peer of this slot go by this next hop from now on.
     Redirect(Slot, PathId, IpAddr),
+    /// Whether the kernel had resolved a next hop in a look that began then.
+    Neighbour(PathId, IpAddr, bool, Instant),
+    /// Of the look that began then everything was told.
+    Looked(Instant),
 }
 
 /// Where frames to a group of peers went when the sweep began.
@@ -61,6 +67,8 @@ pub(super) struct Baseline {
     pub peers: Vec<(IpAddr, Option<u32>)>,
     /// The slot of the first given flow: their source addresses are given too.
     pub first_given: u32,
+    /// Paths whose next hops the kernel resolves, by interface number.
+    pub kernel_neighbours: Vec<(PathId, u32)>,
 }
 
 /// How a route now compares with that of the beginning.
@@ -111,6 +119,9 @@ pub(super) struct HostWatch {
     sources: Vec<(IpAddr, Option<Instant>)>,
     /// What was last told of a slot, where that is not [`Compared::Same`].
     told: HashMap<u32, Compared>,
+    /// Next hops last told to be unresolved.
+    unresolved: BTreeSet<(PathId, IpAddr)>,
+    is_blind: bool,
 }
 
 impl HostWatch {
@@ -130,6 +141,8 @@ impl HostWatch {
             // A source need not be an address of an interface: whole prefixes can be local.
             sources: sources.intersection(&own).map(|&source| (source, None)).collect(),
             told: HashMap::new(),
+            unresolved: BTreeSet::new(),
+            is_blind: false,
             watch,
             baseline,
         }
@@ -154,9 +167,14 @@ impl HostWatch {
         // What happened between the opening of the watch and the first listing is in the queue.
         let mut routes_due: Option<Instant> = None;
         let mut routes_next = Instant::ZERO;
+        let mut look_next = match self.baseline.kernel_neighbours.is_empty() {
+            true => Instant::FAR_FUTURE,
+            false => Instant::ZERO,
+        };
         loop {
             let now = Clock.now();
             let wait = routes_due.map_or(LONG, |_| routes_next.since(now));
+            let wait = wait.min(look_next.since(now));
             match self.watch.wait(wait)? {
                 Woken::Called => return Ok(()),
                 Woken::Changed => {
@@ -179,6 +197,13 @@ impl HostWatch {
                 Woken::Late => {}
             }
             let now = Clock.now();
+            if now >= look_next {
+                look_next = now + LOOK_EVERY;
+                let events = self.look(control, now);
+                if !events.is_empty() {
+                    tell(events);
+                }
+            }
             if routes_due.is_some() && now >= routes_next {
                 routes_due = None;
                 // Again: of what has come since, a link or an address may be the cause.
@@ -191,6 +216,43 @@ impl HostWatch {
                 routes_next = Clock.now() + Clock.now().since(now) * ROUTES_DUTY;
             }
         }
+    }
+
+    /// Looks at the kernel's table of neighbours. If that fails, nobody is told: without a look no
+    /// silence is believed.
+    fn look(&mut self, control: &Control, now: Instant) -> Vec<HostEvent> {
+        let found = match NeighbourTable::open().and_then(|mut table| table.read()) {
+            Ok(found) => found,
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_blind, true) {
+                    control.notices.push(format!(
+                        "{error}; while it lasts, silence on the raw path proves nothing"
+                    ));
+                }
+                return Vec::new();
+            }
+        };
+        self.is_blind = false;
+        let mut events = Vec::new();
+        for entry in found {
+            let paths = &self.baseline.kernel_neighbours;
+            let Some(&(path, _)) = paths.iter().find(|(_, index)| *index == entry.ifindex) else {
+                continue;
+            };
+            let key = (path, entry.address);
+            let is_news = match entry.is_resolved {
+                true => self.unresolved.remove(&key),
+                false => {
+                    self.unresolved.insert(key);
+                    true
+                }
+            };
+            if is_news {
+                events.push(HostEvent::Neighbour(path, entry.address, entry.is_resolved, now));
+            }
+        }
+        events.push(HostEvent::Looked(now));
+        events
     }
 
     fn check_links(&mut self, control: &Control) -> Result<Vec<HostEvent>, IoError> {
@@ -377,7 +439,7 @@ pub(super) fn deal_out(
                     pile.push(event);
                 }
             }
-            HostEvent::Trouble(..) => piles.iter_mut().for_each(|pile| pile.push(event)),
+            HostEvent::Trouble(..) | HostEvent::Neighbour(..) | HostEvent::Looked(_) => piles.iter_mut().for_each(|pile| pile.push(event)),
         }
     }
     for (sender, pile) in senders.iter().zip(piles) {

@@ -170,7 +170,7 @@ pub struct Flow {
     pub(crate) replies: u16,
     /// Probes and SYNs over the flow's life.
     pub(crate) sent_in_all: u16,
-    /// `sent_in_all` and quoted IPv4 identification at the last ICMP error that counted.
+    /// `sent_in_all` and quoted identification at the last ICMP error that counted.
     icmp_at: u16,
     icmp_id: u16,
     pub(crate) generation: Generation,
@@ -429,16 +429,23 @@ impl Flow {
         self.evidence.clear();
     }
 
+    /// Says whether the whole plan has gone by unanswered once the deadline passes.
+    pub fn ends_in_silence(&self, plan: &Plan) -> bool {
+        match self.stage {
+            Stage::SynSent => self.deadline >= self.opened_at + plan.connect_timeout,
+            Stage::Confirming | Stage::Probing => self.asked >= plan.keepalive.count,
+            _ => false,
+        }
+    }
+
     /// Lets the deadline pass.
     pub fn expire(&mut self, plan: &Plan) -> Step {
+        let is_over = self.ends_in_silence(plan);
         // Not `now`: it may be later than what the receivers have heard.
         let due = std::mem::replace(&mut self.deadline, Instant::FAR_FUTURE);
         match self.stage {
-            Stage::SynSent if due >= self.opened_at + plan.connect_timeout => self.exhausted(),
+            _ if is_over => self.exhausted(),
             Stage::SynSent => self.owe_again(Owed::SYN),
-            Stage::Confirming | Stage::Probing if self.asked >= plan.keepalive.count => {
-                self.exhausted()
-            }
             Stage::Confirming | Stage::Probing => self.owe_again(self.keepalive()),
             Stage::Resting => {
                 self.confirmed |= self.is_held(due);
@@ -574,8 +581,7 @@ impl Flow {
             }
             ReplyKind::Icmp { kind, quoted_id, .. } => {
                 self.facts.icmp = Some(kind);
-                // Two routers, or one that repeats itself, may report the same probe. IPv6 has no
-                // identification to tell by.
+                // Two routers, or one that repeats itself, may report the same probe.
                 let another = quoted_id != Some(self.icmp_id);
                 if another && self.icmp_at != self.sent_in_all {
                     self.icmp_at = self.sent_in_all;

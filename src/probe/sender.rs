@@ -11,6 +11,7 @@ use crate::probe::evidence::{Seen, Sighting, Verdict};
 use crate::probe::flow::{Flow, MAX_OPENS, SegmentKind, Stage, Step};
 use crate::probe::given::{Given, Origin};
 use crate::probe::health::{Health, Scope};
+use crate::probe::kernel_hops::{KernelHops, PATIENCE, Silence};
 use crate::probe::matcher::{Rejection, Reply, ReplyKind};
 use crate::probe::neighbour::{Answer, Hop, HopId, Moved, Neighbours};
 use crate::probe::pace::Pacer;
@@ -201,6 +202,11 @@ pub struct Sender {
     verdicts: VecDeque<Verdict>,
     unfinished: usize,
     health: Health,
+    /// What the kernel says of the next hops that it resolves for us, where somebody looks.
+    kernel_hops: Option<KernelHops>,
+    /// Deadlines of silent flows that wait for the next look, and which look was the last for them.
+    unseen: VecDeque<Entry>,
+    unseen_since: Instant,
     /// Where frames went before a flow's next hop changed.
     fallback: HashMap<Slot, HopId>,
     /// Next hops that have moved, to be told.
@@ -269,6 +275,9 @@ impl Sender {
             started: 0,
             asks_as: HashMap::new(),
             health: Health::new(paths.len()),
+            kernel_hops: None,
+            unseen: VecDeque::new(),
+            unseen_since: Instant::ZERO,
             fallback: HashMap::new(),
             moved: VecDeque::new(),
             late_replies: 0,
@@ -326,6 +335,28 @@ impl Sender {
     #[must_use]
     pub fn with_loopback(self, loopback: Option<PathId>) -> Self {
         Sender { loopback, ..self }
+    }
+
+    /// Says that somebody looks at the kernel's table of neighbours and tells of it
+    /// ([`note_kernel_hop`](Self::note_kernel_hop)): where the kernel resolves next hops, silence is
+    /// believed only by a look after it.
+    #[must_use]
+    pub fn with_looks(self) -> Self {
+        Sender { kernel_hops: Some(KernelHops::default()), ..self }
+    }
+
+    /// Takes in that the kernel had or had not resolved `next_hop` in a look that began at `at`.
+    pub fn note_kernel_hop(&mut self, path: PathId, next_hop: IpAddr, resolved: bool, at: Instant) {
+        if let Some(hops) = &mut self.kernel_hops {
+            hops.note(path, next_hop, resolved, at);
+        }
+    }
+
+    /// Takes in that all was told of a look that began at `at`.
+    pub fn note_look(&mut self, at: Instant) {
+        if let Some(hops) = &mut self.kernel_hops {
+            hops.looked(at);
+        }
     }
 
     /// Returns the octets that a sender takes per target, beside the flow table.
@@ -528,24 +559,80 @@ impl Sender {
     pub fn advance(&mut self, now: Instant, heard_until: Instant) {
         let until = now.min(heard_until);
         while let Some(entry) = self.wheel.poll(until) {
-            let index = self.index(entry.slot);
-            let flow = &mut self.flows[index];
-            // The wheel never cancels: an entry counts only if it is still the flow's deadline.
-            if flow.deadline == entry.deadline {
-                let step = flow.expire(&self.plan);
-                if step == Step::Continue
-                    && !flow.is_judged()
-                    && flow.asked > 0
-                    && let Some(hop) = self.targets[index].hop
-                {
-                    self.neighbours.doubt(hop, now);
-                }
-                self.take_step(entry.slot, step, now);
-            }
+            self.expire(entry, now);
         }
+        self.expire_seen(now);
         let mut failed = Vec::new();
         self.neighbours.expire(until, |slot, since| failed.push((slot, since)));
         failed.into_iter().for_each(|(slot, since)| self.hop_failed(slot, since, now));
+    }
+
+    /// Lets a deadline pass.
+    fn expire(&mut self, entry: Entry, now: Instant) {
+        let index = self.index(entry.slot);
+        // The wheel never cancels: an entry counts only if it is still the flow's deadline.
+        if self.flows[index].deadline != entry.deadline {
+            return;
+        }
+        let silence = self.silence(index, now);
+        let flow = &mut self.flows[index];
+        match silence {
+            Silence::Believed => {}
+            Silence::Unseen => return self.unseen.push_back(entry),
+            Silence::NoNeighbour => {
+                flow.facts.neighbour_failed = true;
+                if flow.facts.neighbour_reports == 0 {
+                    flow.note_local(Seen::NeighbourFailed, now);
+                }
+            }
+            Silence::Doubtful => {
+                flow.facts.observer = true;
+                flow.note_local(Seen::NotSent, now);
+            }
+        }
+        let step = flow.expire(&self.plan);
+        if step == Step::Continue
+            && !flow.is_judged()
+            && flow.asked > 0
+            && let Some(hop) = self.targets[index].hop
+        {
+            self.neighbours.doubt(hop, now);
+        }
+        self.take_step(entry.slot, step, now);
+    }
+
+    /// Says what it means if the flow's deadline passes at `now`.
+    fn silence(&self, index: usize, now: Instant) -> Silence {
+        let flow = &self.flows[index];
+        let (Some(hops), Some(hop)) = (&self.kernel_hops, self.targets[index].hop) else {
+            return Silence::Believed;
+        };
+        let Hop { path, next_hop, .. } = *self.neighbours.hop(hop);
+        let is_settled = flow.replies > 0 || flow.facts.observer;
+        if is_settled
+            || !flow.ends_in_silence(&self.plan)
+            || !self.paths[usize::from(path.0)].has_kernel_neighbours()
+        {
+            return Silence::Believed;
+        }
+        hops.silence(path, next_hop, flow.first_asked_at, flow.deadline, now)
+    }
+
+    /// Lets the deadlines pass that waited for a look, or waited too long for one.
+    fn expire_seen(&mut self, now: Instant) {
+        let Some(looked_at) = self.kernel_hops.as_ref().map(KernelHops::looked_at) else { return };
+        if looked_at > self.unseen_since {
+            self.unseen_since = looked_at;
+            for entry in std::mem::take(&mut self.unseen) {
+                self.expire(entry, now);
+            }
+        }
+        while let Some(entry) = self.unseen.front().copied()
+            && entry.deadline + PATIENCE <= now
+        {
+            self.unseen.pop_front();
+            self.expire(entry, now);
+        }
     }
 
     /// A next hop that `slot` has waited for does not answer.
@@ -614,7 +701,8 @@ impl Sender {
     fn next_wakeup(&self) -> Instant {
         let wheel = self.wheel.next_wakeup().unwrap_or(Instant::FAR_FUTURE);
         let released = self.per_prefix.as_ref().and_then(PrefixCap::next_wakeup);
-        let wakeups = [self.neighbours.next_wakeup(), self.health.next_wakeup(), released];
+        let unseen = self.unseen.front().map(|entry| entry.deadline + PATIENCE);
+        let wakeups = [self.neighbours.next_wakeup(), self.health.next_wakeup(), released, unseen];
         wakeups.into_iter().flatten().fold(wheel, Instant::min)
     }
 

@@ -205,6 +205,7 @@ proptest! {
                 dst: (whole.ip.dst, whole.dst_port).into(),
                 seq: whole.seq,
                 ack: (quote.len() >= ip_len + 12).then_some(whole.ack),
+                wnd: (quote.len() >= ip_len + 16).then_some(whole.wnd),
                 ip_id: whole.ip.id,
             };
             prop_assert_eq!(parsed, Ok(Packet::Icmp(IcmpError { ip, icmp_type, code, quoted })));
