@@ -439,7 +439,9 @@ pub(super) fn deal_out(
                     pile.push(event);
                 }
             }
-            HostEvent::Trouble(..) | HostEvent::Neighbour(..) | HostEvent::Looked(_) => piles.iter_mut().for_each(|pile| pile.push(event)),
+            HostEvent::Trouble(..) | HostEvent::Neighbour(..) | HostEvent::Looked(_) => {
+                piles.iter_mut().for_each(|pile| pile.push(event))
+            }
         }
     }
     for (sender, pile) in senders.iter().zip(piles) {
