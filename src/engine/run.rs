@@ -1,7 +1,7 @@
 //! The running sweep: its threads and their loops.
 
 use super::capture::Capture;
-use super::watch::{HostEvent, deal_out};
+use super::watch::{HostEvent, Outlook, deal_out};
 use super::{Control, EngineError, Path, Sweep};
 use crate::io::guard::{Guard, GuardCounts};
 use crate::io::watch::Waker;
@@ -143,7 +143,7 @@ impl Sweep {
         };
         let kernel_before = guard_counts(&guard).map_err(EngineError::system)?;
         let hearings: Vec<_> = paths.iter().map(|path| Hearing::new(path.info.id)).collect();
-        let unsettled_since = AtomicU64::new(u64::MAX);
+        let outlook = Outlook::new();
         let finished = AtomicBool::new(false);
         let parkers: Vec<_> = senders.iter().map(|_| Parker::new()).collect();
         let unparkers: Vec<_> = parkers.iter().map(|parker| parker.unparker().clone()).collect();
@@ -193,9 +193,9 @@ impl Sweep {
                 last_out.watch.iter().for_each(Waker::wake);
             }
             let watcher = watch.map(|watch| {
-                let (post, unsettled_since) = (&post, &unsettled_since);
+                let (post, outlook) = (&post, &outlook);
                 scope.spawn(move || {
-                    watch.run(control, unsettled_since, &mut |events| {
+                    watch.run(control, outlook, &mut |events| {
                         for event in &events {
                             if let HostEvent::Redirect(_, path, next_hop) = event {
                                 post.ask(*path, *next_hop);
@@ -217,7 +217,7 @@ impl Sweep {
                     hearings: &hearings,
                     heard: vec![(0, 0); hearings.len()],
                     events,
-                    unsettled_since: &unsettled_since,
+                    outlook: &outlook,
                     last_out,
                     parker,
                     control,
@@ -337,7 +337,7 @@ struct Driver<'a> {
     /// Drops and outages of each hearing that the sender knows of.
     heard: Vec<(u64, u64)>,
     events: channel::Receiver<Vec<HostEvent>>,
-    unsettled_since: &'a AtomicU64,
+    outlook: &'a Outlook,
     last_out: &'a LastOut<'a>,
     parker: Parker,
     control: &'a Control,
@@ -437,7 +437,7 @@ impl Driver<'_> {
             .hearings
             .iter()
             .map(|hearing| hearing.complete_until.load(Ordering::Acquire))
-            .chain([self.unsettled_since.load(Ordering::Acquire)])
+            .chain([self.outlook.settled_until()])
             .min()
             .map_or(Instant::FAR_FUTURE, Instant::from_nanos);
         let now = Clock.now();
@@ -456,6 +456,10 @@ impl Driver<'_> {
                 self.sender.note_trouble(scope, Seen::ObserverFault, Instant::FAR_FUTURE);
             }
             *known = (dropped, outages);
+        }
+        if self.outlook.is_blind() {
+            let always = Instant::FAR_FUTURE;
+            self.sender.note_trouble(Scope::Everywhere, Seen::ObserverFault, always);
         }
         for event in self.events.try_iter().flatten() {
             match event {
