@@ -15,7 +15,7 @@ use crate::wire::MacAddr;
 use crossbeam::channel;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A whole change (interface up, addresses, routes) is several messages: the others come so soon.
@@ -42,6 +42,54 @@ pub(super) enum HostEvent {
     Neighbour(PathId, IpAddr, bool, Instant),
     /// Of the look that began then everything was told.
     Looked(Instant),
+}
+
+/// What the senders must know of the watch before they believe silence.
+#[derive(Debug)]
+pub(super) struct Outlook {
+    /// While a change of routes has not been looked at: its instant (ns).
+    unsettled_since: AtomicU64,
+    /// Nobody watches any more, so that silence proves nothing.
+    is_blind: AtomicBool,
+}
+
+impl Outlook {
+    pub fn new() -> Self {
+        Outlook { unsettled_since: AtomicU64::new(u64::MAX), is_blind: AtomicBool::new(false) }
+    }
+
+    /// Returns up to when all changes are known, in nanoseconds.
+    pub fn settled_until(&self) -> u64 {
+        self.unsettled_since.load(Ordering::Acquire)
+    }
+
+    /// Says whether the watch has failed. To be asked after [`settled_until`](Self::settled_until).
+    pub fn is_blind(&self) -> bool {
+        // Relaxed: `settled_until` was raised after it, and read before it.
+        self.is_blind.load(Ordering::Relaxed)
+    }
+
+    fn unsettle(&self, since: Instant) {
+        self.unsettled_since.store(since.as_nanos(), Ordering::Release);
+    }
+
+    fn settle(&self) {
+        self.unsettled_since.store(u64::MAX, Ordering::Release);
+    }
+}
+
+/// On the way out of the watch, however it ends: nobody waits for it, and unless it was called off
+/// nobody takes its silence for good news.
+struct LookedOut<'a> {
+    outlook: &'a Outlook,
+    is_called_off: bool,
+}
+
+impl Drop for LookedOut<'_> {
+    fn drop(&mut self) {
+        self.outlook.is_blind.store(!self.is_called_off, Ordering::Relaxed);
+        self.outlook.settle();
+    }
 }
 
 /// Where frames to a group of peers went when the sweep began.
@@ -154,14 +202,26 @@ impl HostWatch {
     }
 
     /// Tells `tell` of what concerns the senders until it is called off. While a change of routes
-    /// has not been looked at, `unsettled_since` holds its instant.
+    /// has not been looked at, `outlook` has its instant.
     ///
     /// # Errors
-    /// The kernel no longer says what changes.
+    /// The kernel no longer says what changes; `outlook` is blind then.
     pub fn run(
+        self,
+        control: &Control,
+        outlook: &Outlook,
+        tell: &mut dyn FnMut(Vec<HostEvent>),
+    ) -> Result<(), IoError> {
+        let mut looked_out = LookedOut { outlook, is_called_off: false };
+        let ended = self.watch(control, outlook, tell);
+        looked_out.is_called_off = ended.is_ok();
+        ended
+    }
+
+    fn watch(
         mut self,
         control: &Control,
-        unsettled_since: &AtomicU64,
+        outlook: &Outlook,
         tell: &mut dyn FnMut(Vec<HostEvent>),
     ) -> Result<(), IoError> {
         // What happened between the opening of the watch and the first listing is in the queue.
@@ -187,7 +247,7 @@ impl HostWatch {
                     if routes_due.is_none() {
                         routes_due = Some(now);
                         if routes_next.since(now) < LONGEST_HOLD {
-                            unsettled_since.store(now.as_nanos(), Ordering::Release);
+                            outlook.unsettle(now);
                         }
                     }
                     if !self.watch.pause(SETTLE)? {
@@ -208,11 +268,11 @@ impl HostWatch {
                 routes_due = None;
                 // Again: of what has come since, a link or an address may be the cause.
                 let mut events = self.check_links(control)?;
-                events.extend(self.check_routes(control, unsettled_since, now)?);
+                events.extend(self.check_routes(control, outlook, now)?);
                 if !events.is_empty() {
                     tell(events);
                 }
-                unsettled_since.store(u64::MAX, Ordering::Release);
+                outlook.settle();
                 routes_next = Clock.now() + Clock.now().since(now) * ROUTES_DUTY;
             }
         }
@@ -344,7 +404,7 @@ impl HostWatch {
     fn check_routes(
         &mut self,
         control: &Control,
-        unsettled_since: &AtomicU64,
+        outlook: &Outlook,
         begun: Instant,
     ) -> Result<Vec<HostEvent>, IoError> {
         let mut routes = Routes::open()?;
@@ -358,7 +418,7 @@ impl HostWatch {
         let (mut redirected, mut strayed, mut returned) = (0u64, 0u64, 0u64);
         for (slot, &(peer, way)) in (0u32..).zip(&baseline.peers) {
             if slot.is_multiple_of(4096) && Clock.now().since(begun) > LONGEST_HOLD {
-                unsettled_since.store(u64::MAX, Ordering::Release);
+                outlook.settle();
             }
             let Some(way) = way.map(|way| way as usize).filter(|&way| !down[way]) else { continue };
             let way = &baseline.ways[way];
@@ -455,6 +515,23 @@ pub(super) fn deal_out(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn a_watch_that_fails_holds_nobody_up_and_is_not_believed() {
+        let fate = |end: &dyn Fn(&mut LookedOut<'_>)| {
+            let outlook = Outlook::new();
+            outlook.unsettle(Instant::from_nanos(7));
+            assert_eq!((outlook.settled_until(), outlook.is_blind()), (7, false));
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                end(&mut LookedOut { outlook: &outlook, is_called_off: false });
+            }));
+            (outlook.settled_until(), outlook.is_blind())
+        };
+        assert_eq!(fate(&|_| {}), (u64::MAX, true));
+        assert_eq!(fate(&|_| panic!("on purpose")), (u64::MAX, true));
+        assert_eq!(fate(&|looked_out| looked_out.is_called_off = true), (u64::MAX, false));
+    }
 
     #[test]
     fn flows_are_told_by_their_owner_and_the_rest_by_everyone() {

@@ -381,6 +381,11 @@ impl Flow {
         }
         self.take_back(kind);
         self.refused = self.refused.saturating_add(1);
+        let was_question =
+            matches!(kind, SegmentKind::Syn | SegmentKind::Probe0 | SegmentKind::Probe1);
+        if was_question && self.asked > 0 {
+            self.repeats = self.repeats.saturating_sub(1);
+        }
         if !self.facts.observer && !self.is_judged() {
             self.facts.observer = true;
             self.note_local(Seen::NotSent, now);
@@ -505,7 +510,11 @@ impl Flow {
     }
 
     fn owe_again(&mut self, bits: u8) -> Step {
-        self.repeats = self.repeats.saturating_add(1);
+        // What was refused each time has not been asked yet, and what is owed already is sent once.
+        let is_owed = self.owed.0 & bits & !Owed::ACK != 0;
+        if !is_owed && (self.asked > 0 || bits == Owed::FIN) {
+            self.repeats = self.repeats.saturating_add(1);
+        }
         self.owe(bits)
     }
 

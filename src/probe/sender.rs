@@ -400,17 +400,22 @@ impl Sender {
         self.rejected[rejection as usize] += 1;
     }
 
+    /// Says whether a reply is to a connection that is no more, and counts it then.
+    fn is_stale(&mut self, index: usize, reply: &Reply) -> bool {
+        let is_stale = self.flows[index].generation != reply.generation;
+        // A hint that was not believed is counted where it was not believed.
+        if is_stale && reply.kind != ReplyKind::OldConnection {
+            self.reject(Rejection::StaleGeneration);
+        }
+        is_stale
+    }
+
     fn handle_reply(&mut self, path: PathId, reply: &Reply, now: Instant) {
         let index = self.index(reply.slot);
-        let flow = &mut self.flows[index];
-        if flow.generation != reply.generation {
-            // A hint that was not believed is counted where it was not believed.
-            if reply.kind != ReplyKind::OldConnection {
-                self.reject(Rejection::StaleGeneration);
-            }
+        if self.is_stale(index, reply) {
             return;
         }
-        let step = flow.handle(reply, &self.plan);
+        let step = self.flows[index].handle(reply, &self.plan);
         if let Some(hop) = self.targets[index].hop {
             self.health.note_answer(self.neighbours.hop(hop).path, path);
         }
@@ -430,8 +435,8 @@ impl Sender {
         if egress == path {
             return self.handle_reply(path, reply, now);
         }
-        if self.flows[index].generation != reply.generation {
-            return self.reject(Rejection::StaleGeneration);
+        if self.is_stale(index, reply) {
+            return;
         }
         let has_neighbours = self.paths[usize::from(egress.0)].mac != MacAddr::default();
         let step = self.flows[index].handle_local(reply, has_neighbours);
