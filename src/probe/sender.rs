@@ -451,11 +451,18 @@ impl Sender {
         match what {
             What::Request { next_hop } => {
                 *self.sent.requests(next_hop) -= 1;
-                self.neighbours.handle_unsent(path, next_hop);
+                match refusal {
+                    Refusal::Path => self.neighbours.handle_unsent(path, next_hop),
+                    // It would be refused for ever: a try, whose failure is our own.
+                    Refusal::Frame => self.health.note(Scope::Path(path), Seen::NotSent, now),
+                }
             }
             What::Segment { slot, generation, kind } => {
                 self.sent.segments[kind as usize] -= 1;
                 let index = self.index(slot);
+                if let Some(cap) = &mut self.per_prefix {
+                    cap.refund(Prefix::of(self.targets[index].peer.ip()));
+                }
                 let flow = &mut self.flows[index];
                 if flow.generation != generation {
                     return;
@@ -530,6 +537,9 @@ impl Sender {
         while let Some(entry) = self.wheel.poll(until) {
             let index = self.index(entry.slot);
             let flow = &mut self.flows[index];
+            if flow.scheduled == entry.deadline {
+                flow.scheduled = Instant::FAR_FUTURE;
+            }
             // The wheel never cancels: an entry counts only if it is still the flow's deadline.
             if flow.deadline == entry.deadline {
                 let step = flow.expire(&self.plan);
@@ -597,8 +607,19 @@ impl Sender {
 
     /// Nothing is left but to close flows behind paths that take no frames.
     fn is_done(&self) -> bool {
-        let unfinished = |slot: &Slot| !self.flows[self.index(*slot)].finished;
-        self.unfinished == 0 || self.unfinished == self.health.stranded().filter(unfinished).count()
+        self.unfinished == 0 || self.unfinished == self.stranded()
+    }
+
+    /// Counts the flows that owe something through a path that has been given up, wherever they wait:
+    /// for the path, for their network's turn, for a next hop that cannot be asked.
+    fn stranded(&self) -> usize {
+        if !self.health.has_given_up() {
+            return 0;
+        }
+        let flows = self.flows.iter().enumerate();
+        let owing = flows.filter(|(_, flow)| !flow.finished && flow.owes());
+        let paths = owing.filter_map(|(index, _)| self.egress(index));
+        paths.filter(|&path| self.health.is_given_up(path)).count()
     }
 
     fn has_work(&self, now: Instant) -> bool {
@@ -760,18 +781,19 @@ impl Sender {
                     self.await_next_hop(slot, hop, now);
                     continue;
                 }
+                if let Some(cap) = &mut self.per_prefix
+                    && !cap.allows(Prefix::of(peer.ip()), now)
+                {
+                    self.owing.pop_front();
+                    cap.wait(Prefix::of(peer.ip()), Waiting::Owing(slot));
+                    continue;
+                }
+                // Last: it is asked only for a frame that is sent then.
                 if !self.health.may_send(path, now) {
                     self.owing.pop_front();
                     self.health.park(path, slot);
                     continue;
                 }
-            }
-            if let Some(cap) = &mut self.per_prefix
-                && !cap.allows(Prefix::of(peer.ip()), now)
-            {
-                self.owing.pop_front();
-                cap.wait(Prefix::of(peer.ip()), Waiting::Owing(slot));
-                continue;
             }
             let flow = &mut self.flows[index];
             let knew_peer = flow.knows_peer();
@@ -932,7 +954,8 @@ impl Sender {
     /// Ends the run early: unresolved peers become `undetermined`, open flows are closed.
     pub fn interrupt(&mut self, now: Instant, why: Interruption) {
         self.started = self.order.len();
-        self.ready.clear();
+        // What is under way owes its peer an end.
+        self.ready.retain(|slot| self.flows[(slot.0 - self.first_slot) as usize].queued);
         if let Some(cap) = &mut self.per_prefix {
             cap.abandon_unstarted();
         }
