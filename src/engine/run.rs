@@ -511,9 +511,13 @@ impl Driver<'_> {
     /// Sends what is due, up to a turn's worth; returns why it stopped before, if it did.
     fn transmit(&mut self, now: Instant) -> Option<Poll> {
         let mut stopped = None;
+        let mut put = false;
         for _ in 0..TURN {
             match self.sender.poll_transmit(now) {
-                Poll::Transmit(due) => self.put(&due, now),
+                Poll::Transmit(due) => {
+                    put = true;
+                    self.put(&due, now);
+                }
                 other => {
                     stopped = Some(other);
                     break;
@@ -527,7 +531,8 @@ impl Driver<'_> {
         // Not less than before: what did not leave was counted since.
         self.control.sent.fetch_add(sent.saturating_sub(self.sent), Ordering::Relaxed);
         self.sent = sent;
-        stopped
+        // The last frames may have been refused since: then their flows are not closed yet.
+        stopped.filter(|stopped| !put || *stopped != Poll::Done)
     }
 
     /// Adds one frame to its path's batch.

@@ -298,7 +298,11 @@ impl Flow {
                 let rto = FIRST_RTO.saturating_mul(1u32 << self.syns.min(30));
                 self.syns = self.syns.saturating_add(1);
                 self.count_probe(now);
-                self.deadline = (now + rto).min(self.opened_at + plan.connect_timeout);
+                // Nobody answers at once: one that we have held back ourselves until the end is
+                // given time too.
+                let least = now + FIRST_RTO.min(plan.connect_timeout);
+                let end = self.opened_at + plan.connect_timeout;
+                self.deadline = (now + rto).min(end.max(least));
                 Some(SegmentKind::Syn)
             }
             Owed::ACK => Some(SegmentKind::Ack),

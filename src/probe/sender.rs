@@ -487,11 +487,18 @@ impl Sender {
         match what {
             What::Request { next_hop } => {
                 *self.sent.requests(next_hop) -= 1;
-                self.neighbours.handle_unsent(path, next_hop);
+                match refusal {
+                    Refusal::Path => self.neighbours.handle_unsent(path, next_hop),
+                    // It would be refused for ever: a try, whose failure is our own.
+                    Refusal::Frame => self.health.note(Scope::Path(path), Seen::NotSent, now),
+                }
             }
             What::Segment { slot, generation, kind } => {
                 self.sent.segments[kind as usize] -= 1;
                 let index = self.index(slot);
+                if let Some(cap) = &mut self.per_prefix {
+                    cap.refund(Prefix::of(self.targets[index].peer.ip()));
+                }
                 let flow = &mut self.flows[index];
                 if flow.generation != generation {
                     return;
@@ -576,14 +583,20 @@ impl Sender {
     fn expire(&mut self, entry: Entry, now: Instant) {
         let index = self.index(entry.slot);
         // The wheel never cancels: an entry counts only if it is still the flow's deadline.
-        if self.flows[index].deadline != entry.deadline {
+        let counts = self.flows[index].deadline == entry.deadline;
+        let silence = if counts { self.silence(index, now) } else { Silence::Believed };
+        if silence == Silence::Unseen {
+            return self.unseen.push_back(entry);
+        }
+        let flow = &mut self.flows[index];
+        if flow.scheduled == entry.deadline {
+            flow.scheduled = Instant::FAR_FUTURE;
+        }
+        if !counts {
             return;
         }
-        let silence = self.silence(index, now);
-        let flow = &mut self.flows[index];
         match silence {
-            Silence::Believed => {}
-            Silence::Unseen => return self.unseen.push_back(entry),
+            Silence::Believed | Silence::Unseen => {}
             Silence::NoNeighbour => {
                 flow.facts.neighbour_failed = true;
                 if flow.facts.neighbour_reports == 0 {
@@ -689,8 +702,19 @@ impl Sender {
 
     /// Nothing is left but to close flows behind paths that take no frames.
     fn is_done(&self) -> bool {
-        let unfinished = |slot: &Slot| !self.flows[self.index(*slot)].finished;
-        self.unfinished == 0 || self.unfinished == self.health.stranded().filter(unfinished).count()
+        self.unfinished == 0 || self.unfinished == self.stranded()
+    }
+
+    /// Counts the flows that owe something through a path that has been given up, wherever they wait:
+    /// for the path, for their network's turn, for a next hop that cannot be asked.
+    fn stranded(&self) -> usize {
+        if !self.health.has_given_up() {
+            return 0;
+        }
+        let flows = self.flows.iter().enumerate();
+        let owing = flows.filter(|(_, flow)| !flow.finished && flow.owes());
+        let paths = owing.filter_map(|(index, _)| self.egress(index));
+        paths.filter(|&path| self.health.is_given_up(path)).count()
     }
 
     fn has_work(&self, now: Instant) -> bool {
@@ -853,18 +877,19 @@ impl Sender {
                     self.await_next_hop(slot, hop, now);
                     continue;
                 }
+                if let Some(cap) = &mut self.per_prefix
+                    && !cap.allows(Prefix::of(peer.ip()), now)
+                {
+                    self.owing.pop_front();
+                    cap.wait(Prefix::of(peer.ip()), Waiting::Owing(slot));
+                    continue;
+                }
+                // Last: it is asked only for a frame that is sent then.
                 if !self.health.may_send(path, now) {
                     self.owing.pop_front();
                     self.health.park(path, slot);
                     continue;
                 }
-            }
-            if let Some(cap) = &mut self.per_prefix
-                && !cap.allows(Prefix::of(peer.ip()), now)
-            {
-                self.owing.pop_front();
-                cap.wait(Prefix::of(peer.ip()), Waiting::Owing(slot));
-                continue;
             }
             let flow = &mut self.flows[index];
             let knew_peer = flow.knows_peer();
@@ -1025,7 +1050,8 @@ impl Sender {
     /// Ends the run early: unresolved peers become `undetermined`, open flows are closed.
     pub fn interrupt(&mut self, now: Instant, why: Interruption) {
         self.started = self.order.len();
-        self.ready.clear();
+        // What is under way owes its peer an end.
+        self.ready.retain(|slot| self.flows[(slot.0 - self.first_slot) as usize].queued);
         if let Some(cap) = &mut self.per_prefix {
             cap.abandon_unstarted();
         }
