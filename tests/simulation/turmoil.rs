@@ -12,7 +12,7 @@ use keepsweep::probe::evidence::Verdict;
 use keepsweep::probe::given::Given;
 use keepsweep::probe::neighbour::{Hop, HopId};
 use keepsweep::probe::plan::{Close, Keepalive, Plan};
-use keepsweep::probe::receiver::{Post, Receiver};
+use keepsweep::probe::receiver::{Heard, Post, Receiver};
 use keepsweep::probe::sender::{Interruption, Poll, Receipt, Refusal, Sender, Start, Target};
 use keepsweep::probe::table::{Family, Table};
 use keepsweep::time::Instant;
@@ -55,6 +55,8 @@ struct Setting {
     refusals: u8,
     redirects: Vec<(Instant, Slot, IpAddr)>,
     interrupted: Option<Instant>,
+    /// Interrupted already when a next hop answers after the first, in the same turn.
+    eager: bool,
     hurried: Option<Instant>,
     /// Frames handed out before they are flushed.
     batch: usize,
@@ -108,6 +110,7 @@ impl Setting {
             interrupted: interrupted.map(millis),
             hurried: hurried.map(millis),
             batch: rng.usize(1..40),
+            eager: rng.u8(..4) == 0,
         }
     }
 
@@ -264,10 +267,13 @@ fn run(seed: u64) {
             redirects.next();
             sender.redirect(slot, next_hop);
         }
+        let mut eager = false;
         while let Some(heard) = post.pop(0) {
+            eager |= setting.eager
+                && matches!(heard, Heard::Neighbour { ip, .. } if ip != IpAddr::from(ROUTERS[0]));
             sender.handle_heard(heard, now);
         }
-        if !interrupted && setting.interrupted.is_some_and(|at| at <= now) {
+        if !interrupted && (eager || setting.interrupted.is_some_and(|at| at <= now)) {
             interrupted = true;
             sender.interrupt(now, Interruption::Wanted);
         }
