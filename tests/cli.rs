@@ -195,6 +195,16 @@ keepsweep: create none/x.pcap: No such file or directory (os error 2)
 }
 
 #[test]
+fn only_this_host_is_behind_the_loopback() {
+    refused(
+        "10.0.0.1:80 -i lo --dry-run",
+        "keepsweep: 10.0.0.1: not an address of this host, and nothing else is behind lo; leave out -i, \
+         or it (--exclude 10.0.0.1)\n",
+    );
+    keepsweep(&["sweep", "127.0.0.1:80", "-i", "lo", "--dry-run"]).assert().code(0);
+}
+
+#[test]
 fn dry_run_counts_every_address() {
     let peers = dry_peers("10.3.0.0/16 -p 8080");
     assert_eq!(peers.len(), 65_536);

@@ -208,7 +208,8 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Given another interface, Linux takes the loopback's addresses for neighbours there.
+    /// Given another interface, Linux takes the loopback's addresses for neighbours there; and given
+    /// the loopback, it takes every address for one, but sends what cannot be looped elsewhere.
     fn check_loopback(&self, peer: SocketAddr, ifindex: u32) -> Result<(), EngineError> {
         let egress = self.interfaces.iter().find(|interface| interface.index == ifindex);
         match egress {
@@ -220,8 +221,26 @@ impl Layout {
                     peer.ip()
                 )))
             }
+            Some(egress)
+                if egress.loopback
+                    && self.constraint.oif == Some(ifindex)
+                    && !self.is_own(peer.ip()) =>
+            {
+                Err(EngineError::Usage(format!(
+                    "{}: not an address of this host, and nothing else is behind {}; leave out -i, or \
+                     it (--exclude {})",
+                    peer.ip(),
+                    egress.name,
+                    peer.ip()
+                )))
+            }
             _ => Ok(()),
         }
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        let mut own = self.interfaces.iter().flat_map(|interface| &interface.addresses);
+        address.is_loopback() || own.any(|own| own.addr() == address)
     }
 
     fn add_hop(
