@@ -195,8 +195,12 @@ fn peers(
         _ => targets::collect(given, waiting).map_err(|error| Failure::Usage(error.into()))?,
     };
     let flows = match flows {
-        Some(path) => flows::collect(path, given.allow_public)
-            .map_err(|error| Failure::Usage(anyhow!("--flows: {error}")))?,
+        Some(path) => {
+            let excluded =
+                targets::exclusions(given.exclude).map_err(|error| Failure::Usage(error.into()))?;
+            flows::collect(path, &excluded, given.allow_public)
+                .map_err(|error| Failure::Usage(anyhow!("--flows: {error}")))?
+        }
         None => Flows::default(),
     };
     Ok((collected, flows))
@@ -395,7 +399,7 @@ impl Session<'_> {
                     control.stop.store(true, Ordering::Relaxed);
                     if !again && !quiet {
                         screen.suspend(|| {
-                            say("interrupted: closing what is open, within --rate; again to do it at once");
+                            say("interrupted: closing the open connections, within --rate; interrupt again to close them at once");
                         });
                     }
                 }
