@@ -297,7 +297,7 @@ type,peer_ip,peer_port,local_ip,local_port,name,label,round,state,reason,probes,
     let args = ["sweep", "--dry-run", "--targets", "fleet.txt", "-p", "80"];
     let output = offline(&args).current_dir(dir.path()).output().expect("runs");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(output.status.success() && text.contains("these 1 peers"), "{text}");
+    assert!(output.status.success() && text.contains("to this peer\n"), "{text}");
     assert!(text.ends_with("no-such-host.invalid:80  rack 7  no address\n"), "{text}");
     let text = String::from_utf8(output.stderr).expect("UTF-8");
     assert!(text.starts_with("keepsweep: fleet.txt:2: resolve no-such-host.invalid: "), "{text}");
