@@ -128,11 +128,11 @@ impl Setting {
 
 fn network(setting: &Setting, seed: u64) -> Network {
     let link = Impairment { delay_us: 20_000, loss: setting.loss, ..Impairment::NONE };
-    let group = |prefix: &str, behaviour| PeerGroup::new(prefix.parse().unwrap(), behaviour);
+    let group = |prefix: &str, behaviour| PeerGroup::new(prefix.parse().expect("a prefix"), behaviour);
     Network::new(NetworkConfig {
         seed,
         gateway: ROUTERS[0],
-        on_link: Some("192.0.2.0/24".parse().unwrap()),
+        on_link: Some("192.0.2.0/24".parse().expect("a prefix")),
         link: vec![Phase { from_ms: 0, out: link, back: link }],
         peers: vec![
             group("192.0.2.2/32", Behaviour::Listen),
