@@ -128,7 +128,8 @@ impl Setting {
 
 fn network(setting: &Setting, seed: u64) -> Network {
     let link = Impairment { delay_us: 20_000, loss: setting.loss, ..Impairment::NONE };
-    let group = |prefix: &str, behaviour| PeerGroup::new(prefix.parse().expect("a prefix"), behaviour);
+    let group =
+        |prefix: &str, behaviour| PeerGroup::new(prefix.parse().expect("a prefix"), behaviour);
     Network::new(NetworkConfig {
         seed,
         gateway: ROUTERS[0],
