@@ -29,7 +29,7 @@ impl Sender {
     }
 
     /// Says that our own side lost frames or was otherwise sick until `until`: silence up to there
-    /// accuses nobody whom `scope` takes in. See [`Health::note`] for troubles that go on.
+    /// accuses nobody whom `scope` takes in. See [`Health::note`](crate::probe::health::Health::note) for troubles that go on.
     pub fn note_trouble(&mut self, scope: Scope, kind: Seen, until: Instant) {
         self.health.note(scope, kind, until);
     }
