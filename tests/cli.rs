@@ -195,6 +195,16 @@ keepsweep: create none/x.pcap: No such file or directory (os error 2)
 }
 
 #[test]
+fn only_this_host_is_behind_the_loopback() {
+    refused(
+        "10.0.0.1:80 -i lo --dry-run",
+        "keepsweep: 10.0.0.1: not an address of this host, and nothing else is behind lo; leave out -i, \
+         or it (--exclude 10.0.0.1)\n",
+    );
+    keepsweep(&["sweep", "127.0.0.1:80", "-i", "lo", "--dry-run"]).assert().code(0);
+}
+
+#[test]
 fn dry_run_counts_every_address() {
     let peers = dry_peers("10.3.0.0/16 -p 8080");
     assert_eq!(peers.len(), 65_536);
@@ -287,7 +297,7 @@ type,peer_ip,peer_port,local_ip,local_port,name,label,round,state,reason,probes,
     let args = ["sweep", "--dry-run", "--targets", "fleet.txt", "-p", "80"];
     let output = offline(&args).current_dir(dir.path()).output().expect("runs");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(output.status.success() && text.contains("these 1 peers"), "{text}");
+    assert!(output.status.success() && text.contains("to this peer\n"), "{text}");
     assert!(text.ends_with("no-such-host.invalid:80  rack 7  no address\n"), "{text}");
     let text = String::from_utf8(output.stderr).expect("UTF-8");
     assert!(text.starts_with("keepsweep: fleet.txt:2: resolve no-such-host.invalid: "), "{text}");

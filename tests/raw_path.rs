@@ -541,6 +541,51 @@ fn a_neighbour_that_does_not_answer_the_kernel() {
     });
 }
 
+/// More of them than the kernel reports (`icmp_msgs_burst`).
+#[test]
+fn many_neighbours_that_do_not_answer_the_kernel_are_not_down() {
+    in_namespace(|| {
+        let (there, _listener) = other_host();
+        ip("addr add 10.9.0.1/16 dev near0");
+        ip("addr add fd07::1/64 dev near0 nodad");
+        there.run(|| {
+            ip("addr add 10.9.0.2/16 dev far0");
+            ip("addr add fd07::2/64 dev far0 nodad");
+        });
+        let _listener = there.run(|| listen("[fd07::2]:80"));
+        for (alive, absent) in [("10.9.0.2", "10.9.1.0/24"), ("fd07::2", "fd07::1:0/120")] {
+            let swept = sweep(&format!("{alive} {absent} -p 80 --io raw --connect-timeout 5s"));
+            assert_eq!(swept.peers.len(), 257, "{}", swept.stderr);
+            let counted = count(&swept);
+            assert_eq!(counted.get("alive/ack"), Some(&1), "{counted:?}");
+            assert_eq!(counted.get("unreachable/neighbour"), Some(&256), "{counted:?}");
+        }
+    });
+}
+
+/// More of them than the kernel has room for (`gc_thresh3`).
+#[test]
+fn neighbours_that_the_kernel_has_no_room_for_are_not_down() {
+    in_namespace(|| {
+        let (_there, _listener) = other_host();
+        ip("addr add 10.9.0.1/20 dev near0");
+        let swept = sweep("10.9.4.0/21 -p 80 --io raw --connect-timeout 5s");
+        let counted = count(&swept);
+        assert!(!counted.keys().any(|said| said.starts_with("down")), "{counted:?}");
+        assert!(counted.get("unreachable/neighbour") >= Some(&256), "{counted:?}");
+    });
+}
+
+/// How many peers each thing was said of.
+fn count(swept: &Swept) -> HashMap<String, usize> {
+    let mut counted = HashMap::new();
+    for peer in swept.peers.values() {
+        let said = ["state", "reason"].map(|key| peer[key].as_str().unwrap_or_default());
+        *counted.entry(said.join("/")).or_default() += 1;
+    }
+    counted
+}
+
 /// However our own firewall keeps probes from leaving, and whatever it says in the name of others.
 #[test]
 fn our_own_firewall_accuses_nobody() {

@@ -109,7 +109,7 @@ pub struct SweepArgs {
     #[arg(long, value_name = "FILE", help_heading = "Targets")]
     pub flows: Option<PathBuf>,
 
-    /// Leave out these addresses; may be repeated
+    /// Leave out these addresses, also among the peers of --flows; may be repeated
     ///
     /// An IP address, a CIDR, or a file with one of either a line.
     #[arg(long, value_name = "CIDR|FILE", help_heading = "Targets")]
@@ -188,7 +188,7 @@ pub struct SweepArgs {
     pub rate_per_prefix: Option<u64>,
 
     /// Seed of the probing order, sequence numbers and source ports [default: random]
-    #[arg(long, value_name = "N", help_heading = "Probing")]
+    #[arg(long, value_name = "N", value_parser = seed, help_heading = "Probing")]
     pub seed: Option<u64>,
 
     /// How frames leave and arrive; auto picks for each interface
@@ -488,6 +488,10 @@ fn positive_rate(text: &str) -> Result<u64, String> {
         Ok(Rate::Max) => Err("expected frames per second; without a cap, leave it out".into()),
         Err(why) => Err(why.replace(", or 'max'", "")),
     }
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "expected a number from 0 to 18446744073709551615".into())
 }
 
 fn state(text: &str) -> Result<State, String> {

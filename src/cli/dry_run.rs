@@ -131,7 +131,8 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
     let setup = &request.setup;
     let plan = &setup.plan;
     let flows = setup.flows.len() as u64;
-    let peers = setup.targets.len() as u64 + flows;
+    let opened = setup.targets.len() as u64;
+    let peers = opened + flows;
     let keepalive = &plan.keepalive;
     let probe_bytes = match plan.probe_bytes {
         ProbeBytes::Auto => "0, then 1 in the second half of the plan",
@@ -150,9 +151,12 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
     let ports = &setup.source_ports;
     let interface = setup.interface.as_deref().unwrap_or("by route");
     let frames = Frames::of(plan);
-    let (least, most) = durations(plan, peers, &frames);
+    let (least, most) = durations(plan, opened, flows, &frames);
 
-    writeln!(out, "dry run: nothing is sent to these {} peers", HumanCount(peers))?;
+    match peers {
+        1 => writeln!(out, "dry run: nothing is sent to this peer")?,
+        _ => writeln!(out, "dry run: nothing is sent to these {} peers", HumanCount(peers))?,
+    }
     writeln!(
         out,
         "profile      {}: idle {}, interval {}, count {}",
@@ -162,28 +166,34 @@ pub fn write(request: &Request, first: &FirstFrames, out: &mut impl Write) -> io
         keepalive.count
     )?;
     writeln!(out, "keepalive    octets: {probe_bytes}")?;
-    writeln!(
-        out,
-        "connection   SYN repeated for {}, closed with {close}",
-        format_duration(plan.connect_timeout)
-    )?;
+    // Given flows are neither opened nor closed.
+    let opens = opened > 0 || flows == 0;
+    if opens {
+        writeln!(
+            out,
+            "connection   SYN repeated for {}, closed with {close}",
+            format_duration(plan.connect_timeout)
+        )?;
+    }
     writeln!(out, "rate         {rate}")?;
     if let Some(pps) = plan.rate_per_prefix_pps {
         let pps = HumanCount(pps);
         writeln!(out, "per prefix   at most {pps} frames/s to an IPv4 /24 or IPv6 /48")?;
     }
     writeln!(out, "order        random, seed {}", plan.seed)?;
-    writeln!(
-        out,
-        "source       {source}, ports {}-{}, interface {interface}",
-        ports.start(),
-        ports.end()
-    )?;
-    writeln!(
-        out,
-        "frames       {} to a peer that answers (SYN, ACK, keepalive, {close}), up to {} to one that does not",
-        frames.answering, frames.silent
-    )?;
+    if opens {
+        writeln!(
+            out,
+            "source       {source}, ports {}-{}, interface {interface}",
+            ports.start(),
+            ports.end()
+        )?;
+        writeln!(
+            out,
+            "frames       {} to a peer that answers (SYN, ACK, keepalive, {close}), up to {} to one that does not",
+            frames.answering, frames.silent
+        )?;
+    }
     if flows > 0 {
         writeln!(
             out,
@@ -241,18 +251,20 @@ impl Frames {
     }
 }
 
-/// Returns how long a sweep takes if every peer answers at once, and if none does; to the second.
-fn durations(plan: &Plan, peers: u64, frames: &Frames) -> (Duration, Duration) {
-    let sending = |frames: u64| {
-        Duration::from_secs(
-            plan.rate_pps.map_or(0, |pps| peers.saturating_mul(frames).div_ceil(pps)),
-        )
+/// Returns how long a sweep of peers, to which connections are `opened`, and of `flows` takes if every
+/// one answers at once, and if none does; to the second.
+fn durations(plan: &Plan, opened: u64, flows: u64, frames: &Frames) -> (Duration, Duration) {
+    let sending = |each_opened: u64, each_flow: u64| {
+        let all =
+            opened.saturating_mul(each_opened).saturating_add(flows.saturating_mul(each_flow));
+        Duration::from_secs(plan.rate_pps.map_or(0, |pps| all.div_ceil(pps)))
     };
     let keepalive = &plan.keepalive;
     let silence = keepalive.interval.saturating_mul(keepalive.count.into());
-    let least = sending(frames.answering).saturating_add(keepalive.idle);
-    let most = sending(frames.silent)
-        .saturating_add(plan.connect_timeout)
+    let connecting = if opened > 0 { plan.connect_timeout } else { Duration::ZERO };
+    let least = sending(frames.answering, 1).saturating_add(keepalive.idle);
+    let most = sending(frames.silent, keepalive.count.into())
+        .saturating_add(connecting)
         .saturating_add(keepalive.idle)
         .saturating_add(silence);
     (least, most)
@@ -287,9 +299,12 @@ mod tests {
         let frames = Frames::of(&plan());
         // 4 SYNs (0, 1, 3, 7 s), an ACK, 5 × (ACK, probe), a RST.
         assert_eq!((frames.answering, frames.silent), (4, 16));
-        let (least, most) = durations(&plan(), 65_536, &frames);
+        let (least, most) = durations(&plan(), 65_536, 0, &frames);
         assert_eq!(least, Duration::from_secs(27));
         assert_eq!(most, Duration::from_secs(105 + 15 + 5));
+        // Given flows are not opened: 5 keepalives each.
+        let (least, most) = durations(&plan(), 0, 20_000, &frames);
+        assert_eq!((least, most), (Duration::from_secs(2), Duration::from_secs(10 + 5)));
     }
 
     #[test]
@@ -300,10 +315,10 @@ mod tests {
         plan.keepalive.count = u16::MAX;
         plan.rate_pps = Some(1);
         let frames = Frames::of(&plan);
-        let (least, most) = durations(&plan, u64::MAX, &frames);
+        let (least, most) = durations(&plan, u64::MAX, u64::MAX, &frames);
         assert_eq!((least, most), (Duration::MAX, Duration::MAX));
         plan.rate_pps = None;
         plan.keepalive.idle = Duration::ZERO;
-        assert_eq!(durations(&plan, u64::MAX, &frames).0, Duration::ZERO);
+        assert_eq!(durations(&plan, u64::MAX, 0, &frames).0, Duration::ZERO);
     }
 }

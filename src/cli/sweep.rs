@@ -197,8 +197,12 @@ fn peers(
         _ => targets::collect(given, waiting).map_err(|error| Failure::Usage(error.into()))?,
     };
     let flows = match flows {
-        Some(path) => flows::collect(path, given.allow_public)
-            .map_err(|error| Failure::Usage(anyhow!("--flows: {error}")))?,
+        Some(path) => {
+            let excluded =
+                targets::exclusions(given.exclude).map_err(|error| Failure::Usage(error.into()))?;
+            flows::collect(path, &excluded, given.allow_public)
+                .map_err(|error| Failure::Usage(anyhow!("--flows: {error}")))?
+        }
         None => Flows::default(),
     };
     Ok((collected, flows))
@@ -398,8 +402,8 @@ impl Drop for CloseOnDrop {
 }
 
 impl Session<'_> {
-    /// Calls `engine` and writes what it reports, while one thread waits for signals and another
-    /// flushes results and draws progress.
+    /// Calls `engine` and writes what it reports, while one thread waits for signals, up to the last
+    /// octet written, and another flushes results and draws progress.
     fn drive(
         self,
         engine: impl FnOnce(&Control, &mut dyn FnMut(Verdict)) -> Result<Summary, EngineError>,
@@ -407,49 +411,53 @@ impl Session<'_> {
         let Session { names, output, mut progress, mut signals, interrupted, quiet } = self;
         let screen = progress.screen();
         let control = Control::default();
-        let output = Mutex::new(output);
-        let with_output = |act: &mut dyn FnMut(&mut Output)| {
-            let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-            act(&mut output);
-            // Nobody reads any more: close the flows and go.
-            if output.is_closed() {
-                control.stop.store(true, Ordering::Relaxed);
-            }
-        };
-        let summary = thread::scope(|scope| {
+        let (summary, written) = thread::scope(|scope| {
+            // Dropped last: what is left of the output may have to wait for its reader, too.
             let _close = CloseOnDrop(signals.handle());
             scope.spawn(|| {
                 for _ in signals.forever() {
-                    if interrupted.swap(true, Ordering::Relaxed) {
-                        control.hurry.store(true, Ordering::Relaxed);
-                    } else if !quiet {
+                    let again = interrupted.swap(true, Ordering::Relaxed);
+                    control.hurry.fetch_or(again, Ordering::Relaxed);
+                    control.stop.store(true, Ordering::Relaxed);
+                    if !again && !quiet {
                         screen.suspend(|| {
-                            say("interrupted: closing what is open, within --rate; again to do it at once");
+                            say("interrupted: closing the open connections, within --rate; interrupt again to close them at once");
                         });
                     }
+                }
+            });
+            let output = Mutex::new(output);
+            let with_output = |act: &mut dyn FnMut(&mut Output)| {
+                let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+                act(&mut output);
+                // Nobody reads any more: close the flows and go.
+                if output.is_closed() {
                     control.stop.store(true, Ordering::Relaxed);
                 }
-            });
-            let (_running, ended) = mpsc::channel::<()>();
-            let (with_output, control) = (&with_output, &control);
-            scope.spawn(move || {
-                let mut told = 0;
-                while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            };
+            let summary = thread::scope(|scope| {
+                let (_running, ended) = mpsc::channel::<()>();
+                let (with_output, control) = (&with_output, &control);
+                scope.spawn(move || {
+                    let mut told = 0;
+                    while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                        tell(control, &mut told, &progress.screen(), quiet);
+                        with_output(&mut Output::flush);
+                        progress.update(control);
+                    }
+                    progress.finish();
                     tell(control, &mut told, &progress.screen(), quiet);
-                    with_output(&mut Output::flush);
-                    progress.update(control);
-                }
-                progress.finish();
-                tell(control, &mut told, &progress.screen(), quiet);
+                });
+                engine(control, &mut |verdict| {
+                    let (name, label) = names.of(verdict.target);
+                    let record = Record { verdict: &verdict, name, label };
+                    with_output(&mut |output| output.record(&record));
+                })
             });
-            engine(control, &mut |verdict| {
-                let (name, label) = names.of(verdict.target);
-                let record = Record { verdict: &verdict, name, label };
-                with_output(&mut |output| output.record(&record));
-            })
+            let output = output.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let written = output.finish(summary.as_ref().ok());
+            (summary, written)
         });
-        let output = output.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let written = output.finish(summary.as_ref().ok());
         Ended { summary, written, interrupted: interrupted.load(Ordering::Relaxed) }
     }
 }

@@ -219,7 +219,8 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Given another interface, Linux takes the loopback's addresses for neighbours there.
+    /// Given another interface, Linux takes the loopback's addresses for neighbours there; and given
+    /// the loopback, it takes every address for one, but sends what cannot be looped elsewhere.
     fn check_loopback(&self, peer: SocketAddr, ifindex: u32) -> Result<(), EngineError> {
         let egress = self.interfaces.iter().find(|interface| interface.index == ifindex);
         match egress {
@@ -231,8 +232,26 @@ impl Layout {
                     peer.ip()
                 )))
             }
+            Some(egress)
+                if egress.loopback
+                    && self.constraint.oif == Some(ifindex)
+                    && !self.is_own(peer.ip()) =>
+            {
+                Err(EngineError::Usage(format!(
+                    "{}: not an address of this host, and nothing else is behind {}; leave out -i, or \
+                     it (--exclude {})",
+                    peer.ip(),
+                    egress.name,
+                    peer.ip()
+                )))
+            }
             _ => Ok(()),
         }
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        let mut own = self.interfaces.iter().flat_map(|interface| &interface.addresses);
+        address.is_loopback() || own.any(|own| own.addr() == address)
     }
 
     fn add_hop(
@@ -304,6 +323,14 @@ impl Layout {
             ways: ways.collect(),
             peers: peers.collect(),
             first_given: (self.targets.len() - self.given.len()) as u32,
+            kernel_neighbours: egress
+                .iter()
+                .copied()
+                .filter(|&(egress, _)| {
+                    let path = paths.iter().find(|path| path.info.id == egress);
+                    path.is_some_and(|path| path.info.has_kernel_neighbours())
+                })
+                .collect(),
             egress,
         }
     }
@@ -635,6 +662,8 @@ impl Layout {
             for &(path, source, address) in &asks_as {
                 sender.ask_as(path, source, address);
             }
+            // A dry run has nobody who looks, and believes nothing.
+            let sender = if resolve { sender.with_looks() } else { sender };
             Ok(sender.with_loopback(loopback))
         });
         let senders: Result<Vec<_>, EmitError> = shares.collect();

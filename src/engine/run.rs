@@ -1,7 +1,7 @@
 //! The running sweep: its threads and their loops.
 
 use super::capture::Capture;
-use super::watch::{HostEvent, deal_out};
+use super::watch::{HostEvent, Outlook, deal_out};
 use super::{Control, EngineError, Path, Sweep};
 use crate::io::guard::{Guard, GuardCounts};
 use crate::io::watch::Waker;
@@ -155,7 +155,7 @@ impl Sweep {
         };
         let kernel_before = guard_counts(&guard).map_err(EngineError::system)?;
         let hearings: Vec<_> = paths.iter().map(|path| Hearing::new(path.info.id)).collect();
-        let unsettled_since = AtomicU64::new(u64::MAX);
+        let outlook = Outlook::new();
         let finished = AtomicBool::new(false);
         let parkers: Vec<_> = senders.iter().map(|_| Parker::new()).collect();
         let unparkers: Vec<_> = parkers.iter().map(|parker| parker.unparker().clone()).collect();
@@ -205,9 +205,9 @@ impl Sweep {
                 last_out.watch.iter().for_each(Waker::wake);
             }
             let watcher = watch.map(|watch| {
-                let (post, unsettled_since) = (&post, &unsettled_since);
+                let (post, outlook) = (&post, &outlook);
                 scope.spawn(move || {
-                    watch.run(control, unsettled_since, &mut |events| {
+                    watch.run(control, outlook, &mut |events| {
                         for event in &events {
                             if let HostEvent::Redirect(_, path, next_hop) = event {
                                 post.ask(*path, *next_hop);
@@ -229,7 +229,7 @@ impl Sweep {
                     hearings: &hearings,
                     heard: vec![(0, 0); hearings.len()],
                     events,
-                    unsettled_since: &unsettled_since,
+                    outlook: &outlook,
                     last_out,
                     parker,
                     control,
@@ -352,7 +352,7 @@ struct Driver<'a> {
     /// Drops and outages of each hearing that the sender knows of.
     heard: Vec<(u64, u64)>,
     events: channel::Receiver<Vec<HostEvent>>,
-    unsettled_since: &'a AtomicU64,
+    outlook: &'a Outlook,
     last_out: &'a LastOut<'a>,
     parker: Parker,
     control: &'a Control,
@@ -373,8 +373,10 @@ struct Outlet {
     batch: VecDeque<Passenger>,
     /// Since when the path refuses frames, and why.
     failing: Option<(Instant, IoError)>,
-    /// Whether it was the link at some time.
-    is_link_down: bool,
+    /// Why it refuses them has cost more than time: how long silence proves nothing after it takes
+    /// frames again.
+    blind_for: Option<Duration>,
+    is_congestion_told: bool,
     is_given_up: bool,
     /// Frames refused each for itself, and why the last one was.
     refused: u64,
@@ -396,7 +398,8 @@ impl Outlet {
             end,
             batch: VecDeque::new(),
             failing: None,
-            is_link_down: false,
+            blind_for: None,
+            is_congestion_told: false,
             is_given_up: false,
             refused: 0,
             refusal: None,
@@ -452,7 +455,7 @@ impl Driver<'_> {
             .hearings
             .iter()
             .map(|hearing| hearing.complete_until.load(Ordering::Acquire))
-            .chain([self.unsettled_since.load(Ordering::Acquire)])
+            .chain([self.outlook.settled_until()])
             .min()
             .map_or(Instant::FAR_FUTURE, Instant::from_nanos);
         let now = Clock.now();
@@ -472,12 +475,20 @@ impl Driver<'_> {
             }
             *known = (dropped, outages);
         }
+        if self.outlook.is_blind() {
+            let always = Instant::FAR_FUTURE;
+            self.sender.note_trouble(Scope::Everywhere, Seen::ObserverFault, always);
+        }
         for event in self.events.try_iter().flatten() {
             match event {
                 HostEvent::Trouble(scope, kind, until) => {
                     self.sender.note_trouble(scope, kind, until);
                 }
                 HostEvent::Redirect(slot, _, next_hop) => self.sender.redirect(slot, next_hop),
+                HostEvent::Neighbour(path, next_hop, is_resolved, at) => {
+                    self.sender.note_kernel_hop(path, next_hop, is_resolved, at);
+                }
+                HostEvent::Looked(at) => self.sender.note_look(at),
             }
         }
         // All that is there now; what comes meanwhile has its turn after the next frames.
@@ -515,9 +526,13 @@ impl Driver<'_> {
     /// Sends what is due, up to a turn's worth; returns why it stopped before, if it did.
     fn transmit(&mut self, now: Instant) -> Option<Poll> {
         let mut stopped = None;
+        let mut put = false;
         for _ in 0..TURN {
             match self.sender.poll_transmit(now) {
-                Poll::Transmit(due) => self.put(&due, now),
+                Poll::Transmit(due) => {
+                    put = true;
+                    self.put(&due, now);
+                }
                 other => {
                     stopped = Some(other);
                     break;
@@ -531,7 +546,8 @@ impl Driver<'_> {
         // Not less than before: what did not leave was counted since.
         self.control.sent.fetch_add(sent.saturating_sub(self.sent), Ordering::Relaxed);
         self.sent = sent;
-        stopped
+        // The last frames may have been refused since: then their flows are not closed yet.
+        stopped.filter(|stopped| !put || *stopped != Poll::Done)
     }
 
     /// Adds one frame to its path's batch.
@@ -574,7 +590,7 @@ impl Driver<'_> {
 
     /// The first `sent` frames of a batch have left.
     fn passed(&mut self, index: usize, sent: usize, now: Instant) {
-        let Outlet { id, link, batch, failing, is_link_down, is_given_up, .. } =
+        let Outlet { id, link, batch, failing, blind_for, is_given_up, .. } =
             &mut self.transmits[index];
         for passenger in batch.drain(..sent.min(batch.len())) {
             if let (Some(capture), Some(frame)) = (self.capture, passenger.frame) {
@@ -585,8 +601,8 @@ impl Driver<'_> {
         *is_given_up = false;
         let now = Clock.now();
         // Else it was a mere shortage, and nothing that was to be heard is lost.
-        if std::mem::take(is_link_down) {
-            self.sender.note_trouble(Scope::Path(*id), Seen::NotSent, now);
+        if let Some(span) = blind_for.take() {
+            self.sender.note_trouble(Scope::Path(*id), Seen::NotSent, now + span);
         }
         self.sender.handle_path_open(*id, now);
         let lasted = now.since(since).as_secs_f64();
@@ -602,16 +618,28 @@ impl Driver<'_> {
         let unsent = Unsent { sent: 0, refused, error };
         // The kernel has its own reasons to have no room for a packet that it routes, such as a full
         // table of neighbours: they are not those of others.
-        let is_of_path = match outlet.link {
-            LinkType::Ethernet => unsent.is_of_path(),
-            LinkType::Ip => unsent.error.is_of_link(),
+        let (is_of_path, is_congested) = match outlet.link {
+            LinkType::Ethernet => (unsent.is_of_path(), false),
+            LinkType::Ip => (unsent.error.is_of_link(), unsent.error.is_of_buffer()),
         };
+        let is_of_path = is_of_path || is_congested;
         let refusal = if is_of_path { Refusal::Path } else { Refusal::Frame };
         for passenger in outlet.batch.drain(..refused) {
             self.sender.handle_unsent(passenger.receipt, refusal, now);
         }
-        if unsent.error.is_of_link() {
-            outlet.is_link_down = true;
+        // What stands in a full buffer counts as sent, and leaves when it does.
+        let blind_for = is_congested.then_some(TX_PATIENCE);
+        let blind_for = blind_for.or(unsent.error.is_of_link().then_some(Duration::ZERO));
+        if is_congested && !outlet.is_congestion_told {
+            outlet.is_congestion_told = true;
+            self.control.notices.push(format!(
+                "{}: frames are to leave faster than they do, and wait in this host: silence \
+                 meanwhile proves nothing; use a lower --rate",
+                unsent.error.object
+            ));
+        }
+        if blind_for.is_some() {
+            outlet.blind_for = outlet.blind_for.max(blind_for);
             let scope = Scope::Path(outlet.id);
             self.sender.note_trouble(scope, Seen::NotSent, Instant::FAR_FUTURE);
         }

@@ -4,7 +4,7 @@
 //! them with what the sweep began with.
 
 use super::Control;
-use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
+use crate::io::route::{Constraint, Interface, NeighbourTable, Route, Routes, interfaces};
 use crate::io::watch::{Waker, Watch, Woken};
 use crate::io::{IoError, PathId};
 use crate::probe::Slot;
@@ -15,7 +15,7 @@ use crate::wire::MacAddr;
 use crossbeam::channel;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A whole change (interface up, addresses, routes) is several messages: the others come so soon.
@@ -27,6 +27,8 @@ const ROUTES_DUTY: u32 = 10;
 const LONGEST_HOLD: Duration = Duration::from_secs(1);
 /// After a link or an address is back, switches and neighbours need a while to find it.
 const GRACE: Duration = Duration::from_secs(2);
+/// Between two looks at the kernel's table of neighbours.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(3600);
 
 /// Something that senders must know.
@@ -36,6 +38,58 @@ pub(super) enum HostEvent {
     Trouble(Scope, Seen, Instant),
     /// Frames to the peer of this slot go by this next hop from now on.
     Redirect(Slot, PathId, IpAddr),
+    /// Whether the kernel had resolved a next hop in a look that began then.
+    Neighbour(PathId, IpAddr, bool, Instant),
+    /// Of the look that began then everything was told.
+    Looked(Instant),
+}
+
+/// What the senders must know of the watch before they believe silence.
+#[derive(Debug)]
+pub(super) struct Outlook {
+    /// While a change of routes has not been looked at: its instant (ns).
+    unsettled_since: AtomicU64,
+    /// Nobody watches any more, so that silence proves nothing.
+    is_blind: AtomicBool,
+}
+
+impl Outlook {
+    pub fn new() -> Self {
+        Outlook { unsettled_since: AtomicU64::new(u64::MAX), is_blind: AtomicBool::new(false) }
+    }
+
+    /// Returns up to when all changes are known, in nanoseconds.
+    pub fn settled_until(&self) -> u64 {
+        self.unsettled_since.load(Ordering::Acquire)
+    }
+
+    /// Says whether the watch has failed. To be asked after [`settled_until`](Self::settled_until).
+    pub fn is_blind(&self) -> bool {
+        // Relaxed: `settled_until` was raised after it, and read before it.
+        self.is_blind.load(Ordering::Relaxed)
+    }
+
+    fn unsettle(&self, since: Instant) {
+        self.unsettled_since.store(since.as_nanos(), Ordering::Release);
+    }
+
+    fn settle(&self) {
+        self.unsettled_since.store(u64::MAX, Ordering::Release);
+    }
+}
+
+/// On the way out of the watch, however it ends: nobody waits for it, and unless it was called off
+/// nobody takes its silence for good news.
+struct LookedOut<'a> {
+    outlook: &'a Outlook,
+    is_called_off: bool,
+}
+
+impl Drop for LookedOut<'_> {
+    fn drop(&mut self) {
+        self.outlook.is_blind.store(!self.is_called_off, Ordering::Relaxed);
+        self.outlook.settle();
+    }
 }
 
 /// Where frames to a group of peers went when the sweep began.
@@ -61,6 +115,8 @@ pub(super) struct Baseline {
     pub peers: Vec<(IpAddr, Option<u32>)>,
     /// The slot of the first given flow: their source addresses are given too.
     pub first_given: u32,
+    /// Paths whose next hops the kernel resolves, by interface number.
+    pub kernel_neighbours: Vec<(PathId, u32)>,
 }
 
 /// How a route now compares with that of the beginning.
@@ -111,6 +167,9 @@ pub(super) struct HostWatch {
     sources: Vec<(IpAddr, Option<Instant>)>,
     /// What was last told of a slot, where that is not [`Compared::Same`].
     told: HashMap<u32, Compared>,
+    /// Next hops last told to be unresolved.
+    unresolved: BTreeSet<(PathId, IpAddr)>,
+    is_blind: bool,
 }
 
 impl HostWatch {
@@ -130,6 +189,8 @@ impl HostWatch {
             // A source need not be an address of an interface: whole prefixes can be local.
             sources: sources.intersection(&own).map(|&source| (source, None)).collect(),
             told: HashMap::new(),
+            unresolved: BTreeSet::new(),
+            is_blind: false,
             watch,
             baseline,
         }
@@ -141,22 +202,39 @@ impl HostWatch {
     }
 
     /// Tells `tell` of what concerns the senders until it is called off. While a change of routes
-    /// has not been looked at, `unsettled_since` holds its instant.
+    /// has not been looked at, `outlook` has its instant.
     ///
     /// # Errors
-    /// The kernel no longer says what changes.
+    /// The kernel no longer says what changes; `outlook` is blind then.
     pub fn run(
+        self,
+        control: &Control,
+        outlook: &Outlook,
+        tell: &mut dyn FnMut(Vec<HostEvent>),
+    ) -> Result<(), IoError> {
+        let mut looked_out = LookedOut { outlook, is_called_off: false };
+        let ended = self.watch(control, outlook, tell);
+        looked_out.is_called_off = ended.is_ok();
+        ended
+    }
+
+    fn watch(
         mut self,
         control: &Control,
-        unsettled_since: &AtomicU64,
+        outlook: &Outlook,
         tell: &mut dyn FnMut(Vec<HostEvent>),
     ) -> Result<(), IoError> {
         // What happened between the opening of the watch and the first listing is in the queue.
         let mut routes_due: Option<Instant> = None;
         let mut routes_next = Instant::ZERO;
+        let mut look_next = match self.baseline.kernel_neighbours.is_empty() {
+            true => Instant::FAR_FUTURE,
+            false => Instant::ZERO,
+        };
         loop {
             let now = Clock.now();
             let wait = routes_due.map_or(LONG, |_| routes_next.since(now));
+            let wait = wait.min(look_next.since(now));
             match self.watch.wait(wait)? {
                 Woken::Called => return Ok(()),
                 Woken::Changed => {
@@ -169,7 +247,7 @@ impl HostWatch {
                     if routes_due.is_none() {
                         routes_due = Some(now);
                         if routes_next.since(now) < LONGEST_HOLD {
-                            unsettled_since.store(now.as_nanos(), Ordering::Release);
+                            outlook.unsettle(now);
                         }
                     }
                     if !self.watch.pause(SETTLE)? {
@@ -179,18 +257,62 @@ impl HostWatch {
                 Woken::Late => {}
             }
             let now = Clock.now();
+            if now >= look_next {
+                look_next = now + LOOK_EVERY;
+                let events = self.look(control, now);
+                if !events.is_empty() {
+                    tell(events);
+                }
+            }
             if routes_due.is_some() && now >= routes_next {
                 routes_due = None;
                 // Again: of what has come since, a link or an address may be the cause.
                 let mut events = self.check_links(control)?;
-                events.extend(self.check_routes(control, unsettled_since, now)?);
+                events.extend(self.check_routes(control, outlook, now)?);
                 if !events.is_empty() {
                     tell(events);
                 }
-                unsettled_since.store(u64::MAX, Ordering::Release);
+                outlook.settle();
                 routes_next = Clock.now() + Clock.now().since(now) * ROUTES_DUTY;
             }
         }
+    }
+
+    /// Looks at the kernel's table of neighbours. If that fails, nobody is told: without a look no
+    /// silence is believed.
+    fn look(&mut self, control: &Control, now: Instant) -> Vec<HostEvent> {
+        let found = match NeighbourTable::open().and_then(|mut table| table.read()) {
+            Ok(found) => found,
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_blind, true) {
+                    control.notices.push(format!(
+                        "{error}; while it lasts, silence on the raw path proves nothing"
+                    ));
+                }
+                return Vec::new();
+            }
+        };
+        self.is_blind = false;
+        let mut events = Vec::new();
+        for entry in found {
+            let paths = &self.baseline.kernel_neighbours;
+            let Some(&(path, _)) = paths.iter().find(|(_, index)| *index == entry.ifindex) else {
+                continue;
+            };
+            let key = (path, entry.address);
+            let is_news = match entry.is_resolved {
+                true => self.unresolved.remove(&key),
+                false => {
+                    self.unresolved.insert(key);
+                    true
+                }
+            };
+            if is_news {
+                events.push(HostEvent::Neighbour(path, entry.address, entry.is_resolved, now));
+            }
+        }
+        events.push(HostEvent::Looked(now));
+        events
     }
 
     fn check_links(&mut self, control: &Control) -> Result<Vec<HostEvent>, IoError> {
@@ -282,7 +404,7 @@ impl HostWatch {
     fn check_routes(
         &mut self,
         control: &Control,
-        unsettled_since: &AtomicU64,
+        outlook: &Outlook,
         begun: Instant,
     ) -> Result<Vec<HostEvent>, IoError> {
         let mut routes = Routes::open()?;
@@ -296,7 +418,7 @@ impl HostWatch {
         let (mut redirected, mut strayed, mut returned) = (0u64, 0u64, 0u64);
         for (slot, &(peer, way)) in (0u32..).zip(&baseline.peers) {
             if slot.is_multiple_of(4096) && Clock.now().since(begun) > LONGEST_HOLD {
-                unsettled_since.store(u64::MAX, Ordering::Release);
+                outlook.settle();
             }
             let Some(way) = way.map(|way| way as usize).filter(|&way| !down[way]) else { continue };
             let way = &baseline.ways[way];
@@ -377,7 +499,9 @@ pub(super) fn deal_out(
                     pile.push(event);
                 }
             }
-            HostEvent::Trouble(..) => piles.iter_mut().for_each(|pile| pile.push(event)),
+            HostEvent::Trouble(..) | HostEvent::Neighbour(..) | HostEvent::Looked(_) => {
+                piles.iter_mut().for_each(|pile| pile.push(event))
+            }
         }
     }
     for (sender, pile) in senders.iter().zip(piles) {
@@ -391,6 +515,23 @@ pub(super) fn deal_out(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn a_watch_that_fails_holds_nobody_up_and_is_not_believed() {
+        let fate = |end: &dyn Fn(&mut LookedOut<'_>)| {
+            let outlook = Outlook::new();
+            outlook.unsettle(Instant::from_nanos(7));
+            assert_eq!((outlook.settled_until(), outlook.is_blind()), (7, false));
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                end(&mut LookedOut { outlook: &outlook, is_called_off: false });
+            }));
+            (outlook.settled_until(), outlook.is_blind())
+        };
+        assert_eq!(fate(&|_| {}), (u64::MAX, true));
+        assert_eq!(fate(&|_| panic!("on purpose")), (u64::MAX, true));
+        assert_eq!(fate(&|looked_out| looked_out.is_called_off = true), (u64::MAX, false));
+    }
 
     #[test]
     fn flows_are_told_by_their_owner_and_the_rest_by_everyone() {

@@ -106,7 +106,7 @@ fn targets(bytes: &[u8]) {
 
 /// A list of flows, NDJSON or CSV: taken, or refused with a message.
 fn flows(bytes: &[u8]) {
-    if let Err(error) = flows::read("fuzz", bytes, true) {
+    if let Err(error) = flows::read("fuzz", bytes, &Default::default(), true) {
         assert!(!error.to_string().is_empty());
     }
 }

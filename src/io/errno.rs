@@ -16,6 +16,11 @@ impl Unsent {
 }
 
 impl IoError {
+    /// Says whether the socket's own buffer is full: no frame leaves by it for the moment.
+    pub fn is_of_buffer(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EAGAIN)
+    }
+
     /// Says whether the interface is down, without carrier or gone: what was to come in through it
     /// is lost as well.
     pub fn is_of_link(&self) -> bool {

@@ -51,6 +51,14 @@ pub struct PathInfo {
     pub mtu: u16,
 }
 
+impl PathInfo {
+    /// Says whether it is the kernel that resolves next hops: packets leave from the IP header on,
+    /// by an interface with a MAC address.
+    pub fn has_kernel_neighbours(&self) -> bool {
+        self.link == LinkType::Ip && self.mac != MacAddr::default()
+    }
+}
+
 /// A frame as received.
 #[derive(Clone, Copy, Debug)]
 pub struct RxFrame<'a> {

@@ -156,7 +156,7 @@ impl Transmit for RawTx {
 /// neighbour table, a packet that is too long) concerns one destination.
 fn is_of_interface(error: &io::Error) -> bool {
     use libc::{EAGAIN, EBADF, ENETDOWN, ENODEV, ENOTSOCK, ENXIO};
-    // EAGAIN: nothing has left the socket's buffer for a second.
+    // EAGAIN: the socket's buffer is full, and too little has left it for a while.
     matches!(error.raw_os_error(), Some(EAGAIN | EBADF | ENETDOWN | ENODEV | ENOTSOCK | ENXIO))
 }
 

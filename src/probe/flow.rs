@@ -170,7 +170,7 @@ pub struct Flow {
     pub(crate) replies: u16,
     /// Probes and SYNs over the flow's life.
     pub(crate) sent_in_all: u16,
-    /// `sent_in_all` and quoted IPv4 identification at the last ICMP error that counted.
+    /// `sent_in_all` and quoted identification at the last ICMP error that counted.
     icmp_at: u16,
     icmp_id: u16,
     pub(crate) generation: Generation,
@@ -298,7 +298,11 @@ impl Flow {
                 let rto = FIRST_RTO.saturating_mul(1u32 << self.syns.min(30));
                 self.syns = self.syns.saturating_add(1);
                 self.count_probe(now);
-                self.deadline = (now + rto).min(self.opened_at + plan.connect_timeout);
+                // Nobody answers at once: one that we have held back ourselves until the end is
+                // given time too.
+                let least = now + FIRST_RTO.min(plan.connect_timeout);
+                let end = self.opened_at + plan.connect_timeout;
+                self.deadline = (now + rto).min(end.max(least));
                 Some(SegmentKind::Syn)
             }
             Owed::ACK => Some(SegmentKind::Ack),
@@ -381,6 +385,11 @@ impl Flow {
         }
         self.take_back(kind);
         self.refused = self.refused.saturating_add(1);
+        let was_question =
+            matches!(kind, SegmentKind::Syn | SegmentKind::Probe0 | SegmentKind::Probe1);
+        if was_question && self.asked > 0 {
+            self.repeats = self.repeats.saturating_sub(1);
+        }
         if !self.facts.observer && !self.is_judged() {
             self.facts.observer = true;
             self.note_local(Seen::NotSent, now);
@@ -429,16 +438,23 @@ impl Flow {
         self.evidence.clear();
     }
 
+    /// Says whether the whole plan has gone by unanswered once the deadline passes.
+    pub fn ends_in_silence(&self, plan: &Plan) -> bool {
+        match self.stage {
+            Stage::SynSent => self.deadline >= self.opened_at + plan.connect_timeout,
+            Stage::Confirming | Stage::Probing => self.asked >= plan.keepalive.count,
+            _ => false,
+        }
+    }
+
     /// Lets the deadline pass.
     pub fn expire(&mut self, plan: &Plan) -> Step {
+        let is_over = self.ends_in_silence(plan);
         // Not `now`: it may be later than what the receivers have heard.
         let due = std::mem::replace(&mut self.deadline, Instant::FAR_FUTURE);
         match self.stage {
-            Stage::SynSent if due >= self.opened_at + plan.connect_timeout => self.exhausted(),
+            _ if is_over => self.exhausted(),
             Stage::SynSent => self.owe_again(Owed::SYN),
-            Stage::Confirming | Stage::Probing if self.asked >= plan.keepalive.count => {
-                self.exhausted()
-            }
             Stage::Confirming | Stage::Probing => self.owe_again(self.keepalive()),
             Stage::Resting => {
                 self.confirmed |= self.is_held(due);
@@ -498,7 +514,11 @@ impl Flow {
     }
 
     fn owe_again(&mut self, bits: u8) -> Step {
-        self.repeats = self.repeats.saturating_add(1);
+        // What was refused each time has not been asked yet, and what is owed already is sent once.
+        let is_owed = self.owed.0 & bits & !Owed::ACK != 0;
+        if !is_owed && (self.asked > 0 || bits == Owed::FIN) {
+            self.repeats = self.repeats.saturating_add(1);
+        }
         self.owe(bits)
     }
 
@@ -574,8 +594,7 @@ impl Flow {
             }
             ReplyKind::Icmp { kind, quoted_id, .. } => {
                 self.facts.icmp = Some(kind);
-                // Two routers, or one that repeats itself, may report the same probe. IPv6 has no
-                // identification to tell by.
+                // Two routers, or one that repeats itself, may report the same probe.
                 let another = quoted_id != Some(self.icmp_id);
                 if another && self.icmp_at != self.sent_in_all {
                     self.icmp_at = self.sent_in_all;

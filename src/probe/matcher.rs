@@ -90,7 +90,8 @@ pub enum ReplyKind {
         code: u8,
         /// Who reports.
         from: IpAddr,
-        /// IPv4 identification of the quoted packet.
+        /// What tells the quoted packet from its repeats: its IPv4 identification, or for IPv6 its
+        /// window, if the quote goes so far.
         quoted_id: Option<u16>,
     },
 }
@@ -309,7 +310,10 @@ pub fn match_icmp(table: &Table, error: &IcmpError, at: Instant) -> Result<Reply
         return Err(Rejection::IcmpQuote);
     }
     let (icmp_type, code, from) = (error.icmp_type, error.code, error.ip.src);
-    let quoted_id = error.quoted.src.is_ipv4().then_some(error.quoted.ip_id);
+    let quoted_id = match error.quoted.src {
+        SocketAddr::V4(_) => Some(error.quoted.ip_id),
+        SocketAddr::V6(_) => error.quoted.wnd,
+    };
     Ok(Reply {
         slot: view.slot,
         generation: view.generation,

@@ -91,6 +91,14 @@ impl PrefixCap {
         network.next = network.next.max(oldest) + self.step;
     }
 
+    /// Takes back a [charge](Self::charge) for a frame to `prefix` that did not leave.
+    pub fn refund(&mut self, prefix: Prefix) {
+        if let Some(network) = self.networks.get_mut(&prefix) {
+            let next = network.next.as_nanos().saturating_sub(self.step.as_nanos() as u64);
+            network.next = Instant::from_nanos(next);
+        }
+    }
+
     /// Lets a flow wait until `prefix` is ready for it.
     pub fn wait(&mut self, prefix: Prefix, who: Waiting) {
         let network = self.networks.entry(prefix).or_default();

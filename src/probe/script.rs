@@ -25,6 +25,8 @@ const PEER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 7);
 const SOURCE: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
 /// The peer's initial sequence number: its first octet wraps.
 const IRS: SeqNumber = SeqNumber(u32::MAX);
+/// The peer and us.
+const ENDS: [IpAddr; 2] = [IpAddr::V4(PEER), IpAddr::V4(SOURCE)];
 const START: Instant = Instant::from_nanos(1_000_000_000);
 
 /// Timers go off up to this much late, which would blur the instants.
@@ -85,6 +87,8 @@ pub(crate) struct Script {
     pub(crate) frames: Vec<Vec<u8>>,
     pub(crate) port: u16,
     iss: SeqNumber,
+    /// The peer and us.
+    pub(crate) ends: [IpAddr; 2],
     /// The options of what the peer says.
     pub(crate) options: Options,
     pub(crate) done: bool,
@@ -97,12 +101,12 @@ impl Script {
     }
 
     pub(crate) fn over(plan: Plan, link: LinkType) -> Self {
-        Script::begin(plan, link, MacAddr([2, 0, 0, 0, 0, 1]), Vec::new())
+        Script::begin(plan, link, MacAddr([2, 0, 0, 0, 0, 1]), Vec::new(), ENDS)
     }
 
     /// Begins a sweep through an interface that has no MAC address.
     pub(crate) fn without_mac(plan: Plan) -> Self {
-        Script::begin(plan, LinkType::Ip, MacAddr::default(), Vec::new())
+        Script::begin(plan, LinkType::Ip, MacAddr::default(), Vec::new(), ENDS)
     }
 
     /// Begins a sweep of one flow that was given with these numbers; relative to them SND.UNA and
@@ -119,25 +123,38 @@ impl Script {
             obstacle: None,
         };
         change(&mut given);
-        Script::begin(plan, LinkType::Ip, MacAddr([2, 0, 0, 0, 0, 1]), vec![given])
+        Script::begin(plan, LinkType::Ip, MacAddr([2, 0, 0, 0, 0, 1]), vec![given], ENDS)
     }
 
-    fn begin(plan: Plan, link: LinkType, mac: MacAddr, given: Vec<Given>) -> Self {
+    /// Begins a sweep of one IPv6 peer.
+    pub(crate) fn v6(plan: Plan) -> Self {
+        let ends = [PEER, SOURCE].map(|end| IpAddr::from(end.to_ipv6_compatible()));
+        Script::begin(plan, LinkType::Ip, MacAddr([2, 0, 0, 0, 0, 1]), Vec::new(), ends)
+    }
+
+    fn begin(
+        plan: Plan,
+        link: LinkType,
+        mac: MacAddr,
+        given: Vec<Given>,
+        [peer, source]: [IpAddr; 2],
+    ) -> Self {
         let (port, iss) = match given.first() {
             Some(given) => (given.local.port(), given.snd_una - 1),
             None => (0, SeqNumber(0)),
         };
+        let family = if peer.is_ipv4() { Family::V4 } else { Family::V6 };
         let path = PathInfo { id: PathId(0), interface: "test0".into(), link, mac, mtu: 1500 };
-        let table = Arc::new(Table::with_capacity(1, Family::V4, [1, 2]));
+        let table = Arc::new(Table::with_capacity(1, family, [1, 2]));
         let post = Arc::new(Post::new(1, 1, 64));
-        let next_hops = HashSet::from([PEER.into()]);
+        let next_hops = HashSet::from([peer]);
         let receiver = Receiver::new(PathId(0), link, table.clone(), next_hops, post.clone());
         let sender = Sender::new(Start {
             plan,
-            targets: vec![Target { peer: (PEER, 80).into(), hop: Some(HopId(0)) }],
+            targets: vec![Target { peer: (peer, 80).into(), hop: Some(HopId(0)) }],
             given,
             first_slot: 0,
-            hops: vec![Hop { path: PathId(0), next_hop: PEER.into(), source: SOURCE.into() }],
+            hops: vec![Hop { path: PathId(0), next_hop: peer, source }],
             paths: vec![path],
             resolve: true,
             source_ports: 61000..=65534,
@@ -157,6 +174,7 @@ impl Script {
             frames: Vec::new(),
             port,
             iss,
+            ends: [peer, source],
             options: Options::default(),
             done: false,
         };
@@ -252,7 +270,7 @@ impl Script {
     }
 
     fn record(&mut self, frame: Vec<u8>) {
-        let link = if frame[0] >> 4 == 4 { LinkType::Ip } else { LinkType::Ethernet };
+        let link = if matches!(frame[0] >> 4, 4 | 6) { LinkType::Ip } else { LinkType::Ethernet };
         let line = match parse(&frame, link, Checksums::Verify).unwrap() {
             Packet::Tcp(segment) => {
                 if segment.flags.contains(Flags::SYN) {
@@ -318,7 +336,7 @@ impl Script {
     pub(crate) fn receive(&mut self, say: Say, port: u16) {
         let payload = vec![0x55; say.len];
         let segment = Segment {
-            ip: IpHeader { src: PEER.into(), dst: SOURCE.into(), ttl: say.ttl, id: 0 },
+            ip: IpHeader { src: self.ends[0], dst: self.ends[1], ttl: say.ttl, id: 0 },
             src_port: 80,
             dst_port: port,
             seq: IRS + say.seq,
@@ -357,8 +375,13 @@ impl Script {
 
     /// A router reports an error about the frame that was sent as number `index`.
     pub(crate) fn icmp(&mut self, icmp_type: u8, code: u8, index: usize) {
-        let router = IpAddr::from([10, 98, 0, 254]);
-        let ip = IpHeader { src: router, dst: SOURCE.into(), ttl: 63, id: 0 };
+        let router = Ipv4Addr::new(10, 98, 0, 254);
+        let [_, dst] = self.ends;
+        let src = match dst {
+            IpAddr::V4(_) => IpAddr::from(router),
+            IpAddr::V6(_) => IpAddr::from(router.to_ipv6_compatible()),
+        };
+        let ip = IpHeader { src, dst, ttl: 63, id: 0 };
         let mut frame = vec![0; 256];
         let quoted = &self.frames[index];
         let len = emit_error(&ip, icmp_type, code, quoted, &LinkHeader::Ip, &mut frame).unwrap();

@@ -204,6 +204,7 @@ mod tests {
             dst: ([10, 99, 0, 7], 8080).into(),
             seq: SeqNumber(5),
             ack: Some(SeqNumber(6)),
+            wnd: None,
             ip_id: 0,
         };
         let ip = IpHeader { src: [10, 98, 0, 254].into(), dst: syn().ip.src, ttl: 64, id: 0 };

@@ -56,6 +56,8 @@ pub struct Quoted {
     pub seq: SeqNumber,
     /// The acknowledgment number, if the quote is longer.
     pub ack: Option<SeqNumber>,
+    /// SEG.WND as it stands in the header, if the quote is longer still.
+    pub wnd: Option<u16>,
     /// IPv4 identification of the quoted packet; 0 for IPv6.
     pub ip_id: u16,
 }
@@ -145,6 +147,7 @@ impl Quoted {
             dst: SocketAddr::new(upper.ip.dst, u16::from_be_bytes([d0, d1])),
             seq: SeqNumber(u32::from_be_bytes(seq)),
             ack: rest.first_chunk().map(|ack| SeqNumber(u32::from_be_bytes(*ack))),
+            wnd: rest.get(6..).and_then(<[u8]>::first_chunk).map(|wnd| u16::from_be_bytes(*wnd)),
             ip_id: upper.ip.id,
         })
     }
@@ -246,13 +249,14 @@ mod tests {
         })
     }
 
-    fn expected(v4: bool, ack: bool) -> Quoted {
+    fn expected(v4: bool, tcp_len: usize) -> Quoted {
         let (segment, _) = probe(v4);
         Quoted {
             src: (segment.ip.src, segment.src_port).into(),
             dst: (segment.ip.dst, segment.dst_port).into(),
             seq: segment.seq,
-            ack: ack.then_some(segment.ack),
+            ack: (tcp_len >= 12).then_some(segment.ack),
+            wnd: (tcp_len >= 16).then_some(segment.wnd),
             ip_id: segment.ip.id,
         }
     }
@@ -266,7 +270,7 @@ mod tests {
                 let wanted = if len < ip_len + 8 {
                     Err(ParseError::Truncated(Layer::Quote))
                 } else {
-                    Ok(Some(expected(v4, len >= ip_len + 12)))
+                    Ok(Some(expected(v4, len - ip_len)))
                 };
                 assert_eq!(quoted(&packet[..len], v4), wanted, "{len} octets, v4: {v4}");
             }
@@ -278,14 +282,14 @@ mod tests {
         let (_, mut packet) = probe(true);
         packet.splice(20..20, [1, 1, 1, 0]);
         packet[0] = 0x46;
-        assert_eq!(quoted(&packet[..32], true), Ok(Some(expected(true, false))));
+        assert_eq!(quoted(&packet[..32], true), Ok(Some(expected(true, 8))));
         assert_eq!(quoted(&packet[..24], true), Err(ParseError::Truncated(Layer::Quote)));
         assert_eq!(quoted(&packet[..23], true), Err(ParseError::Truncated(Layer::Quote)));
 
         let (_, mut packet) = probe(false);
         packet[6] = 60;
         packet.splice(40..40, [6, 0, 1, 4, 0, 0, 0, 0]);
-        assert_eq!(quoted(&packet[..56], false), Ok(Some(expected(false, false))));
+        assert_eq!(quoted(&packet[..56], false), Ok(Some(expected(false, 8))));
         assert_eq!(quoted(&packet[..47], false), Err(ParseError::Truncated(Layer::Quote)));
     }
 
@@ -295,7 +299,7 @@ mod tests {
         packet[8] = 0; // TTL
         packet[2..4].copy_from_slice(&[40, 0]); // total length in the wrong byte order: old BSDs
         packet[10..12].fill(0); // checksum
-        assert_eq!(quoted(&packet, true), Ok(Some(expected(true, true))));
+        assert_eq!(quoted(&packet, true), Ok(Some(expected(true, 20))));
     }
 
     #[test]
@@ -309,7 +313,7 @@ mod tests {
         packet[7] = 1;
         assert_eq!(quoted(&packet, true), Ok(None), "not the first fragment");
         packet[6..8].copy_from_slice(&[0x20, 0]);
-        assert_eq!(quoted(&packet, true), Ok(Some(expected(true, true))), "the first fragment");
+        assert_eq!(quoted(&packet, true), Ok(Some(expected(true, 20))), "the first fragment");
     }
 
     #[test]

@@ -4,3 +4,4 @@ mod loss;
 mod prefix;
 mod scenarios;
 mod support;
+mod turmoil;

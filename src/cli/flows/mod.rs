@@ -7,7 +7,8 @@ mod ndjson;
 #[cfg(test)]
 mod tests;
 
-use super::targets::{scope, space};
+use super::targets::scope;
+use super::targets::space::{self, Set};
 use crate::probe::given::Given;
 use indicatif::HumanCount;
 use line::{FIELDS, Fields, Malformed, NEEDED};
@@ -65,6 +66,12 @@ pub enum FlowsError {
     /// Lines that are not flows, or not to be probed.
     #[error("{}", shown(.0, *.1))]
     Malformed(Vec<BadLine>, u64),
+    /// Everything in it is excluded.
+    #[error("{file}: no flows left: --exclude covers the peers of all")]
+    Excluded {
+        /// The file.
+        file: String,
+    },
     /// There is none in it.
     #[error("{file}: no flows in it")]
     Nothing {
@@ -108,25 +115,38 @@ fn shown(bad: &[BadLine], total: u64) -> String {
     lines.join("\n")
 }
 
-/// Reads the flows of `path`, or of standard input if it is `-`.
+/// Reads the flows of `path`, or of standard input if it is `-`, but for those whose peers are
+/// `excluded`.
 ///
 /// NDJSON and CSV are told apart by the first character that is not white space.
 ///
 /// # Errors
 /// [`FlowsError`]: all of them are the user's to mend.
-pub fn collect(path: &Path, allow_public: bool) -> Result<Flows, FlowsError> {
+pub fn collect(path: &Path, excluded: &Set, allow_public: bool) -> Result<Flows, FlowsError> {
     if path.as_os_str() == "-" {
-        return read("standard input", io::stdin().lock(), allow_public);
+        return read("standard input", io::stdin().lock(), excluded, allow_public);
     }
     let file = path.to_string_lossy();
     let opened = File::open(path)
         .map_err(|error| FlowsError::Unreadable { file: file.clone().into_owned(), error })?;
-    read(&file, opened, allow_public)
+    read(&file, opened, excluded, allow_public)
 }
 
-pub(crate) fn read(file: &str, reader: impl Read, allow_public: bool) -> Result<Flows, FlowsError> {
-    let mut intake =
-        Intake { file, allow_public, flows: Flows::default(), bad: Vec::new(), faults: 0 };
+pub(crate) fn read(
+    file: &str,
+    reader: impl Read,
+    excluded: &Set,
+    allow_public: bool,
+) -> Result<Flows, FlowsError> {
+    let mut intake = Intake {
+        file,
+        excluded,
+        allow_public,
+        flows: Flows::default(),
+        left_out: false,
+        bad: Vec::new(),
+        faults: 0,
+    };
     let unreadable = |error| FlowsError::Unreadable { file: file.to_owned(), error };
     let mut reader = BufReader::new(LineLimit { inner: reader, since_newline: 0 });
     let mut before = Vec::new();
@@ -170,8 +190,11 @@ fn skip_blank(reader: &mut impl BufRead, skipped: &mut Vec<u8>) -> io::Result<Op
 /// What the lines amount to.
 struct Intake<'a> {
     file: &'a str,
+    excluded: &'a Set,
     allow_public: bool,
     flows: Flows,
+    /// Some peer was excluded.
+    left_out: bool,
     bad: Vec<BadLine>,
     faults: u64,
 }
@@ -180,6 +203,10 @@ impl Intake<'_> {
     fn take(&mut self, line: u64, fields: Result<Fields<'_>, Malformed>) {
         let parsed = fields.and_then(|fields| line::parse(&fields)).map_err(Fault::from);
         let checked = parsed.and_then(|parsed| match parsed {
+            Some((given, _)) if self.excluded.contains(&space::number(given.peer.ip())) => {
+                self.left_out = true;
+                Ok(None)
+            }
             Some((given, name)) => self.check(given.peer.ip()).map(|()| Some((given, name))),
             None => Ok(None),
         });
@@ -217,7 +244,11 @@ impl Intake<'_> {
             return Err(FlowsError::Malformed(self.bad, self.faults));
         }
         if self.flows.given.is_empty() {
-            return Err(FlowsError::Nothing { file: self.file.to_owned() });
+            let file = self.file.to_owned();
+            return Err(match self.left_out {
+                true => FlowsError::Excluded { file },
+                false => FlowsError::Nothing { file },
+            });
         }
         Ok(each_once(self.flows))
     }

@@ -1,6 +1,7 @@
 //! Flows as written: what is read, what is refused and in which words.
 
 use super::*;
+use crate::cli::targets;
 use crate::probe::given::TimestampClock;
 use crate::wire::SeqNumber;
 use proptest::prelude::*;
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 const HEADER: &str = "local_ip,local_port,peer_ip,peer_port,snd_una,rcv_nxt";
 
 fn run(text: &str) -> Result<Flows, FlowsError> {
-    read("flows", text.as_bytes(), false)
+    read("flows", text.as_bytes(), &Set::new(), false)
 }
 
 #[track_caller]
@@ -178,7 +179,9 @@ fn refusals_name_place_field_and_remedy() {
     assert!(message(&text).starts_with("flows:1: not a JSON object: wnd: invalid type: sequence"));
     let text = format!("{}\nhello\n", json(&[]));
     assert!(message(&text).starts_with("flows:2: not a JSON object: "), "{}", message(&text));
-    assert!(read("flows", json(&[("peer_ip", "\"8.8.8.8\"")]).as_bytes(), true).is_ok());
+    assert!(
+        read("flows", json(&[("peer_ip", "\"8.8.8.8\"")]).as_bytes(), &Set::new(), true).is_ok()
+    );
 }
 
 #[test]
@@ -232,7 +235,7 @@ fn a_long_list_of_faults_is_cut_and_an_empty_file_is_told() {
         assert_eq!(message(text), "flows: no flows in it");
     }
     assert!(matches!(
-        collect(Path::new("/nonexistent/flows"), false),
+        collect(Path::new("/nonexistent/flows"), &Set::new(), false),
         Err(FlowsError::Unreadable { .. })
     ));
 }
@@ -241,7 +244,7 @@ fn a_long_list_of_faults_is_cut_and_an_empty_file_is_told() {
 fn a_line_without_an_end_is_refused() {
     for start in ["{\"a\":\"", "local_ip,", ""] {
         let endless = start.as_bytes().chain(io::repeat(b'x')).take(1 << 30);
-        let text = read("flows", endless, false).expect_err("refused").to_string();
+        let text = read("flows", endless, &Set::new(), false).expect_err("refused").to_string();
         assert!(text.contains("a line longer than 65536 octets"), "{text}");
     }
 }
@@ -327,10 +330,22 @@ proptest! {
 
     #[test]
     fn arbitrary_octets_do_not_panic(octets in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = read("flows", &octets[..], true);
+        let _ = read("flows", &octets[..], &Set::new(), true);
         let headed = [HEADER.as_bytes(), b"\n", &octets].concat();
-        let _ = read("flows", &headed[..], true);
+        let _ = read("flows", &headed[..], &Set::new(), true);
         let braced = [b"{", &octets[..]].concat();
-        let _ = read("flows", &braced[..], true);
+        let _ = read("flows", &braced[..], &Set::new(), true);
     }
+}
+
+#[test]
+fn excluded_peers_are_left_out() {
+    let excluded = targets::exclusions(&["10.0.0.2".to_owned()]).expect("an address");
+    let read = |text: &str| read("flows", text.as_bytes(), &excluded, false);
+    let other = json(&[("peer_ip", "\"10.0.0.3\""), ("name", "\"kept\"")]);
+    let flows = read(&format!("{}\n{other}", json(&[]))).expect("one is left");
+    assert_eq!(flows.given.len(), 1);
+    assert_eq!(flows.names, [(0, "kept".into())]);
+    let none_left = read(&json(&[])).expect_err("none is left").to_string();
+    assert_eq!(none_left, "flows: no flows left: --exclude covers the peers of all");
 }

@@ -210,6 +210,14 @@ fn octets(n: u64) -> String {
     }
 }
 
+/// Reads what `--exclude` leaves out.
+///
+/// # Errors
+/// [`TargetError`]: a file that cannot be read, or a line that is neither address nor prefix.
+pub fn exclusions(exclude: &[String]) -> Result<space::Set, TargetError> {
+    list::exclusions(exclude)
+}
+
 /// Reads, resolves, checks and counts the targets, then lists every peer once; calls `waiting` now
 /// and then while host names are resolved, with how many are done, and of how many.
 ///

@@ -25,6 +25,7 @@ struct Void {
     /// Refuses frames up to this instant.
     refuses_until: Option<Instant>,
     errno: i32,
+    is_raw: bool,
 }
 
 struct VoidTx(Void, [u8; 256], usize);
@@ -78,10 +79,10 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         seed: 1,
     };
     let table = Arc::new(Table::with_capacity(PEERS, Family::V4, [1, 2]));
-    let info = |id| PathInfo {
+    let info = |id: u8| PathInfo {
         id: PathId(id),
         interface: "void0".into(),
-        link: LinkType::Ethernet,
+        link: if paths[usize::from(id)].is_raw { LinkType::Ip } else { LinkType::Ethernet },
         mac: MacAddr::default(),
         mtu: 1500,
     };
@@ -173,15 +174,19 @@ fn a_panic_of_the_caller_ends_every_thread() {
 
 #[test]
 fn a_path_that_refuses_for_a_while_is_waited_for() {
-    let until = Clock.now() + Duration::from_secs(2);
-    let late = Void { refuses_until: Some(until), errno: libc::ENOBUFS, ..Void::default() };
-    let (ended, said) = run([late, Void::default()]);
-    let summary = ended.expect("no panic");
-    assert_eq!(summary.faults, Vec::<String>::new());
-    // A mere shortage: every SYN left in the end, and nothing that was to be heard was lost.
-    assert_eq!(said.map(|said| said == ["down/silent"; 5]), [true; 2]);
-    assert_eq!(summary.sent_by_kind.get("syn"), Some(&10));
-    assert_eq!(summary.frames_sent, summary.sent_by_kind.values().sum::<u64>());
+    // The device's queue is full, or the raw socket's buffer.
+    for (is_raw, errno) in [(false, libc::ENOBUFS), (true, libc::EAGAIN)] {
+        let refuses_until = Some(Clock.now() + Duration::from_secs(2));
+        let (ended, said) = run([Void { refuses_until, errno, is_raw, ..Void::default() }; 2]);
+        let summary = ended.expect("no panic");
+        assert_eq!(summary.faults, Vec::<String>::new());
+        // A mere shortage: every SYN left in the end, and nothing that was to be heard was lost. But
+        // what stands in a full buffer has not left this host.
+        let silence = if is_raw { "undetermined/observer" } else { "down/silent" };
+        assert_eq!(said.map(|said| said == [silence; 5]), [true; 2]);
+        assert_eq!(summary.sent_by_kind.get("syn"), Some(&10));
+        assert_eq!(summary.frames_sent, summary.sent_by_kind.values().sum::<u64>());
+    }
 }
 
 #[test]

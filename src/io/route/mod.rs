@@ -2,7 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod classes;
+mod neighbours;
 pub(super) mod netlink;
+
+pub use neighbours::{Neighbour, NeighbourTable};
 
 use super::IoError;
 use crate::wire::MacAddr;

@@ -29,6 +29,8 @@ impl Flow {
     pub fn open(&mut self, local_port: u16, iss: SeqNumber) {
         self.stage = Stage::SynSent;
         self.owed = Owed(Owed::SYN);
+        // That of a keepalive on the connection before: this one has not been asked anything.
+        self.deadline = Instant::FAR_FUTURE;
         self.opens += 1;
         self.syns = 0;
         self.confirmed = false;
@@ -70,6 +72,7 @@ impl Flow {
         self.peer_window_zero = reply.wnd == 0;
         self.peer_ttl = Some(reply.ttl);
         self.stage = Stage::Confirming;
+        self.deadline = Instant::FAR_FUTURE;
         self.ask_anew();
         self.owed = Owed::default();
         self.owe(Owed::ACK | Owed::PROBE)

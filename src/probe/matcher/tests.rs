@@ -287,7 +287,14 @@ fn error() -> IcmpError {
         ip: IpHeader { src: [10, 98, 0, 254].into(), dst: LOCAL.0.into(), ttl: 63, id: 0 },
         icmp_type: 3,
         code: 1,
-        quoted: Quoted { src: LOCAL.into(), dst: PEER.into(), seq: UNA - 1, ack: None, ip_id: 9 },
+        quoted: Quoted {
+            src: LOCAL.into(),
+            dst: PEER.into(),
+            seq: UNA - 1,
+            ack: None,
+            wnd: Some(8),
+            ip_id: 9,
+        },
     }
 }
 
@@ -362,7 +369,14 @@ fn icmpv6_errors_quote_an_outstanding_probe() {
         ip: IpHeader { src: router, dst: end(LOCAL).ip(), ttl: 63, id: 0 },
         icmp_type: 1,
         code: 0,
-        quoted: Quoted { src: end(LOCAL), dst: end(PEER), seq: UNA - 1, ack: None, ip_id: 0 },
+        quoted: Quoted {
+            src: end(LOCAL),
+            dst: end(PEER),
+            seq: UNA - 1,
+            ack: None,
+            wnd: None,
+            ip_id: 0,
+        },
     };
     let judged = |expect: &Expect, error: &IcmpError| {
         match_icmp(&table_of_both(expect), error, Instant::ZERO).map(|reply| {
@@ -382,6 +396,11 @@ fn icmpv6_errors_quote_an_outstanding_probe() {
         let believed = ReplyKind::Icmp { kind, icmp_type, code, from: router, quoted_id: None };
         assert_eq!(judged(&OPEN, &error), Ok(believed));
         assert_eq!(judged(&SYN_SENT, &error), Ok(believed));
+        // The window takes the place of the identification.
+        let quoted = Quoted { wnd: Some(7), ..error.quoted };
+        let quoted_id = Some(7);
+        let believed = ReplyKind::Icmp { kind, icmp_type, code, from: router, quoted_id };
+        assert_eq!(judged(&OPEN, &IcmpError { quoted, ..error }), Ok(believed));
         assert_eq!(judged(&RESTING, &error), Err(R::IcmpQuote));
         assert_eq!(judged(&CLOSED, &error), Err(R::ClosedFlow));
         let quoted = Quoted { seq: UNA, ..error.quoted };

@@ -305,6 +305,20 @@ fn a_probe_that_did_not_leave_is_not_owed_after_the_verdict() {
     let kind = flow.next_segment(at(1), &plan()).expect("a probe");
     flow.take_back(kind);
     assert!(flow.owes());
+
+    // What was refused is no repeat, neither the first probe nor the second.
+    let mut flow = Flow::given(&given);
+    flow.take_up(at(1), &plan());
+    for (sent, second) in [(1, 1), (2, 10)] {
+        for second in second..second + 3 {
+            let kind = flow.next_segment(at(second), &plan()).expect("a probe");
+            flow.refuse(kind, at(second));
+            flow.expire(&plan());
+        }
+        flow.next_segment(at(second + 3), &plan()).expect("a probe");
+        assert_eq!((flow.repeats, flow.sent_in_all), (sent - 1, sent));
+        flow.expire(&plan());
+    }
 }
 
 /// A connection that we open must not be on the 4-tuple of a given one.

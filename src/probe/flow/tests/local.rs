@@ -137,3 +137,85 @@ fn this_host_is_never_down() {
     script.at(5_000);
     script.said(&["undetermined/observer"]);
 }
+
+fn looked_after() -> Script {
+    let mut script = Script::new(plan());
+    let sender = std::mem::replace(&mut script.sender, Script::new(plan()).sender);
+    script.sender = sender.with_looks();
+    script
+}
+
+/// Somebody looks at the kernel's table of neighbours and finds the peer there like this.
+fn look(script: &mut Script, is_resolved: Option<bool>) {
+    let [peer, _] = script.ends;
+    if let Some(is_resolved) = is_resolved {
+        script.sender.note_kernel_hop(PathId(0), peer, is_resolved, script.now);
+    }
+    script.sender.note_look(script.now);
+    script.listen();
+}
+
+#[test]
+fn silence_of_a_peer_whom_the_kernel_cannot_resolve_is_no_sign_of_death() {
+    for (at, is_resolved, said) in [
+        ([14_000, 15_100], Some(false), "unreachable/neighbour"),
+        ([14_000, 15_100], Some(true), "down/silent"),
+        ([14_000, 15_100], None, "down/silent"),
+    ] {
+        let mut script = looked_after();
+        script.at(at[0]);
+        look(&mut script, is_resolved);
+        script.at(at[1]);
+        script.said(&[]);
+        look(&mut script, is_resolved);
+        let verdict = &script.said(&[said])[0];
+        let failed = verdict.evidence.iter().any(|seen| seen.kind == Seen::NeighbourFailed);
+        assert_eq!(failed, is_resolved == Some(false), "{verdict:?}");
+    }
+}
+
+#[test]
+fn a_next_hop_that_the_kernel_finds_again_is_none_that_is_missing() {
+    let mut script = looked_after();
+    for (at, is_resolved) in [(1_000, false), (2_000, false), (14_000, true), (15_100, true)] {
+        script.at(at);
+        script.said(&[]);
+        look(&mut script, Some(is_resolved));
+    }
+    script.said(&["undetermined/observer"]);
+}
+
+#[test]
+fn a_next_hop_that_vanishes_after_an_answer_is_missing() {
+    let mut script = looked_after();
+    look(&mut script, Some(false));
+    script.at(20);
+    script.hear(SYN_ACK);
+    look(&mut script, Some(true));
+    // The bare ACK and five keepalives go unanswered.
+    for at in [3_000, 4_000, 5_500] {
+        script.at(at);
+        script.said(&[]);
+        look(&mut script, Some(false));
+    }
+    script.said(&["unreachable/neighbour"]);
+}
+
+#[test]
+fn an_answer_while_silence_waits_for_a_look_is_life() {
+    let mut script = looked_after();
+    script.at(15_100);
+    script.hear(SYN_ACK);
+    script.hear(ACK);
+    look(&mut script, None);
+    script.said(&["alive/ack"]);
+}
+
+#[test]
+fn silence_that_nobody_looks_after_proves_nothing() {
+    let mut script = looked_after();
+    script.at(19_990);
+    script.said(&[]);
+    script.at(20_010);
+    script.said(&["undetermined/observer"]);
+}

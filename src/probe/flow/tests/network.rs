@@ -34,6 +34,19 @@ fn late_errors_about_one_probe_are_one() {
     script.said(&["alive/ack"]);
 }
 
+/// IPv6 has no identification: the window tells two SYNs apart.
+#[test]
+fn late_errors_about_one_ipv6_probe_are_one() {
+    let mut script = Script::v6(plan());
+    let first = script.last();
+    script.icmp(1, 3, first);
+    script.at(1_000);
+    script.icmp(1, 3, first);
+    script.said(&[]);
+    script.icmp(1, 3, script.last());
+    script.said(&["unreachable/icmp-host"]);
+}
+
 #[test]
 fn an_answer_between_two_errors_is_life() {
     let mut script = Script::probing();

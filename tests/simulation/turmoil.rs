@@ -1,0 +1,355 @@
+//! Everything at once: caps, paths that refuse frames, next hops that change, interruptions, given
+//! flows, loss. Each mechanism may make a flow wait; none may forget one that another has queued.
+
+use crate::support::plan;
+use keepsweep::io::sim::{
+    Behaviour, Established, Impairment, Network, NetworkConfig, PeerGroup, Phase, TcpState, mac_of,
+};
+use keepsweep::io::{PathId, PathInfo};
+use keepsweep::probe::Slot;
+use keepsweep::probe::classify::State;
+use keepsweep::probe::evidence::Verdict;
+use keepsweep::probe::given::Given;
+use keepsweep::probe::neighbour::{Hop, HopId};
+use keepsweep::probe::plan::{Close, Keepalive, Plan};
+use keepsweep::probe::receiver::{Heard, Post, Receiver};
+use keepsweep::probe::sender::{Interruption, Poll, Receipt, Refusal, Sender, Start, Target};
+use keepsweep::probe::table::{Family, Table};
+use keepsweep::time::Instant;
+use keepsweep::wire::{Checksums, Flags, LinkType, MacAddr, Packet, SeqNumber, parse};
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+const OURS: PathId = PathId(0);
+const SOURCE: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
+/// Three next hops to the same peers: the sweep begins with the first; the last answers nobody.
+const ROUTERS: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(192, 0, 2, 66)];
+const OWNED: u32 = 12;
+const GIVEN: u32 = 4;
+/// The engine's: how long a path may refuse frames.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Nothing that is set off here takes longer.
+const BOUND: Duration = Duration::from_secs(1200);
+
+fn millis(ms: u64) -> Instant {
+    Instant::from_nanos(1 + ms * 1_000_000)
+}
+
+fn peer(index: u32) -> SocketAddr {
+    // Two networks, so that a cap has something to tell apart.
+    SocketAddr::from((Ipv4Addr::new(10, 99, (index % 2) as u8, index as u8), 80))
+}
+
+/// What happens when.
+#[derive(Debug)]
+struct Setting {
+    plan: Plan,
+    loss: f64,
+    behaviour: Behaviour,
+    /// The path refuses frames from the first instant to the second.
+    outages: Vec<(Instant, Instant)>,
+    /// One frame in a hundred, so many, is refused for itself.
+    refusals: u8,
+    redirects: Vec<(Instant, Slot, IpAddr)>,
+    interrupted: Option<Instant>,
+    /// Interrupted already when a next hop answers after the first, in the same turn.
+    eager: bool,
+    hurried: Option<Instant>,
+    /// Frames handed out before they are flushed.
+    batch: usize,
+}
+
+impl Setting {
+    fn draw(rng: &mut fastrand::Rng) -> Setting {
+        let some = |rng: &mut fastrand::Rng, of: &[Option<u64>]| of[rng.usize(..of.len())];
+        let keepalive = Keepalive {
+            idle: Duration::from_secs(rng.u64(0..2) * 3),
+            interval: Duration::from_secs(1),
+            count: 5,
+        };
+        let plan = Plan {
+            keepalive,
+            connect_timeout: Duration::from_secs([2, 15][rng.usize(..2)]),
+            close: if rng.bool() { Close::Rst } else { Close::Fin },
+            rate_pps: some(rng, &[None, Some(20), Some(200)]),
+            rate_per_prefix_pps: some(rng, &[None, Some(2), Some(20)]),
+            seed: rng.u64(..),
+            ..plan()
+        };
+        let outages = (0..rng.usize(..4))
+            .map(|_| {
+                let from = rng.u64(..12_000);
+                let long = if rng.u8(..5) == 0 { 100_000_000 } else { rng.u64(1..14_000) };
+                (millis(from), millis(from + long))
+            })
+            .collect();
+        let mut redirects: Vec<_> = (0..rng.usize(..30))
+            .map(|_| {
+                let slot = Slot(rng.u32(..OWNED + GIVEN));
+                (millis(rng.u64(..15_000)), slot, ROUTERS[rng.usize(..3)].into())
+            })
+            .collect();
+        redirects.sort();
+        let interrupted = rng.bool().then(|| rng.u64(..15_000));
+        let hurried = interrupted.filter(|_| rng.bool()).map(|at| at + rng.u64(..3_000));
+        Setting {
+            plan,
+            loss: [0.0, 0.0, 0.1][rng.usize(..3)],
+            behaviour: [
+                Behaviour::Listen,
+                Behaviour::Listen,
+                Behaviour::SynCookies,
+                Behaviour::Silent,
+            ][rng.usize(..4)],
+            outages,
+            refusals: [0, 0, 0, 5, 60, 100][rng.usize(..6)],
+            redirects,
+            interrupted: interrupted.map(millis),
+            hurried: hurried.map(millis),
+            batch: rng.usize(1..40),
+            eager: rng.u8(..4) == 0,
+        }
+    }
+
+    fn is_out(&self, now: Instant) -> bool {
+        self.outages.iter().any(|&(from, until)| from <= now && now < until)
+    }
+
+    /// Returns when something happens next after `now`.
+    fn next(&self, now: Instant) -> Instant {
+        let redirects = self.redirects.iter().map(|&(at, ..)| at);
+        let all = redirects.chain(self.interrupted).chain(self.hurried);
+        all.filter(|&at| at > now).min().unwrap_or(Instant::FAR_FUTURE)
+    }
+}
+
+fn network(setting: &Setting, seed: u64) -> Network {
+    let link = Impairment { delay_us: 20_000, loss: setting.loss, ..Impairment::NONE };
+    let group =
+        |prefix: &str, behaviour| PeerGroup::new(prefix.parse().expect("a prefix"), behaviour);
+    Network::new(NetworkConfig {
+        seed,
+        gateway: ROUTERS[0],
+        on_link: Some("192.0.2.0/24".parse().expect("a prefix")),
+        link: vec![Phase { from_ms: 0, out: link, back: link }],
+        peers: vec![
+            group("192.0.2.2/32", Behaviour::Listen),
+            group("10.99.0.0/24", setting.behaviour),
+            group("10.99.1.0/24", Behaviour::Listen),
+        ],
+        ..NetworkConfig::default()
+    })
+    .expect("a network that makes sense")
+}
+
+fn given(index: u32) -> Given {
+    Given {
+        local: (SOURCE, 40_000 + index as u16).into(),
+        peer: peer(index),
+        snd_una: SeqNumber(1000),
+        snd_nxt: SeqNumber(1000),
+        rcv_nxt: SeqNumber(u32::MAX),
+        wnd: 502,
+        clock: None,
+        obstacle: None,
+    }
+}
+
+/// The sending end of the path, as the engine drives it.
+struct Outlet {
+    batch: Vec<(Receipt, Vec<u8>)>,
+    failing: Option<Instant>,
+    left: u64,
+}
+
+impl Outlet {
+    fn flush(
+        &mut self,
+        setting: &Setting,
+        rng: &mut fastrand::Rng,
+        network: &mut Network,
+        sender: &mut Sender,
+        now: Instant,
+    ) {
+        for (receipt, mut frame) in self.batch.drain(..) {
+            if setting.is_out(now) {
+                self.failing.get_or_insert(now);
+                sender.handle_unsent(receipt, Refusal::Path, now);
+                continue;
+            }
+            if rng.u8(..100) < setting.refusals {
+                sender.handle_unsent(receipt, Refusal::Frame, now);
+                continue;
+            }
+            check(&frame);
+            // The second router forwards as the first does.
+            if frame[..6] == mac_of(ROUTERS[1].into()).0 {
+                frame[..6].copy_from_slice(&mac_of(ROUTERS[0].into()).0);
+            }
+            self.left += 1;
+            network.transmit(now, &frame);
+            if self.failing.take().is_some() {
+                sender.handle_path_open(OURS, now);
+            }
+        }
+    }
+}
+
+/// Nothing is sent on a given flow but keepalives.
+fn check(frame: &[u8]) {
+    if let Ok(Packet::Tcp(segment)) = parse(frame, LinkType::Ethernet, Checksums::Verify)
+        && segment.src_port < 61_000
+    {
+        let sent = (segment.flags, segment.seq, segment.ack);
+        assert_eq!(sent, (Flags::ACK, SeqNumber(999), SeqNumber(u32::MAX)));
+    }
+}
+
+fn run(seed: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let setting = Setting::draw(&mut rng);
+    let mut network = network(&setting, seed);
+    let hops: Vec<_> =
+        [Hop { path: OURS, next_hop: ROUTERS[0].into(), source: SOURCE.into() }].into();
+    let targets = (0..OWNED + GIVEN).map(|n| Target { peer: peer(n), hop: Some(HopId(0)) });
+    let givens: Vec<_> = (OWNED..OWNED + GIVEN).map(given).collect();
+    for given in &givens {
+        assert!(network.establish(&Established {
+            peer: given.peer,
+            prober: given.local,
+            snd_una: given.snd_una,
+            rcv_nxt: given.rcv_nxt,
+            tsval: None,
+        }));
+    }
+    let slots = (OWNED + GIVEN) as usize;
+    let table = Arc::new(Table::with_capacity(slots, Family::V4, [1, 2]));
+    let post = Arc::new(Post::new(1, slots, 1 << 12));
+    let next_hops: HashSet<_> = ROUTERS.map(IpAddr::from).into();
+    let mut receiver =
+        Receiver::new(OURS, LinkType::Ethernet, table.clone(), next_hops, post.clone());
+    let mut now = Instant::from_nanos(1);
+    let mut sender = Sender::new(Start {
+        plan: setting.plan,
+        targets: targets.collect(),
+        given: givens.clone(),
+        first_slot: 0,
+        hops,
+        paths: vec![PathInfo {
+            id: OURS,
+            interface: "sim0".into(),
+            link: LinkType::Ethernet,
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+        }],
+        resolve: true,
+        source_ports: 61_000..=65_534,
+        table,
+        now,
+    })
+    .expect("a sender");
+
+    let mut outlet = Outlet { batch: Vec::new(), failing: None, left: 0 };
+    let mut verdicts: Vec<Verdict> = Vec::new();
+    let mut redirects = setting.redirects.iter().peekable();
+    let (mut interrupted, mut given_up) = (false, false);
+    let mut turns = 0u32;
+    loop {
+        turns += 1;
+        assert!(now.since(Instant::ZERO) < BOUND, "seed {seed} does not end: {setting:?}");
+        assert!(turns < 2_000_000, "seed {seed} spins at {now:?}: {setting:?}");
+        network.poll_receive(now, &mut |frame| {
+            assert!(receiver.handle_frame(frame).is_ok(), "room");
+        });
+        while let Some(&&(_, slot, next_hop)) = redirects.peek().filter(|(at, ..)| *at <= now) {
+            redirects.next();
+            sender.redirect(slot, next_hop);
+        }
+        let mut eager = false;
+        while let Some(heard) = post.pop(0) {
+            eager |= setting.eager
+                && matches!(heard, Heard::Neighbour { ip, .. } if ip != IpAddr::from(ROUTERS[0]));
+            sender.handle_heard(heard, now);
+        }
+        if !interrupted && (eager || setting.interrupted.is_some_and(|at| at <= now)) {
+            interrupted = true;
+            sender.interrupt(now, Interruption::Wanted);
+        }
+        let hurry = setting.hurried.is_some_and(|at| at <= now);
+        if hurry {
+            sender.hurry(now);
+        }
+        let patience = if hurry { Duration::ZERO } else { PATIENCE };
+        if outlet.failing.is_some_and(|since| now.since(since) >= patience) {
+            given_up = true;
+            sender.fail_path(OURS, now);
+        }
+        sender.advance(now, now);
+        let mut until = Some(now);
+        while outlet.batch.len() < setting.batch {
+            match sender.poll_transmit(now) {
+                Poll::Transmit(due) => {
+                    let mut frame = vec![0; 256];
+                    let len = sender.emit(&due, &mut frame).expect("room for a frame");
+                    frame.truncate(len);
+                    outlet.batch.push((due.receipt(), frame));
+                }
+                Poll::Pace(at) | Poll::Wait(at) => {
+                    until = Some(at);
+                    break;
+                }
+                Poll::Done => {
+                    until = None;
+                    break;
+                }
+            }
+        }
+        let idle = outlet.batch.is_empty();
+        outlet.flush(&setting, &mut rng, &mut network, &mut sender, now);
+        while let Some(verdict) = sender.poll_verdict() {
+            verdicts.push(verdict);
+        }
+        let until = match until {
+            None if idle => break,
+            _ if !idle => now,
+            until => until.unwrap_or(now),
+        };
+        let given_up_at = outlet.failing.map_or(Instant::FAR_FUTURE, |since| since + PATIENCE);
+        let given_up_at = if given_up_at > now { given_up_at } else { Instant::FAR_FUTURE };
+        let arrival = network.next_arrival().unwrap_or(Instant::FAR_FUTURE);
+        let next = until.min(arrival).min(setting.next(now)).min(given_up_at);
+        now = next.max(now + Duration::from_micros(10));
+    }
+
+    assert_eq!(sender.sent().total(), outlet.left, "seed {seed}");
+    let firsts: Vec<_> = verdicts.iter().filter(|verdict| !verdict.correction).collect();
+    let peers: HashSet<_> = firsts.iter().map(|verdict| verdict.peer).collect();
+    assert_eq!((firsts.len(), peers.len()), (slots, slots), "seed {seed}: {setting:?}");
+    if setting.loss > 0.0 {
+        return;
+    }
+    for verdict in &verdicts {
+        let answers = setting.behaviour != Behaviour::Silent || verdict.target.0 % 2 == 1;
+        let accused = matches!(verdict.state, State::Down | State::Rebooted);
+        assert!(!answers || !accused, "seed {seed}: {verdict:?} {setting:?}");
+    }
+    for given in &givens {
+        let state = network.state(given.peer, given.local);
+        assert_eq!(state, Some(TcpState::Established), "seed {seed}: {given:?}");
+    }
+    if setting.refusals > 0 || given_up {
+        return;
+    }
+    network.poll_receive(now + Duration::from_millis(900), &mut |_| {});
+    let open = network.connections();
+    let held = open.established + open.syn_recv + open.close_wait;
+    assert_eq!(held, givens.len(), "seed {seed}: {open:?} {setting:?}");
+}
+
+#[test]
+fn nothing_is_forgotten_whatever_it_waits_for() {
+    (0..3_000).for_each(run);
+}
