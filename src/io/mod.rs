@@ -20,6 +20,8 @@ pub mod raw;
 pub mod route;
 pub mod sim;
 #[cfg(feature = "os")]
+mod sockopt;
+#[cfg(feature = "os")]
 pub mod watch;
 #[cfg(feature = "os")]
 pub mod xdp;

@@ -14,6 +14,7 @@
 //! the same, no more, and be handed a copy of every TCP segment of this host besides.
 
 use super::batch::Batch;
+use super::sockopt::set_option;
 use super::{IoError, Transmit, Unsent};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
@@ -23,7 +24,7 @@ use nix::sys::socket::{
 };
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 /// How long a packet may be refused for want of memory. Nearly always it is the neighbour table that
@@ -211,17 +212,7 @@ impl Socket {
         option: i32,
         value: libc::c_int,
     ) -> Result<(), IoError> {
-        // SAFETY: the kernel reads one int from `value`, which outlives the call.
-        let result = unsafe {
-            libc::setsockopt(
-                self.fd.as_raw_fd(),
-                level,
-                option,
-                (&raw const value).cast(),
-                size_of_val(&value) as libc::socklen_t,
-            )
-        };
-        Errno::result(result).map(drop).map_err(|errno| self.error(operation, errno))
+        set_option(&self.fd, level, option, &value).map_err(|errno| self.error(operation, errno))
     }
 
     fn error(&self, operation: &'static str, errno: Errno) -> IoError {

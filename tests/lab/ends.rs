@@ -116,7 +116,7 @@ fn a_second_ctrl_c_closes_without_regard_to_the_rate() {
     lab.await_connections("8080", 500);
     // At the rate this would take seconds; all of it is over long before.
     sweep.signal(Signal::SIGINT);
-    sweep.await_message("interrupted: closing what is open");
+    sweep.await_message("interrupted: closing the open connections");
     sweep.signal(Signal::SIGINT);
     let sweep = sweep.finish();
     assert_eq!(sweep.code, Some(130), "{}", sweep.stderr);

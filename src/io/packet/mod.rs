@@ -21,6 +21,7 @@ pub use tx::PacketTx;
 pub(crate) use block::Frames;
 
 use super::IoError;
+use super::sockopt::set_option;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
 use std::io;
@@ -65,17 +66,8 @@ impl Socket {
         option: i32,
         value: &T,
     ) -> Result<(), IoError> {
-        // SAFETY: the kernel reads exactly size_of::<T>() octets from `value`, which outlives the call.
-        let result = unsafe {
-            libc::setsockopt(
-                self.fd.as_raw_fd(),
-                level,
-                option,
-                std::ptr::from_ref(value).cast(),
-                size_of::<T>() as libc::socklen_t,
-            )
-        };
-        Errno::result(result).map(drop).map_err(|errno| self.error(operation, errno.into()))
+        set_option(&self.fd, level, option, value)
+            .map_err(|errno| self.error(operation, errno.into()))
     }
 
     /// Binds to the interface and to `protocol` (host order; 0 receives nothing).
