@@ -9,6 +9,8 @@ pub mod facts;
 #[cfg(feature = "os")]
 pub mod guard;
 #[cfg(feature = "os")]
+pub mod host;
+#[cfg(feature = "os")]
 pub mod packet;
 #[cfg(feature = "os")]
 pub mod ports;
