@@ -10,9 +10,8 @@
 //!
 //! | command | answer |
 //! |---|---|
-//! | `list` | every connection: group, local, peer, cookie, state |
-//! | `check MS` | by group: connections by state and error, how many heard an ACK within MS, have octets unacknowledged, or got back other octets than they sent |
-//! | `say` | writes 16 octets on every connection that may still write; `check` shows when they are acknowledged |
+//! | `list` | every connection: group, ends, cookie, state, error, how long ago an ACK came, octets not acknowledged, whether it got back other octets than it sent |
+//! | `say` | writes 16 octets on every connection that may still write and is not at it anyway |
 //! | `arm IDLE INTERVAL COUNT` | switches the kernel's own keepalive on, in seconds: the second opinion |
 //! | `mute` | closes the listeners: who asks after that is refused |
 //! | `finish` | ends the streams and, when every one has ended, reports both directions of each |
@@ -33,7 +32,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
@@ -71,9 +69,6 @@ enum Command {
     },
     /// Opens groups of connections and holds them.
     Connect {
-        /// First port of the server.
-        #[arg(long, default_value_t = 9100)]
-        port: u16,
         /// The groups: a JSON array (see `group.rs`).
         #[arg(long)]
         groups: PathBuf,
@@ -88,12 +83,12 @@ fn main() -> Result<()> {
     let mut holder = Holder::new()?;
     match Args::parse().command {
         Command::Serve { port, mapped } => holder.listen(port, mapped)?,
-        Command::Connect { port, groups } => {
+        Command::Connect { groups } => {
             let text = std::fs::read(&groups)
                 .with_context(|| format!("read groups from {}", groups.display()))?;
             let groups: Vec<Group> = serde_json::from_slice(&text)
                 .with_context(|| format!("parse groups of {}", groups.display()))?;
-            holder.connect(&groups, port)?;
+            holder.connect(&groups)?;
         }
     }
     holder.serve()
@@ -153,11 +148,11 @@ impl Holder {
         Ok(())
     }
 
-    fn connect(&mut self, groups: &[Group], port: u16) -> Result<()> {
+    fn connect(&mut self, groups: &[Group]) -> Result<()> {
         for (number, group) in groups.iter().enumerate() {
             self.names.push(group.name.clone());
             for index in 0..group.count {
-                let connection = open::connect(group, number, index, port)
+                let connection = open::connect(group, number, index)
                     .with_context(|| format!("connection {index} of group {}", group.name))?;
                 self.hold(connection)?;
             }
@@ -283,13 +278,8 @@ impl Holder {
         match words[..] {
             ["list"] => {
                 let list: Result<Vec<Value>> =
-                    self.connections.iter().map(|c| c.describe(&self.names)).collect();
+                    self.connections.iter_mut().map(|c| c.describe(&self.names)).collect();
                 answer(&json!({ "connections": list? }))
-            }
-            ["check", within_ms] => {
-                let within_ms = within_ms.parse().context("check: milliseconds")?;
-                let answered = self.check(within_ms)?;
-                answer(&answered)
             }
             ["say"] => {
                 let said = self.connections.iter_mut().map(|c| usize::from(c.say())).sum::<usize>();
@@ -315,37 +305,6 @@ impl Holder {
             [] => Ok(()),
             _ => bail!("unknown command {line:?}"),
         }
-    }
-
-    fn check(&mut self, within_ms: u32) -> Result<Value> {
-        #[derive(Default)]
-        struct Count {
-            states: BTreeMap<String, usize>,
-            heard: usize,
-            unacknowledged: usize,
-            corrupt: usize,
-        }
-        let mut counts: BTreeMap<&str, Count> = BTreeMap::new();
-        for connection in &mut self.connections {
-            let count = counts.entry(&self.names[connection.group]).or_default();
-            let info = options::info(&connection.stream)?;
-            *count.states.entry(connection.health(&info)?).or_default() += 1;
-            count.heard += usize::from(info.last_ack_recv_ms <= within_ms);
-            count.unacknowledged += usize::from(info.unacked + info.notsent_bytes > 0);
-            count.corrupt += usize::from(connection.is_corrupt());
-        }
-        let groups: BTreeMap<&str, Value> = counts
-            .into_iter()
-            .map(|(name, count)| {
-                let Count { states, heard, unacknowledged, corrupt } = count;
-                let value = json!({
-                    "states": states, "heard": heard,
-                    "unacknowledged": unacknowledged, "corrupt": corrupt,
-                });
-                (name, value)
-            })
-            .collect();
-        Ok(json!({ "groups": groups }))
     }
 }
 

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::group::{Condition, Group};
-use crate::options::{self, Info};
+use crate::options;
 use crate::stream::Stream;
 use anyhow::Result;
 use nix::errno::Errno;
@@ -85,7 +85,7 @@ impl Connection {
             Ok(len) => &octets[..len],
             Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
             Err(error) => {
-                self.error.get_or_insert_with(|| error.kind().to_string());
+                self.error.get_or_insert_with(|| error_name(&error));
                 return false;
             }
         };
@@ -161,21 +161,12 @@ impl Connection {
         }
     }
 
-    /// Says how the socket is: its state, and its error if it has one.
-    pub fn health(&mut self, info: &Info) -> Result<String> {
+    /// Says all that is known of the connection; `names` are those of the groups.
+    pub fn describe(&mut self, names: &[String]) -> Result<Value> {
         let pending = getsockopt(&self.stream, sockopt::SocketError)?;
         if pending != 0 {
             self.error.get_or_insert_with(|| format!("{:?}", Errno::from_raw(pending)));
         }
-        let state = state_name(info.state);
-        Ok(self.error.as_ref().map_or(state.to_owned(), |error| format!("{state} {error}")))
-    }
-
-    pub fn is_corrupt(&self) -> bool {
-        matches!(&self.part, Part::Ping(ping) if ping.is_corrupt)
-    }
-
-    pub fn describe(&self, names: &[String]) -> Result<Value> {
         let info = options::info(&self.stream)?;
         Ok(json!({
             "group": names[self.group],
@@ -183,6 +174,10 @@ impl Connection {
             "peer": unmapped(self.peer).to_string(),
             "cookie": options::cookie(&self.stream)?,
             "state": state_name(info.state),
+            "error": self.error,
+            "since_ack_ms": info.last_ack_recv_ms,
+            "unacknowledged": info.unacked + info.notsent_bytes > 0,
+            "corrupt": matches!(&self.part, Part::Ping(ping) if ping.is_corrupt),
         }))
     }
 
@@ -206,9 +201,16 @@ fn write_some(mut stream: &TcpStream, unsent: &mut Vec<u8>, failure: &mut Option
         Ok(len) => drop(unsent.drain(..len)),
         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
         Err(error) => {
-            failure.get_or_insert_with(|| error.kind().to_string());
+            failure.get_or_insert_with(|| error_name(&error));
         }
     }
+}
+
+/// Returns what the kernel calls an error, such as ECONNRESET.
+pub fn error_name(error: &std::io::Error) -> String {
+    error
+        .raw_os_error()
+        .map_or(error.to_string(), |number| format!("{:?}", Errno::from_raw(number)))
 }
 
 fn unmapped(address: SocketAddr) -> SocketAddr {

@@ -111,6 +111,8 @@ pub struct Group {
     #[serde(default)]
     pub mapped: bool,
     pub condition: Condition,
+    /// First port of the server.
+    pub port: u16,
     /// Whether the peer has said something before; if not, no octet was ever received (unless the
     /// condition is one that brings some).
     #[serde(default)]

@@ -1,14 +1,14 @@
 //! Opens the sockets and brings each connection on its way to its condition.
 #![forbid(unsafe_code)]
 
-use crate::connection::{Connection, Part, Ping};
+use crate::connection::{Connection, Part, Ping, error_name};
 use crate::group::{Condition, Group, Manner, address};
 use crate::options;
 use crate::stream::Stream;
 use anyhow::{Context, Result};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind,
-    connect as nix_connect, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, listen,
+    setsockopt, socket, sockopt,
 };
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -65,7 +65,7 @@ pub fn accepted(
 ) -> Result<Connection> {
     let mut error = None;
     if greets && let Err(failure) = stream.write_all(&GREETING) {
-        error = Some(failure.kind().to_string());
+        error = Some(error_name(&failure));
     }
     stream.set_nonblocking(true)?;
     let part = match manner {
@@ -73,7 +73,7 @@ pub fn accepted(
         Manner::Echo => Part::Echo { unsent: Vec::new() },
         Manner::HalfClose => {
             if let Err(failure) = stream.shutdown(Shutdown::Write) {
-                error.get_or_insert(failure.kind().to_string());
+                error.get_or_insert(error_name(&failure));
             }
             Part::Drain
         }
@@ -87,8 +87,8 @@ pub fn accepted(
     Ok(Connection { group: manner.index(), stream, peer, part, error })
 }
 
-/// Opens connection `index` of a group, whose server has its ports from `first` on.
-pub fn connect(group: &Group, number: usize, index: usize, first: u16) -> Result<Connection> {
+/// Opens connection `index` of a group.
+pub fn connect(group: &Group, number: usize, index: usize) -> Result<Connection> {
     let manner = group.condition.manner();
     let peer = match address(group.peers, index) {
         IpAddr::V4(peer) if group.mapped => peer.to_ipv6_mapped().into(),
@@ -114,12 +114,14 @@ pub fn connect(group: &Group, number: usize, index: usize, first: u16) -> Result
     if let Some(from) = group.from {
         // The port is chosen by connect, which knows the whole 4-tuple.
         setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
+        // To a whole IPv6 prefix that is local nothing may bind otherwise. (Of both families.)
+        setsockopt(&fd, sockopt::IpFreebind, &true)?;
         let from = SocketAddr::new(address(from, index), 0);
         bind(fd.as_raw_fd(), &SockaddrStorage::from(from))
             .with_context(|| format!("bind {from}"))?;
     }
-    let peer = SocketAddr::new(peer, manner.port(first, group.greeted));
-    nix_connect(fd.as_raw_fd(), &SockaddrStorage::from(peer))
+    let peer = SocketAddr::new(peer, manner.port(group.port, group.greeted));
+    nix::sys::socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(peer))
         .with_context(|| format!("connect to {peer}"))?;
     let mut stream = TcpStream::from(fd);
     if group.greeted {

@@ -1,6 +1,7 @@
 //! A stream of bursts: what was sent and what came in, hashed at each end.
 #![forbid(unsafe_code)]
 
+use crate::connection::error_name;
 use serde_json::{Value, json};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
@@ -27,7 +28,7 @@ pub struct Stream {
     leads: bool,
     has_shut: bool,
     has_ended: bool,
-    error: Option<ErrorKind>,
+    error: Option<String>,
 }
 
 impl Stream {
@@ -61,7 +62,7 @@ impl Stream {
                 self.hash_received.write(&octets[..len]);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => self.error = Some(error.kind()),
+            Err(error) => self.error = Some(error_name(&error)),
         }
         !self.has_ended && self.error.is_none()
     }
@@ -76,7 +77,7 @@ impl Stream {
             if is_last {
                 self.has_shut = true;
                 if let Err(error) = stream.shutdown(Shutdown::Write) {
-                    self.error = Some(error.kind());
+                    self.error = Some(error_name(&error));
                 }
                 return;
             }
@@ -97,7 +98,7 @@ impl Stream {
                 self.unsent.drain(..len);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => self.error = Some(error.kind()),
+            Err(error) => self.error = Some(error_name(&error)),
         }
     }
 
@@ -106,7 +107,7 @@ impl Stream {
             "sent": self.sent, "received": self.received,
             "hash_sent": format!("{:016x}", self.hash_sent.finish()),
             "hash_received": format!("{:016x}", self.hash_received.finish()),
-            "error": self.error.map(|kind| kind.to_string()),
+            "error": self.error,
         })
     }
 }
