@@ -107,6 +107,9 @@ pub struct Group {
     /// Where they come from, likewise; else the kernel chooses.
     #[serde(default)]
     pub from: Option<IpNet>,
+    /// The port of the first, and of each the next one; else the kernel chooses.
+    #[serde(default)]
+    pub from_port: u16,
     /// Whether IPv4 is spoken through AF_INET6 sockets.
     #[serde(default)]
     pub mapped: bool,

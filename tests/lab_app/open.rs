@@ -116,7 +116,8 @@ pub fn connect(group: &Group, number: usize, index: usize) -> Result<Connection>
         setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
         // To a whole IPv6 prefix that is local nothing may bind otherwise. (Of both families.)
         setsockopt(&fd, sockopt::IpFreebind, &true)?;
-        let from = SocketAddr::new(address(from, index), 0);
+        let port = if group.from_port == 0 { 0 } else { group.from_port + index as u16 };
+        let from = SocketAddr::new(address(from, index), port);
         bind(fd.as_raw_fd(), &SockaddrStorage::from(from))
             .with_context(|| format!("bind {from}"))?;
     }

@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 /// Octets in a burst, at most.
-const BURST: usize = 256 << 10;
+const BURST: usize = 64 << 10;
 /// Ticks between bursts, at most.
 const PAUSE_TICKS: u64 = 10;
 

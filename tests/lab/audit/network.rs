@@ -147,6 +147,38 @@ impl Network {
         apps.flat_map(App::list).collect()
     }
 
+    /// Checks that every connection is as it was `before`.
+    pub fn assert_untouched(&mut self, before: &[Held]) {
+        let after = self.held();
+        assert_eq!(after.len(), before.len());
+        for (was, is) in before.iter().zip(&after) {
+            let is_same = (was.cookie, &was.state, is.error.as_ref(), is.corrupt)
+                == (is.cookie, &is.state, None, false);
+            assert!(is_same, "{is:?}\nwas {was:?}");
+        }
+    }
+
+    /// Checks that the connections whose peers are well still carry data.
+    pub fn assert_alive_go_on(&mut self) {
+        for app in self.openers.iter_mut().chain(&mut self.accepters) {
+            app.ask("say");
+        }
+        let mut waiting = Vec::new();
+        for _ in 0..50 {
+            waiting = self.held();
+            // What the peer does not read it does not acknowledge; what is busy is never at rest.
+            waiting.retain(|held| {
+                let row = self.truth[&(held.local, held.peer)].row;
+                row.opinion == Opinion::Heard && row.condition != "busy" && held.unacknowledged
+            });
+            if waiting.is_empty() {
+                return;
+            }
+            pause(Duration::from_millis(100));
+        }
+        panic!("{} stand still, such as {:?}", waiting.len(), waiting[0]);
+    }
+
     /// Has the audited host's kernel ask every peer itself, which ends the connections of those
     /// that do not answer: the truth of the network is what comes of it.
     pub fn assert_kernel_agrees(&mut self) {
