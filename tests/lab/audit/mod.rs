@@ -3,6 +3,7 @@
 mod apps;
 mod namespaces;
 mod network;
+mod paths;
 mod privilege;
 mod report;
 mod streams;

@@ -1,5 +1,6 @@
 //! What `keepsweep audit` has said.
 
+use super::apps::Held;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -60,6 +61,21 @@ impl Audit {
         }
         assert!(!summary.is_null(), "no summary; exit {:?}: {stderr}", output.status.code());
         Audit { code: output.status.code(), stderr, records, summary }
+    }
+
+    /// Checks that each of these connections has one of these verdicts, as "state/reason".
+    pub fn assert_says(&self, namespace: &str, held: &[Held], verdicts: &[&str]) {
+        for held in held {
+            // A scope is no part of a record's address.
+            let plain = |end: SocketAddr| SocketAddr::new(end.ip(), end.port());
+            let key = (namespace.to_owned(), plain(held.local), plain(held.peer));
+            let record = self.records.get(&key);
+            let record = record.unwrap_or_else(|| panic!("{held:?}: no record\n{}", self.stderr));
+            let text = |field: &str| record[field].as_str().unwrap_or("?");
+            let said = format!("{}/{}", text("state"), text("reason"));
+            assert!(verdicts.contains(&said.as_str()), "{}: {record}", held.group);
+            assert_eq!(record["cookie"], held.cookie, "{record}");
+        }
     }
 
     /// Returns how many frames were sent whose kind begins like this.
