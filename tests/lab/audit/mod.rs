@@ -9,13 +9,17 @@ mod report;
 mod streams;
 mod truth;
 
-use crate::support::Lab;
+use crate::support::{Lab, pause};
 use apps::App;
 use network::Network;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use report::Audit;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::process::Stdio;
+use std::time::Duration;
 use truth::ROWS;
 
 /// What the audits below are held against is itself held against the kernel's own keepalive.
@@ -64,6 +68,46 @@ fn every_verdict_is_right_and_no_connection_is_touched() {
     assert_eq!(audit.records.len(), network.truth.len());
     audit.assert_only_probes();
 
+    network.assert_untouched(&before);
+    assert_eq!(network.resets(), 0, "RSTs left the audited host");
+    network.assert_alive_go_on();
+}
+
+/// Ctrl-C at several moments: before the first answer, while probes are out, while verdicts are
+/// doubted.
+#[test]
+fn an_interruption_leaves_every_connection_as_it_was() {
+    let Some(lab) = Lab::up_alone("auint", &[]) else { return };
+    let mut network = Network::raise(lab, |row| row.count.min(5));
+    let host = network.lab.namespace("prober");
+    let before = network.held();
+    for after_ms in [100, 700, 1500, 2500, 3500] {
+        let child = Audit::command(&host, &[])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("keepsweep starts");
+        pause(Duration::from_millis(after_ms));
+        let pid = Pid::from_raw(child.id() as i32);
+        signal::kill(pid, Signal::SIGINT).expect("signal");
+        let output = child.wait_with_output().expect("keepsweep ends");
+        // Before it catches signals it has done nothing that needs an end.
+        if output.status.code().is_some() {
+            let audit = Audit::read(output);
+            assert_eq!(audit.code, Some(130), "{after_ms} ms: {}", audit.stderr);
+            for (ends, record) in &audit.records {
+                let row = network.truth[&(ends.1, ends.2)].row;
+                let text = |field: &str| record[field].as_str().unwrap_or("?");
+                let said = (text("state"), text("reason"));
+                let is_right =
+                    row.verdicts.contains(&said) || said == ("undetermined", "interrupted");
+                assert!(is_right, "{after_ms} ms: {}: {record}", row.name);
+            }
+        }
+        network.assert_untouched(&before);
+    }
+    // What was still under way for them has come by now.
+    pause(Duration::from_secs(2));
     network.assert_untouched(&before);
     assert_eq!(network.resets(), 0, "RSTs left the audited host");
     network.assert_alive_go_on();
