@@ -36,6 +36,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 const TICK: Duration = Duration::from_millis(10);
@@ -86,8 +87,11 @@ fn main() -> Result<()> {
         Command::Connect { groups } => {
             let text = std::fs::read(&groups)
                 .with_context(|| format!("read groups from {}", groups.display()))?;
-            let groups: Vec<Group> = serde_json::from_slice(&text)
-                .with_context(|| format!("parse groups of {}", groups.display()))?;
+            let groups: Vec<Rc<Group>> = serde_json::from_slice::<Vec<Group>>(&text)
+                .with_context(|| format!("parse groups of {}", groups.display()))?
+                .into_iter()
+                .map(Rc::new)
+                .collect();
             holder.connect(&groups)?;
         }
     }
@@ -148,7 +152,7 @@ impl Holder {
         Ok(())
     }
 
-    fn connect(&mut self, groups: &[Group]) -> Result<()> {
+    fn connect(&mut self, groups: &[Rc<Group>]) -> Result<()> {
         for (number, group) in groups.iter().enumerate() {
             self.names.push(group.name.clone());
             for index in 0..group.count {
@@ -226,7 +230,7 @@ impl Holder {
         self.ticks += 1;
         for &at in &self.active {
             let is_turn = at as u64 % PING_TICKS == self.ticks % PING_TICKS;
-            self.connections[at].tick(is_turn, self.finishing);
+            self.connections[at].tick(is_turn, self.finishing)?;
         }
         if self.finishing && self.streams().all(|stream| stream.is_over()) {
             self.finishing = false;

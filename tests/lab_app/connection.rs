@@ -2,14 +2,17 @@
 #![forbid(unsafe_code)]
 
 use crate::group::{Condition, Group};
+use crate::open;
 use crate::options;
 use crate::stream::Stream;
 use anyhow::Result;
 use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::libc;
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::rc::Rc;
 
 /// What this end does.
 #[derive(Debug)]
@@ -29,6 +32,10 @@ pub enum Part {
     Fill,
     /// Sends and takes bursts.
     Stream(Box<Stream>),
+    /// Reads until the other end closes, and closes.
+    Follow,
+    /// Closes, in turn with FIN and RST, and opens the connection anew.
+    Reopen { group: Rc<Group>, index: usize, times: u32 },
 }
 
 /// A conversation with an end that echoes.
@@ -51,12 +58,12 @@ impl Ping {
 impl Part {
     /// Whether it is to be told that there is something to read.
     pub fn reads(&self) -> bool {
-        !matches!(self, Part::Hold | Part::Fill)
+        !matches!(self, Part::Hold | Part::Fill | Part::Reopen { .. })
     }
 
     /// Whether it is to be told that time passes.
     pub fn acts(&self) -> bool {
-        matches!(self, Part::Echo { .. } | Part::Ping(_) | Part::Fill | Part::Stream(_))
+        !matches!(self, Part::Hold | Part::Drain | Part::Follow)
     }
 }
 
@@ -81,7 +88,13 @@ impl Connection {
         }
         let mut octets = [0; 4096];
         let came = match self.stream.read(&mut octets) {
-            Ok(0) => return false,
+            Ok(0) => {
+                if matches!(self.part, Part::Follow) {
+                    // Whether it still stands is the other end's affair.
+                    let _ = self.stream.shutdown(Shutdown::Both);
+                }
+                return false;
+            }
             Ok(len) => &octets[..len],
             Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
             Err(error) => {
@@ -99,13 +112,18 @@ impl Connection {
                 ping.awaited.drain(..came.len().min(ping.awaited.len()));
                 ping.rounds += u64::from(ping.awaited.is_empty());
             }
-            Part::Hold | Part::Drain | Part::Fill | Part::Stream(_) => {}
+            Part::Hold
+            | Part::Drain
+            | Part::Fill
+            | Part::Stream(_)
+            | Part::Follow
+            | Part::Reopen { .. } => {}
         }
         true
     }
 
     /// Does what time demands: `is_turn` once in a while.
-    pub fn tick(&mut self, is_turn: bool, finishing: bool) {
+    pub fn tick(&mut self, is_turn: bool, finishing: bool) -> Result<()> {
         match &mut self.part {
             Part::Echo { unsent } => write_some(&self.stream, unsent, &mut self.error),
             Part::Ping(ping) if is_turn && ping.awaited.is_empty() && self.error.is_none() => {
@@ -118,8 +136,23 @@ impl Connection {
             }
             Part::Fill if is_turn => self.fill(),
             Part::Stream(stream) => stream.tick(&self.stream, finishing),
-            Part::Hold | Part::Drain | Part::Ping(_) | Part::Fill => {}
+            Part::Reopen { group, index, times } if is_turn => {
+                if *times % 2 == 1 {
+                    let reset = libc::linger { l_onoff: 1, l_linger: 0 };
+                    setsockopt(&self.stream, sockopt::Linger, &reset)?;
+                }
+                let (group, index, times) = (group.clone(), *index, *times + 1);
+                *self = open::connect(&group, self.group, index)?;
+                self.part = Part::Reopen { group, index, times };
+            }
+            Part::Hold
+            | Part::Drain
+            | Part::Ping(_)
+            | Part::Fill
+            | Part::Follow
+            | Part::Reopen { .. } => {}
         }
+        Ok(())
     }
 
     /// Writes until there is no room.
@@ -145,7 +178,7 @@ impl Connection {
     }
 
     /// Whether the connection is in the condition of its group.
-    pub fn stands(&self, groups: &[Group]) -> bool {
+    pub fn stands(&self, groups: &[Rc<Group>]) -> bool {
         let Ok(info) = options::info(&self.stream) else { return false };
         let is_quiet = info.unacked == 0 && info.notsent_bytes == 0;
         match groups[self.group].condition {
@@ -157,7 +190,7 @@ impl Connection {
                 info.snd_wnd == 0 && info.unacked == 0 && info.notsent_bytes > 0
             }
             Condition::Unread => info.rcv_wnd == 0 && is_quiet,
-            Condition::Stream => info.state == 1,
+            Condition::Stream | Condition::Brief => info.state == 1,
         }
     }
 

@@ -22,10 +22,12 @@ pub enum Manner {
     Signed,
     /// Sends and takes bursts of pseudo-random octets.
     Stream,
+    /// Reads and forgets, and closes when the other end does.
+    Brief,
 }
 
 impl Manner {
-    pub const ALL: [Manner; 7] = [
+    pub const ALL: [Manner; 8] = [
         Manner::Drain,
         Manner::Echo,
         Manner::HalfClose,
@@ -33,6 +35,7 @@ impl Manner {
         Manner::Flood,
         Manner::Signed,
         Manner::Stream,
+        Manner::Brief,
     ];
 
     /// Returns the port, of those from `first` on: an even number above it, or the odd one after
@@ -55,6 +58,7 @@ impl Manner {
             Manner::Flood => "flood",
             Manner::Signed => "signed",
             Manner::Stream => "stream",
+            Manner::Brief => "brief",
         }
     }
 }
@@ -79,6 +83,8 @@ pub enum Condition {
     Signed,
     /// Bursts both ways.
     Stream,
+    /// Closed and opened anew all the time.
+    Brief,
 }
 
 impl Condition {
@@ -92,6 +98,7 @@ impl Condition {
             Condition::Unread => Manner::Flood,
             Condition::Signed => Manner::Signed,
             Condition::Stream => Manner::Stream,
+            Condition::Brief => Manner::Brief,
         }
     }
 }

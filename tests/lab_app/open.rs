@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 const GREETING: [u8; 64] = [b'+'; 64];
@@ -44,7 +45,7 @@ pub fn listeners(port: u16, manner: Manner, mapped: bool) -> Result<Vec<TcpListe
             Manner::Unread => setsockopt(&fd, sockopt::RcvBuf, &SMALL_BUFFER)?,
             Manner::Flood => setsockopt(&fd, sockopt::SndBuf, &SMALL_BUFFER)?,
             Manner::Signed => options::sign(&fd, family).context("sign (TCP_MD5SIG)")?,
-            Manner::Drain | Manner::Echo | Manner::HalfClose | Manner::Stream => {}
+            Manner::Drain | Manner::Echo | Manner::HalfClose | Manner::Stream | Manner::Brief => {}
         }
         bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, port)))?;
         listen(&fd, Backlog::MAXALLOWABLE)?;
@@ -83,12 +84,13 @@ pub fn accepted(
         Manner::Stream => {
             Part::Stream(Box::new(Stream::new(1 << 32 | u64::from(peer.port()), false)))
         }
+        Manner::Brief => Part::Follow,
     };
     Ok(Connection { group: manner.index(), stream, peer, part, error })
 }
 
 /// Opens connection `index` of a group.
-pub fn connect(group: &Group, number: usize, index: usize) -> Result<Connection> {
+pub fn connect(group: &Rc<Group>, number: usize, index: usize) -> Result<Connection> {
     let manner = group.condition.manner();
     let peer = match address(group.peers, index) {
         IpAddr::V4(peer) if group.mapped => peer.to_ipv6_mapped().into(),
@@ -142,6 +144,7 @@ pub fn connect(group: &Group, number: usize, index: usize) -> Result<Connection>
         Condition::Busy => Part::Ping(Box::new(Ping::new(seed))),
         Condition::ZeroWindow => Part::Fill,
         Condition::Stream => Part::Stream(Box::new(Stream::new(seed, true))),
+        Condition::Brief => Part::Reopen { group: group.clone(), index, times: 0 },
         Condition::FinWait2 => {
             stream.shutdown(Shutdown::Write)?;
             Part::Hold

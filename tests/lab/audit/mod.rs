@@ -16,7 +16,7 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use report::Audit;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::process::Stdio;
 use std::time::Duration;
@@ -38,6 +38,8 @@ fn every_verdict_is_right_and_no_connection_is_touched() {
     assert!(network.truth.len() >= 10_000, "{}", network.truth.len());
     let host = network.lab.namespace("prober");
     let before = network.held();
+    let states: HashMap<u64, &str> =
+        before.iter().map(|held| (held.cookie, held.state.as_str())).collect();
     let audit = Audit::run(&host, &[]);
 
     assert_eq!(audit.code, Some(1), "{}\n{}", audit.stderr, audit.summary);
@@ -53,6 +55,7 @@ fn every_verdict_is_right_and_no_connection_is_touched() {
             && record["cookie"].as_u64() == Some(known.cookie)
             && record["pid"].as_u64() == Some(known.pid.into())
             && record["comm"] == "lab-app"
+            && record["tcp_state"].as_str() == states.get(&known.cookie).copied()
             && record["keepalive"].is_null() != known.group.contains("/true/");
         if !is_right {
             wrong.push(format!("{}: {record}", known.group));

@@ -192,7 +192,8 @@ impl Network {
             let error = held.error.as_deref();
             let agrees = match row.opinion {
                 Opinion::Heard => error.is_none() && held.since_ack_ms < 3000,
-                Opinion::TimedOut => error == Some("ETIMEDOUT"),
+                // EHOSTUNREACH is what its own lack of a route makes of it.
+                Opinion::TimedOut => matches!(error, Some("ETIMEDOUT" | "EHOSTUNREACH")),
                 // EPIPE is what it is called where the peer has closed.
                 Opinion::Reset => matches!(error, Some("ECONNRESET" | "EPIPE")),
                 Opinion::None => error.is_none() && held.unacknowledged,

@@ -5,6 +5,7 @@ use super::apps::{App, Held};
 use super::report::Audit;
 use crate::support::Lab;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 fn group(name: &str, peers: &str, port: u16) -> Value {
     json!({ "name": name, "count": 16, "peers": peers, "condition": "idle", "port": port })
@@ -94,6 +95,35 @@ fn to_this_host_itself() {
     assert_eq!(audit.records.len(), 2 * 4 * 16);
     assert_unharmed(&mut app);
     assert_unharmed(&mut server);
+}
+
+/// Whoever closes meanwhile is not accused of anything.
+#[test]
+fn closed_and_opened_all_the_time() {
+    let Some(lab) = Lab::up("aubrief", &[]) else { return };
+    let (host, fleet) = (lab.namespace("prober"), lab.namespace("fleet"));
+    let _server = App::serve(&fleet, &[]);
+    let groups = [("v4", "10.99.1.0/24"), ("v6", "fd99:0:0:1::/120")].map(|(name, net)| {
+        let mut group = group(name, net, 9100);
+        group["condition"] = "brief".into();
+        group["count"] = 200.into();
+        group
+    });
+    let app = App::connect(&host, &groups);
+    let mut states: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..5 {
+        // Slowly, so that many are closed before their turn comes.
+        let audit = Audit::run(&host, &["--rate", "500"]);
+        assert!(audit.records.len() >= 100, "{}", audit.summary);
+        for record in audit.records.values() {
+            let state = record["state"].as_str().unwrap_or("?");
+            assert!(matches!(state, "alive" | "undetermined"), "{record}");
+            *states.entry(format!("{state}/{}", record["reason"])).or_default() += 1;
+        }
+        audit.assert_only_probes();
+    }
+    println!("{states:?}");
+    drop(app);
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub enum Fate {
 pub enum Opinion {
     /// Answered.
     Heard,
-    /// ETIMEDOUT.
+    /// Not answered.
     TimedOut,
     /// ECONNRESET, or EPIPE in CLOSE_WAIT.
     Reset,
@@ -163,6 +163,19 @@ pub const ROWS: &[Row] = &[
         opinion: Opinion::None,
         ..row("gone-while-busy", ["10.99.19.0/24", "fd99:0:0:19::/120"], 10)
     },
+    // From here the router's kernel speaks: of IPv4 errors no more than 5, and then one a second.
+    Row {
+        fate: Fate::Fault(&["route-prohibit"]),
+        verdicts: &[("unreachable", "icmp-admin")],
+        opinion: Opinion::TimedOut,
+        ..row(PROHIBITED, ["10.99.22.0/24", "fd99:0:0:22::/120"], 10)
+    },
+    Row {
+        fate: Fate::Fault(&["no-route"]),
+        verdicts: &[("unreachable", "no-route")],
+        opinion: Opinion::TimedOut,
+        ..row("no-route", ["10.99.23.0/24", "fd99:0:0:23::/120"], 10)
+    },
     Row { accepted: true, ..row("accepted-idle", ["10.99.20.0/25", "fd99:0:0:20::/121"], 20) },
     Row {
         accepted: true,
@@ -180,6 +193,7 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+const PROHIBITED: &str = "prohibited";
 /// The peers that only marked packets reach.
 pub const MARKED: [&str; 2] = ["10.99.17.0/24", "fd99:0:0:17::/120"];
 /// Their mark.
@@ -221,6 +235,12 @@ impl Row {
         if self.condition == "signed" && family == Family::Mapped {
             return None;
         }
+        // One connection draws no more errors than there may be.
+        let is_one = self.name == PROHIBITED && family != Family::V6;
+        if is_one && !(family == Family::V4 && timestamps && greeted) {
+            return None;
+        }
+        let count = if is_one { 1 } else { count };
         let net = self.nets[usize::from(family == Family::V6)];
         let port = match (self.fate, self.accepted, family) {
             (Fate::RebootedAndMute, ..) => MUTE_PORT,
