@@ -45,8 +45,10 @@ impl Audit {
             match record["type"].as_str() {
                 Some("peer") => {
                     let end = |ip: &str, port: &str| {
-                        let ip: IpAddr =
-                            record[ip].as_str().expect(ip).parse().expect("an address");
+                        let ip = record[ip].as_str().expect(ip);
+                        // A link-local address has its scope behind it.
+                        let ip = ip.split('%').next().unwrap_or(ip);
+                        let ip: IpAddr = ip.parse().expect("an address");
                         let port = record[port].as_u64().expect(port);
                         SocketAddr::new(ip, u16::try_from(port).expect("a port"))
                     };
