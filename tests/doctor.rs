@@ -112,6 +112,11 @@ fn without_privilege_it_names_what_is_missing() {
         assert_eq!(found["guard"]["status"], "missing");
         let remedy = found["connections"]["remedy"].as_str().expect("a remedy");
         assert!(remedy.starts_with("needs CAP_BPF and CAP_PERFMON"), "{remedy}");
+        assert_eq!(
+            found["connections"]["found"],
+            "load BPF program connections: Operation not permitted (os error 1); audit cannot run, \
+             a sweep can"
+        );
         let hidden = found["audit-reach"]["found"].as_str().expect("text");
         assert!(hidden.starts_with("without CAP_SYS_ADMIN and CAP_SYS_PTRACE"), "{hidden}");
         // What it may not look at it does not call missing.
@@ -153,6 +158,16 @@ fn without_btf_a_sweep_can_run_and_an_audit_cannot() {
              error 2); audit cannot run, a sweep can"
         );
         assert_eq!(connections["remedy"], found["btf"]["remedy"]);
+    });
+}
+
+#[test]
+fn another_clock_than_the_kernels_is_told() {
+    in_namespace(|| {
+        let _one = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let output = run(&["unshare", "--time", "--monotonic", "5000", "--"], &[]);
+        let connections = &findings(&output)["connections"];
+        assert_eq!(connections["remedy"], "run keepsweep outside of that time namespace");
     });
 }
 

@@ -200,7 +200,7 @@ pub fn audit_reach(may_enter: bool, may_look: bool) -> Check {
             "without CAP_SYS_ADMIN and CAP_SYS_PTRACE an audit sees this network namespace alone"
         }
     };
-    warn(CHECK, hidden, "sudo keepsweep …")
+    warn(CHECK, hidden, "audit with sudo")
 }
 
 /// How the kernel runs BPF.
