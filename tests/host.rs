@@ -535,6 +535,9 @@ fn reads_on_after_all_capabilities_are_gone() {
         assert_eq!(owners.of(&find(&reader, &ours)).unwrap().pid, std::process::id());
         drop(theirs);
 
+        let found = host::namespaces().unwrap().found;
+        assert_eq!(found[0].enter(|| all(&reader).len()).unwrap(), 2, "its own");
+
         let error = Reader::open().expect_err("no capability");
         assert!(matches!(error, HostError::Load { .. }), "{error:?}");
         let text = error.to_string();
