@@ -1,7 +1,11 @@
 //! Frames in and out of the machine, or of a simulated network.
 
 #[cfg(feature = "os")]
+pub mod bare;
+#[cfg(feature = "os")]
 mod batch;
+#[cfg(feature = "os")]
+pub mod cpu;
 #[cfg(feature = "os")]
 mod errno;
 #[cfg(feature = "os")]
@@ -23,6 +27,8 @@ pub mod route;
 pub mod sim;
 #[cfg(feature = "os")]
 mod sockopt;
+#[cfg(feature = "os")]
+pub mod testbed;
 #[cfg(feature = "os")]
 pub mod watch;
 #[cfg(feature = "os")]

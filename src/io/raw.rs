@@ -13,6 +13,7 @@
 //! loopback hears it. A second raw socket of protocol IPPROTO_TCP with an error queue would be told
 //! the same, no more, and be handed a copy of every TCP segment of this host besides.
 
+use super::bare::Bare;
 use super::batch::Batch;
 use super::sockopt::set_option;
 use super::{IoError, Transmit, Unsent};
@@ -23,7 +24,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt,
 };
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -94,6 +95,11 @@ impl RawTx {
             Egress::Loopback => 0,
         };
         Ok(Self { v4, v6, batch: Batch::addressed(), ifindex })
+    }
+
+    /// Lends the IPv4 socket to a loop that sends nothing but `packet`, to `to`.
+    pub fn bare(&mut self, packet: &[u8], to: Ipv4Addr) -> Bare<'_> {
+        Bare::new(self.v4.fd.as_fd(), &self.v4.interface, packet, Some(to))
     }
 
     fn send_all(&mut self, sent: &mut usize) -> Result<(), IoError> {

@@ -9,6 +9,7 @@
 //! both halves, uses what the kernel says in a descriptor unchecked, cannot share a UMEM between two
 //! sockets, and overflows its cursors where overflow is checked.
 
+mod bare;
 mod channels;
 mod program;
 mod rings;
@@ -17,6 +18,7 @@ mod socket;
 mod tx;
 mod umem;
 
+pub use bare::BareRing;
 pub use channels::queues;
 pub use program::{Attached, Redirect, RedirectCounts, RedirectSpec, XdpMode};
 pub use rx::XdpRx;

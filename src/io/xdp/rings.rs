@@ -135,6 +135,11 @@ impl Consumer {
         Ok(unread)
     }
 
+    /// Returns the cursor of the entry that is read next.
+    pub const fn next(&self) -> u32 {
+        self.next
+    }
+
     /// Returns where the next entry is to be read, and moves on. There must be one.
     pub fn advance(&mut self) -> u32 {
         let at = self.next;

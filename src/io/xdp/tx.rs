@@ -1,5 +1,6 @@
 //! Sending: frames written into the UMEM and handed to the driver, past the whole stack.
 
+use super::bare::BareRing;
 use super::rings::{Consumer, Producer, Ring};
 use super::socket::{Sizes, Sockets};
 use super::umem::{Free, Ledger};
@@ -15,21 +16,21 @@ use std::time::Duration;
 const BATCH: usize = 256;
 
 /// How long a batch may make no progress before it is given up.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 
 /// Sends frames through one queue by AF_XDP.
 pub struct XdpTx {
     // First, so that the rings are unmapped before their sockets close.
-    tx: Ring<libc::xdp_desc>,
-    producer: Producer,
+    pub(super) tx: Ring<libc::xdp_desc>,
+    pub(super) producer: Producer,
     /// Up to where the kernel has taken descriptors: it shows that late when it drops one.
-    taken: u32,
-    completion: Ring<u64>,
-    consumer: Consumer,
-    ledger: Ledger,
-    free: Vec<Free>,
+    pub(super) taken: u32,
+    pub(super) completion: Ring<u64>,
+    pub(super) consumer: Consumer,
+    pub(super) ledger: Ledger,
+    pub(super) free: Vec<Free>,
     /// The frame last reserved.
     next: Option<Free>,
     /// What of the batch the kernel has not taken, in the order of the tx ring.
@@ -39,10 +40,10 @@ pub struct XdpTx {
     /// Those for which there was none: the kernel has not given back enough frames in time.
     surplus: usize,
     scratch: Box<[u8; FRAME_OCTETS]>,
-    frames: usize,
-    zerocopy: bool,
-    sockets: Arc<Sockets>,
-    clock: Clock,
+    pub(super) frames: usize,
+    pub(super) zerocopy: bool,
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) clock: Clock,
 }
 
 /// A descriptor in the tx ring.
@@ -90,6 +91,14 @@ impl XdpTx {
         }
     }
 
+    /// Lends the rings to a loop that sends nothing but `frame`. Nothing may be in the batch.
+    ///
+    /// # Errors
+    /// Frames are still on their way, or `frame` is too long.
+    pub fn bare(&mut self, frame: &[u8]) -> Result<BareRing<'_>, IoError> {
+        BareRing::new(self, frame)
+    }
+
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
         let socket = &self.sockets.sending;
@@ -117,7 +126,7 @@ impl XdpTx {
     }
 
     /// Makes the kernel look at the tx ring. In copy mode this call is what sends.
-    fn kick(&self) -> Result<(), Errno> {
+    pub(super) fn kick(&self) -> Result<(), Errno> {
         let fd = self.sockets.sending.fd.as_raw_fd();
         // SAFETY: neither a buffer nor an address is passed.
         let result = unsafe {
@@ -208,7 +217,7 @@ impl XdpTx {
     }
 
     /// Waits until `wanted` frames have come back, within bounds.
-    fn await_frames(&mut self, wanted: usize) -> Result<(), IoError> {
+    pub(super) fn await_frames(&mut self, wanted: usize) -> Result<(), IoError> {
         self.reap()?;
         let begun = self.clock.now();
         let mut pause = FIRST_PAUSE;
