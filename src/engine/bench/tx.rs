@@ -3,7 +3,7 @@
 
 use super::flows::{BenchFlow, NETWORK, ROUTER, SOURCE, flows, order};
 use super::slice::Slice;
-use super::{BenchPath, PEERS, Spread, Watch, sink};
+use super::{BenchPath, Spread, Watch, sink};
 use crate::engine::EngineError;
 use crate::io::bare::{BATCH, BareLoop};
 use crate::io::packet::PacketTx;
@@ -11,7 +11,7 @@ use crate::io::raw::{Egress, RawTx};
 use crate::io::route::{Interface, interfaces};
 use crate::io::testbed::{self, LinkCounts};
 use crate::io::xdp::{Queue, QueueSpec, XdpTx, ZeroCopy};
-use crate::io::{IoError, PathId, PathInfo, Transmit, Unsent, cpu};
+use crate::io::{FRAME_OCTETS, IoError, PathId, PathInfo, Transmit, cpu};
 use crate::probe::craft::Crafter;
 use crate::time::{Clock, Instant};
 use crate::wire::LinkType;
@@ -61,6 +61,8 @@ pub struct TxReport {
     pub bare_cpu_ns: Spread,
     /// Keepalives a second beside constant frames a second, neighbouring slices.
     pub ratio_to_bare: Spread,
+    /// Nanoseconds of CPU that crafting a keepalive takes, and reading its flow out of memory.
+    pub craft_ns: Spread,
     /// Constant frames a second by `sendto`, one by one; raw sockets only.
     pub sendto_pps: Option<Spread>,
     /// How long something else had the CPU; not counted.
@@ -188,6 +190,8 @@ struct Sender<'a> {
     crafter: Crafter,
     flows: Vec<BenchFlow>,
     order: Vec<u32>,
+    /// The flows of the next batch.
+    gathered: Vec<BenchFlow>,
     next: usize,
     repeat: u16,
     sent: u64,
@@ -230,6 +234,7 @@ impl<'a> Sender<'a> {
             crafter,
             flows,
             order,
+            gathered: Vec::with_capacity(BATCH),
             next: 0,
             repeat: 0,
             sent: 0,
@@ -245,12 +250,14 @@ impl<'a> Sender<'a> {
         watch: &Watch<'_>,
     ) -> Result<TxReport, EngineError> {
         let before = testbed::counts(self.interface.index).map_err(EngineError::system)?;
-        let mut frame = [0; crate::io::FRAME_OCTETS];
+        let mut frame = [0; FRAME_OCTETS];
         let len = self.craft(0, &mut frame).map_err(EngineError::system)?;
         let constant = &frame[..len];
         let begun = Clock.now();
         let is_over = |now: Instant| watch.is_stopped() || now.since(begun) >= span;
         let (mut real, mut bare, mut sendto) = (Vec::new(), Vec::new(), Vec::new());
+        let mut crafted = Vec::new();
+        let mut buffer = vec![0; BATCH * FRAME_OCTETS];
         let mut bare_sent = 0;
         // The first round warms up: caches, the kernel's pools of memory.
         for round in 0.. {
@@ -264,7 +271,9 @@ impl<'a> Sender<'a> {
                 bare_sent += one_by_one.frames;
                 pushed.2 = Some(one_by_one);
             }
+            let crafting = Slice::of(|| self.craft_batch(&mut buffer))?;
             if round > 0 {
+                crafted.push(crafting);
                 real.push(pushed.0);
                 bare.push(pushed.1);
                 sendto.extend(pushed.2);
@@ -304,6 +313,7 @@ impl<'a> Sender<'a> {
             bare_pps: pps(&bare),
             bare_cpu_ns: cpu_ns(&bare),
             ratio_to_bare: Spread::of(ratios),
+            craft_ns: cpu_ns(&crafted),
             sendto_pps: (!sendto.is_empty()).then(|| pps(&sendto)),
             off_cpu: all.map(|slice| slice.waited).sum(),
         })
@@ -320,42 +330,69 @@ impl<'a> Sender<'a> {
 
     /// Crafts and sends a batch, as the engine does, and returns how many frames left.
     fn batch(&mut self) -> Result<u64, EngineError> {
-        let Sender { end, crafter, flows, order, interface, next, repeat, .. } = self;
+        self.gather();
+        let mac = self.interface.mac;
+        let Sender { end, crafter, gathered, repeat, .. } = self;
         let transmit = end.transmit();
+        let (mut sent, mut refused, mut refusal) = (0, 0, None);
+        let mut flush = |transmit: &mut dyn Transmit, mut left: usize| {
+            while left > 0 {
+                match transmit.flush() {
+                    Ok(_) => {
+                        sent += left as u64;
+                        return;
+                    }
+                    Err(unsent) => {
+                        sent += unsent.sent as u64;
+                        refused += unsent.refused as u64;
+                        // At least one, so that this ends whatever the path claims.
+                        left = left.saturating_sub(unsent.sent + unsent.refused.max(1));
+                        refusal = Some(unsent.error);
+                    }
+                }
+            }
+        };
         let mut put = 0;
-        while put < BATCH {
+        for flow in gathered.iter() {
+            if transmit.reserve().is_none() {
+                flush(transmit, put);
+                put = 0;
+            }
             let Some(buf) = transmit.reserve() else { break };
-            let flow = &flows[order[*next] as usize];
-            let len = crafter
-                .emit(&flow.keepalive(interface.mac, *repeat), buf)
-                .map_err(EngineError::system)?;
+            let outgoing = flow.keepalive(mac, *repeat);
+            let len = crafter.emit(&outgoing, buf).map_err(EngineError::system)?;
             transmit.submit(len);
             put += 1;
-            *next += 1;
-            if *next == PEERS as usize {
-                *next = 0;
-                *repeat = repeat.wrapping_add(1);
-            }
         }
-        let mut left = put;
-        let mut sent = 0;
-        while left > 0 {
-            match transmit.flush() {
-                Ok(_) => {
-                    sent += left;
-                    left = 0;
-                }
-                Err(Unsent { sent: some, refused, error }) => {
-                    sent += some;
-                    // At least one, so that this ends whatever the path claims.
-                    left = left.saturating_sub(some + refused.max(1));
-                    self.refused += refused as u64;
-                    self.refusal = Some(error);
-                }
-            }
+        flush(transmit, put);
+        self.sent += sent;
+        self.refused += refused;
+        self.refusal = refusal.or(self.refusal.take());
+        Ok(sent)
+    }
+
+    /// Crafts a batch and sends nothing.
+    fn craft_batch(&mut self, buffer: &mut [u8]) -> Result<u64, EngineError> {
+        self.gather();
+        for (flow, buf) in self.gathered.iter().zip(buffer.chunks_exact_mut(FRAME_OCTETS)) {
+            let outgoing = flow.keepalive(self.interface.mac, self.repeat);
+            self.crafter.emit(&outgoing, buf).map_err(EngineError::system)?;
         }
-        self.sent += sent as u64;
-        Ok(sent as u64)
+        Ok(self.gathered.len() as u64)
+    }
+
+    /// Reads the next flows out of memory. Together, since they are all over it: so the waits for them
+    /// overlap.
+    fn gather(&mut self) {
+        let end = (self.next + BATCH).min(self.order.len());
+        let chosen = self.order[self.next..end].iter().map(|&flow| self.flows[flow as usize]);
+        self.gathered.clear();
+        self.gathered.extend(chosen);
+        self.next = end;
+        if end == self.order.len() {
+            self.next = 0;
+            self.repeat = self.repeat.wrapping_add(1);
+        }
     }
 }
 
