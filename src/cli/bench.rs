@@ -6,7 +6,7 @@ mod rows;
 use super::args::{BenchArgs, BenchFormat, BenchWhat};
 use super::exit::{Exit, Failure};
 use super::say;
-use crate::engine::bench::{self, BenchPath, TxSetup, Watch};
+use crate::engine::bench::{self, BenchPath, RxSetup, TxSetup, Watch};
 use crate::io::privilege::{self, Capability};
 use anyhow::anyhow;
 use rows::Rows;
@@ -44,6 +44,24 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
 
 /// Fills `rows`, and returns what went wrong with single paths.
 fn measure(args: &BenchArgs, watch: &Watch<'_>, rows: &mut Rows) -> Result<Vec<String>, Failure> {
+    let usage = |text: &str| Err(Failure::Usage(anyhow!("{text}")));
+    match args.what {
+        BenchWhat::Rx if args.interface.is_some() => {
+            return usage(
+                "bench rx takes no -i: it receives at one end of a pair of interfaces of its own, \
+                 since somebody must send the replies",
+            );
+        }
+        BenchWhat::Rx if args.io.contains(&BenchPath::Raw) => {
+            return usage(
+                "the raw path receives by AF_PACKET: bench rx --io packet measures it too",
+            );
+        }
+        BenchWhat::Match if args.interface.is_some() || !args.io.is_empty() => {
+            return usage("bench match measures in memory: it takes no -i and no --io");
+        }
+        _ => {}
+    }
     require(args)?;
     let mut paths = match (args.io.as_slice(), args.what, &args.interface) {
         ([], BenchWhat::Tx, Some(_)) | ([], BenchWhat::Rx, _) => {
@@ -64,7 +82,14 @@ fn measure(args: &BenchArgs, watch: &Watch<'_>, rows: &mut Rows) -> Result<Vec<S
             };
             bench::tx(&setup, watch, &mut |report| rows.tx.push(report))?
         }
-        BenchWhat::Rx | BenchWhat::Match => Vec::new(),
+        BenchWhat::Rx => {
+            let setup = RxSetup { paths, span: args.seconds };
+            bench::rx(&setup, watch, &mut |report| rows.rx.push(report))?
+        }
+        BenchWhat::Match => {
+            rows.matching = Some(bench::matching(args.seconds, watch)?);
+            Vec::new()
+        }
     };
     Ok(failed.iter().map(ToString::to_string).collect())
 }

@@ -94,6 +94,7 @@ impl Crafter {
     ///
     /// # Errors
     /// [`CraftError`]; `buf` is then unchanged.
+    #[inline]
     pub fn emit(&self, segment: &Outgoing, buf: &mut [u8]) -> Result<usize, CraftError> {
         let template = match (segment.kind, segment.timestamps) {
             (SegmentKind::Syn, _) => &self.syn,
@@ -174,6 +175,7 @@ impl Template {
         Ok(Template { frame, len, ip_at, tcp_at, v4, ip_sum, tcp_sum, stamped })
     }
 
+    #[inline]
     fn patch(&self, segment: &Outgoing, buf: &mut [u8]) -> Result<usize, CraftError> {
         let (need, have) = (self.len, buf.len());
         if have < need {

@@ -1,7 +1,8 @@
 //! Measurements → text.
 #![forbid(unsafe_code)]
 
-use crate::engine::bench::{BenchPath, PEERS, Spread, TxReport};
+use crate::engine::bench::{BenchPath, MatchReport, PEERS, RxReport, Spread, TxReport};
+use crate::io::xdp::Attached;
 use crate::report::table::{grid_to_width, shown};
 use comfy_table::Cell;
 use serde::Serialize;
@@ -13,6 +14,52 @@ const SCHEMA: &str = "keepsweep/1";
 pub struct Rows {
     /// Sending.
     pub tx: Vec<TxReport>,
+    /// Receiving.
+    pub rx: Vec<RxReport>,
+    /// Parsing and matching.
+    pub matching: Option<MatchReport>,
+}
+
+/// Field order is part of the format.
+#[derive(Serialize)]
+struct RxObject {
+    schema: &'static str,
+    r#type: &'static str,
+    bench: &'static str,
+    io: &'static str,
+    xdp_mode: Option<&'static str>,
+    peers: u32,
+    rounds: usize,
+    pps: Spread,
+    cpu_ns_per_frame: Spread,
+    bare_pps: Spread,
+    bare_cpu_ns_per_frame: Spread,
+    ratio_to_bare: Spread,
+    ratio_to_packet: Option<f64>,
+    frames_offered: u64,
+    frames_received: u64,
+    replies_matched: u64,
+    replies_rejected: u64,
+    bare_frames_received: u64,
+    ring_dropped: u64,
+    lost_before_ring: u64,
+    off_cpu_ms: u64,
+}
+
+/// Field order is part of the format.
+#[derive(Serialize)]
+struct MatchObject {
+    schema: &'static str,
+    r#type: &'static str,
+    bench: &'static str,
+    peers: u32,
+    rounds: usize,
+    pps: Spread,
+    cpu_ns_per_frame: Spread,
+    parse_cpu_ns_per_frame: Spread,
+    replies_matched: u64,
+    replies_rejected: u64,
+    off_cpu_ms: u64,
 }
 
 /// Field order is part of the format.
@@ -53,6 +100,12 @@ impl Rows {
         if !self.tx.is_empty() {
             text.push_str(&self.tx_table());
         }
+        if !self.rx.is_empty() {
+            text.push_str(&self.rx_table());
+        }
+        if let Some(report) = &self.matching {
+            text.push_str(&match_table(report));
+        }
         text
     }
 
@@ -63,6 +116,81 @@ impl Rows {
             // Numbers and strings only: there is nothing that could not be written.
             text.extend(serde_json::to_string(&self.tx_object(report)));
             text.push('\n');
+        }
+        for report in &self.rx {
+            text.extend(serde_json::to_string(&self.rx_object(report)));
+            text.push('\n');
+        }
+        if let Some(report) = &self.matching {
+            text.extend(serde_json::to_string(&match_object(report)));
+            text.push('\n');
+        }
+        text
+    }
+
+    fn rx_object(&self, report: &RxReport) -> RxObject {
+        let packet = self.rx.iter().find(|report| report.path == BenchPath::Packet);
+        let packet = packet.map(|packet| packet.pps.median).filter(|&pps| pps > 0.0);
+        RxObject {
+            schema: SCHEMA,
+            r#type: "bench",
+            bench: "rx",
+            io: report.path.name(),
+            xdp_mode: report.attached.map(Attached::name),
+            peers: PEERS,
+            rounds: report.rounds,
+            pps: report.pps,
+            cpu_ns_per_frame: report.cpu_ns,
+            bare_pps: report.bare_pps,
+            bare_cpu_ns_per_frame: report.bare_cpu_ns,
+            ratio_to_bare: report.ratio_to_bare,
+            ratio_to_packet: packet.map(|packet| report.pps.median / packet),
+            frames_offered: report.offered,
+            frames_received: report.received,
+            replies_matched: report.matched,
+            replies_rejected: report.rejected,
+            bare_frames_received: report.bare_received,
+            ring_dropped: report.ring_dropped,
+            lost_before_ring: report.lost,
+            off_cpu_ms: report.off_cpu.as_millis() as u64,
+        }
+    }
+
+    fn rx_table(&self) -> String {
+        let titles = [
+            "IO",
+            "REPLIES/S",
+            "MIN-MAX",
+            "NS EACH",
+            "BARE LOOP/S",
+            "NS EACH",
+            "OF BARE",
+            "OF PACKET",
+            "OFFERED",
+            "RING FULL",
+            "LOST",
+        ];
+        let titles = titles.map(Cell::new).to_vec();
+        let rows = self.rx.iter().map(|report| {
+            let object = self.rx_object(report);
+            vec![
+                Cell::new(object.io),
+                Cell::new(mpps(object.pps.median)),
+                Cell::new(format!("{}-{}", mpps(object.pps.min), mpps(object.pps.max))),
+                Cell::new(format!("{:.0}", object.cpu_ns_per_frame.median)),
+                Cell::new(mpps(object.bare_pps.median)),
+                Cell::new(format!("{:.0}", object.bare_cpu_ns_per_frame.median)),
+                Cell::new(format!("{:.3}", object.ratio_to_bare.median)),
+                Cell::new(times(object.ratio_to_packet)),
+                Cell::new(object.frames_offered),
+                Cell::new(object.ring_dropped),
+                Cell::new(object.lost_before_ring),
+            ]
+        });
+        let grid = grid_to_width(std::iter::once(titles).chain(rows));
+        let mut text = format!("{grid}\n\n");
+        if self.rx.iter().any(|report| !report.two_cpus) {
+            text.push_str("sent and received on the same CPU: there is only one\n");
         }
         text
     }
@@ -146,6 +274,34 @@ impl Rows {
         }
         text
     }
+}
+
+fn match_object(report: &MatchReport) -> MatchObject {
+    MatchObject {
+        schema: SCHEMA,
+        r#type: "bench",
+        bench: "match",
+        peers: PEERS,
+        rounds: report.rounds,
+        pps: report.pps,
+        cpu_ns_per_frame: report.cpu_ns,
+        parse_cpu_ns_per_frame: report.parse_cpu_ns,
+        replies_matched: report.matched,
+        replies_rejected: report.rejected,
+        off_cpu_ms: report.off_cpu.as_millis() as u64,
+    }
+}
+
+fn match_table(report: &MatchReport) -> String {
+    format!(
+        "{:.0} ns a reply ({:.0}-{:.0}), {:.0} of them to parse it: {} a second on one core, of \
+         {PEERS} flows\n",
+        report.cpu_ns.median,
+        report.cpu_ns.min,
+        report.cpu_ns.max,
+        report.parse_cpu_ns.median,
+        mpps(report.pps.median),
+    )
 }
 
 fn mpps(pps: f64) -> String {

@@ -2,10 +2,13 @@
 #![forbid(unsafe_code)]
 
 use super::PEERS;
+use crate::io::FRAME_OCTETS;
 use crate::io::ports;
+use crate::probe::Slot;
 use crate::probe::craft::{Outgoing, WINDOW};
 use crate::probe::flow::SegmentKind;
-use crate::wire::{MacAddr, SeqNumber};
+use crate::probe::table::{Expect, Family, FlowKey, InsertError, Past, Phase, Table};
+use crate::wire::{EmitError, Flags, IpHeader, LinkHeader, MacAddr, Options, Segment, SeqNumber};
 use std::net::{Ipv4Addr, SocketAddr};
 
 /// Our own address: in the range that is set aside for benchmarks (RFC 2544 §C.2.2, 198.18.0.0/15).
@@ -44,6 +47,72 @@ impl BenchFlow {
             ip_id: self.local_port.wrapping_add(repeat),
             timestamps: None,
         }
+    }
+}
+
+/// Returns a table that holds `flows`, each in the slot of its place, with a keepalive unanswered.
+///
+/// # Errors
+/// The table has no room.
+pub fn table(flows: &[BenchFlow]) -> Result<Table, InsertError> {
+    let table = Table::with_capacity(flows.len(), Family::V4, [1, 2]);
+    for (slot, flow) in (0..).map(Slot).zip(flows) {
+        let key = FlowKey {
+            local: SocketAddr::from((SOURCE, flow.local_port)),
+            peer: SocketAddr::from((flow.peer, flow.peer_port)),
+        };
+        let expect = Expect {
+            phase: Phase::Open,
+            snd_una: flow.snd_una,
+            snd_nxt: flow.snd_una,
+            rcv_nxt: flow.rcv_nxt,
+            past: Past::UNKNOWN,
+            probe_ack: flow.rcv_nxt,
+            probe_outstanding: true,
+            given: false,
+        };
+        table.insert(slot, &key, &expect)?;
+    }
+    Ok(table)
+}
+
+/// The answers to the keepalives of all flows, frame behind frame in random order.
+#[derive(Debug)]
+pub struct Replies {
+    octets: Vec<u8>,
+    each: usize,
+}
+
+impl Replies {
+    /// Emits them, from a peer's MAC address to ours.
+    ///
+    /// # Errors
+    /// [`EmitError`], which none of these causes.
+    pub fn new(flows: &[BenchFlow], src: MacAddr, dst: MacAddr) -> Result<Self, EmitError> {
+        let link = LinkHeader::Ethernet { src, dst, vlan: None };
+        let mut buf = [0; FRAME_OCTETS];
+        let (mut octets, mut each) = (Vec::new(), 0);
+        for flow in order().into_iter().map(|index| &flows[index as usize]) {
+            let reply = Segment {
+                ip: IpHeader { src: flow.peer.into(), dst: SOURCE.into(), ttl: 64, id: 0 },
+                src_port: flow.peer_port,
+                dst_port: flow.local_port,
+                seq: flow.rcv_nxt,
+                ack: flow.snd_una,
+                flags: Flags::ACK,
+                wnd: 64_240,
+                options: Options::default(),
+                payload: &[],
+            };
+            each = reply.emit(&link, &mut buf)?;
+            octets.extend_from_slice(&buf[..each]);
+        }
+        Ok(Replies { octets, each })
+    }
+
+    /// Goes through them over and over.
+    pub fn forever(&self) -> impl Iterator<Item = &[u8]> {
+        self.octets.chunks_exact(self.each.max(1)).cycle()
     }
 }
 

@@ -5,9 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod flows;
+mod matching;
+mod rx;
 mod slice;
 mod tx;
 
+pub use matching::{MatchReport, matching};
+pub use rx::{RxReport, RxSetup, rx};
 pub use tx::{TxReport, TxSetup, tx};
 
 use crate::engine::EngineError;

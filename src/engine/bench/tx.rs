@@ -353,16 +353,23 @@ impl<'a> Sender<'a> {
             }
         };
         let mut put = 0;
-        for flow in gathered.iter() {
-            if transmit.reserve().is_none() {
+        let mut due = gathered.iter();
+        let mut next = due.next();
+        while let Some(flow) = next {
+            let Some(buf) = transmit.reserve() else {
+                if put == 0 {
+                    // No room in an empty batch: as if all were refused.
+                    break;
+                }
                 flush(transmit, put);
                 put = 0;
-            }
-            let Some(buf) = transmit.reserve() else { break };
+                continue;
+            };
             let outgoing = flow.keepalive(mac, *repeat);
             let len = crafter.emit(&outgoing, buf).map_err(EngineError::system)?;
             transmit.submit(len);
             put += 1;
+            next = due.next();
         }
         flush(transmit, put);
         self.sent += sent;
