@@ -7,14 +7,14 @@ use clap::builder::PossibleValue;
 use std::time::Duration;
 
 pub(super) const FOOTER: &str = "\
-Every path runs beside the barest loop over the same socket, which sends one constant frame, or throws
-away what it receives: what keepsweep's own work costs is the difference. Both have one CPU, in turns of
-a few dozen milliseconds; figures are medians, and time in which something else had the CPU is not
-counted.
+Every path runs beside the barest loop over the same socket, which sends one constant frame, or
+throws away what it receives: what keepsweep's own work costs is the difference. Both have one CPU,
+in turns of 40 ms; figures are medians, and time in which something else had the CPU is not counted.
 
-Without -i nothing leaves this machine: the interfaces are made in a network namespace that goes with
-the process. With -i, frames go to 198.19.0.0/16 (RFC 2544 benchmarks) and carry the interface's own
-MAC address as destination: a switch that has learnt it drops them, and floods them nowhere.
+Without -i nothing leaves this machine: the interfaces are made in a network namespace that goes
+with the process. With -i, frames go to 198.19.0.0/16 (RFC 2544 benchmarks) and carry the
+interface's own MAC address as destination: a switch that has learnt it drops them, and floods them
+nowhere.
 
 Examples:
   sudo keepsweep bench tx
@@ -22,8 +22,8 @@ Examples:
   sudo keepsweep bench tx -i eth1 --io xdp --format ndjson
   keepsweep bench match
 
-Exit codes: 0 measured, 2 bad usage, 3 missing privilege or kernel feature, or an OS error,
-130 interrupted, with what is known.";
+Exit codes: 0 measured, 2 bad usage, 3 missing privilege or kernel feature, or an OS error, 130
+interrupted, after saying what is known.";
 
 /// The arguments of `keepsweep bench`.
 #[derive(Debug, clap::Args)]

@@ -59,12 +59,14 @@ pub struct XdpTx {
 /// A descriptor in the tx ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Pending {
-    /// Which frame of the batch.
-    position: usize,
     /// Which frame of the UMEM.
     index: u32,
-    len: usize,
+    /// Which frame of the batch.
+    position: u16,
+    len: u16,
 }
+
+const _: () = assert!(BATCH <= u16::MAX as usize && FRAME_OCTETS <= u16::MAX as usize);
 
 impl fmt::Debug for XdpTx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,9 +130,9 @@ impl XdpTx {
     }
 
     /// Puts a frame into the tx ring, where there is always room: no more frames exist.
-    fn enqueue(&mut self, position: usize, frame: Free, len: usize) {
+    fn enqueue(&mut self, position: u16, frame: Free, len: u16) {
         let index = frame.index();
-        let descriptor = self.ledger.lend_packet(frame, offset(index), len);
+        let descriptor = self.ledger.lend_packet(frame, offset(index), usize::from(len));
         self.tx.write(self.producer.advance(), descriptor);
         self.pending.push_back(Pending { position, index, len });
     }
@@ -163,10 +165,7 @@ impl XdpTx {
             .saturating_sub(self.pending.len());
         // What an earlier batch has left behind comes first, and was reported then.
         let of_batch = (count as usize).saturating_sub(stale).min(self.pending.len());
-        let mut last = None;
-        for _ in 0..of_batch {
-            last = self.pending.pop_front();
-        }
+        let last = self.pending.drain(..of_batch).next_back();
         match dropped {
             true => Ok((of_batch.saturating_sub(1), last)),
             false => Ok((of_batch, None)),
@@ -284,7 +283,7 @@ impl Transmit for XdpTx {
         assert!(len <= FRAME_OCTETS, "frame of {len} octets in a buffer of {FRAME_OCTETS}");
         match self.next.take() {
             Some(frame) if self.surplus == 0 => {
-                self.enqueue(self.queued, frame, len);
+                self.enqueue(self.queued as u16, frame, len as u16);
                 self.queued += 1;
             }
             kept => {
@@ -300,7 +299,7 @@ impl Transmit for XdpTx {
     fn flush(&mut self) -> Result<usize, Unsent> {
         let result = self.send_all();
         let (queued, surplus) = (self.queued, self.surplus);
-        let first_unsent = self.pending.iter().map(|pending| pending.position).min();
+        let first_unsent = self.pending.iter().map(|pending| usize::from(pending.position)).min();
         self.pending.clear();
         (self.queued, self.surplus) = (0, 0);
         let sent = first_unsent.unwrap_or(queued);
