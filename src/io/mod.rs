@@ -23,6 +23,8 @@ pub mod privilege;
 #[cfg(feature = "os")]
 pub mod raw;
 #[cfg(feature = "os")]
+pub mod replay;
+#[cfg(feature = "os")]
 pub mod route;
 pub mod sim;
 #[cfg(feature = "os")]

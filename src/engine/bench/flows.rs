@@ -110,8 +110,13 @@ impl Replies {
         Ok(Replies { octets, each })
     }
 
+    /// Goes through them once.
+    pub fn once(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.octets.chunks_exact(self.each.max(1))
+    }
+
     /// Goes through them over and over.
-    pub fn forever(&self) -> impl Iterator<Item = &[u8]> {
+    pub fn forever(&self) -> impl Iterator<Item = &[u8]> + '_ {
         self.octets.chunks_exact(self.each.max(1)).cycle()
     }
 }

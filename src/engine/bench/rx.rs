@@ -8,12 +8,13 @@ use crate::engine::EngineError;
 use crate::io::bare::BATCH;
 use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{FilterSpec, PacketRx, PortRanges, RxOptions};
+use crate::io::replay::Replay;
 use crate::io::route::Interface;
 use crate::io::testbed::Testbed;
 use crate::io::xdp::{
-    Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode, XdpRx, XdpTx, ZeroCopy,
+    self, Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode, XdpRx, ZeroCopy,
 };
-use crate::io::{IoError, PathId, Receive, RxFrame, Transmit, cpu, ports};
+use crate::io::{IoError, PathId, Receive, RxFrame, cpu, ports};
 use crate::probe::receiver::{Post, Receiver};
 use crate::time::Clock;
 use crate::wire::LinkType;
@@ -27,6 +28,8 @@ use std::time::Duration;
 const PASSES: u32 = 3;
 /// How long a receive waits for the first frame.
 const LISTEN: Duration = Duration::from_millis(2);
+/// How many replies are sent by one call: enough to make little of the call itself.
+const AT_ONCE: u32 = 1 << 14;
 /// How long the last frames may be on their way.
 const LINGER: Duration = Duration::from_millis(50);
 
@@ -141,6 +144,8 @@ pub fn rx(
     let spec =
         GuardSpec { sources: vec![SOURCE.into()], ports: ports::DEFAULT, tuples: Vec::new() };
     let _guard = Guard::attach(&[guarded], &spec).map_err(EngineError::system)?;
+    let Interface { index, name, .. } = &bed.other;
+    let mut replay = Replay::load(*index, name, bed.replies.once()).map_err(EngineError::system)?;
     let mut failed = Vec::new();
     let mut measured: Vec<_> = setup
         .paths
@@ -159,7 +164,9 @@ pub fn rx(
                 (setup.span / PASSES).as_secs_f64()
             ));
             match bed.open(report.path) {
-                Ok(end) => bed.pass(end, setup.span / PASSES, watch, report, slices)?,
+                Ok(end) => {
+                    bed.pass(end, &mut replay, setup.span / PASSES, watch, report, slices)?;
+                }
                 Err(error) => failed.push(error),
             }
         }
@@ -188,6 +195,8 @@ impl Bed {
         testbed.add_veth(OURS, OTHER).map_err(system)?;
         testbed.raise(OURS).map_err(system)?;
         let other = testbed.raise(OTHER).map_err(system)?;
+        // Else a veth takes no frames that are not in an sk_buff; and most drivers do it.
+        xdp::enable_gro(OURS).map_err(system)?;
         // Up only since both ends are.
         let ours = testbed.raise(OURS).map_err(system)?;
         if let Some(&cpu) = cpus.last() {
@@ -225,6 +234,7 @@ impl Bed {
     fn pass(
         &self,
         mut end: End,
+        replay: &mut Replay,
         span: Duration,
         watch: &Watch<'_>,
         report: &mut RxReport,
@@ -241,8 +251,11 @@ impl Bed {
         let offered = AtomicU64::new(0);
         let mut bare_received = 0;
         let result = thread::scope(|scope| {
-            let generator = scope.spawn(|| self.generate(&enough, &offered));
+            let generator = scope.spawn(|| self.generate(replay, &enough, &offered));
             let mut listen = || {
+                while offered.load(Ordering::Relaxed) == 0 && !generator.is_finished() {
+                    bare_received += discard_once(receive)?;
+                }
                 let begun = Clock.now();
                 for round in 0.. {
                     let real = Slice::of(|| listen_once(receive, &mut receiver, &post))?;
@@ -289,14 +302,17 @@ impl Bed {
     }
 
     /// Sends replies as fast as it can until there are enough.
-    fn generate(&self, enough: &AtomicBool, offered: &AtomicU64) -> Result<(), EngineError> {
+    fn generate(
+        &self,
+        replay: &mut Replay,
+        enough: &AtomicBool,
+        offered: &AtomicU64,
+    ) -> Result<(), EngineError> {
         if let Some(cpu) = self.sending_cpu {
             cpu::pin(cpu).map_err(EngineError::system)?;
         }
-        let Queue { mut tx, rx: _rx, .. } = queue(&self.other).map_err(EngineError::system)?;
-        let mut replies = self.replies.forever();
         while !enough.load(Ordering::Relaxed) {
-            let sent = send_batch(&mut tx, &mut replies).map_err(EngineError::system)?;
+            let sent = replay.send(AT_ONCE).map_err(EngineError::system)?;
             offered.fetch_add(sent, Ordering::Relaxed);
         }
         Ok(())
@@ -306,18 +322,6 @@ impl Bed {
 fn queue(interface: &Interface) -> Result<Queue, IoError> {
     let (ifindex, zerocopy) = (interface.index, ZeroCopy::Off);
     Queue::open(QueueSpec { ifindex, interface: &interface.name, queue_id: 0, zerocopy })
-}
-
-fn send_batch<'a>(
-    tx: &mut XdpTx,
-    replies: &mut impl Iterator<Item = &'a [u8]>,
-) -> Result<u64, IoError> {
-    while let Some(buf) = tx.reserve() {
-        let Some(reply) = replies.next() else { break };
-        buf[..reply.len()].copy_from_slice(reply);
-        tx.submit(reply.len());
-    }
-    tx.flush().map(|sent| sent as u64).map_err(|unsent| unsent.error)
 }
 
 /// What a listener does: parse, match, hand over; and, in the sender's place, takes what is handed over.

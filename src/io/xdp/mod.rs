@@ -19,7 +19,7 @@ mod tx;
 mod umem;
 
 pub use bare::BareRing;
-pub use channels::queues;
+pub use channels::{enable_gro, queues};
 pub use program::{Attached, Redirect, RedirectCounts, RedirectSpec, XdpMode};
 pub use rx::XdpRx;
 pub use socket::{Queue, QueueSpec};
