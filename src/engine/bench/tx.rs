@@ -278,10 +278,11 @@ impl<'a> Sender<'a> {
                 bare.push(pushed.1);
                 sendto.extend(pushed.2);
             }
-            if slice.frames == 0 {
-                if let Some(error) = self.refusal.take() {
-                    return Err(EngineError::system(error));
-                }
+            // No room for a single frame: the path takes none.
+            if slice.frames == 0
+                && let Some(error) = self.refusal.take()
+            {
+                return Err(EngineError::system(error));
             }
             if round > 0 && is_over(Clock.now()) {
                 break;

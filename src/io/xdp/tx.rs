@@ -66,7 +66,8 @@ struct Pending {
     len: u16,
 }
 
-const _: () = assert!(BATCH <= u16::MAX as usize && FRAME_OCTETS <= u16::MAX as usize);
+const _: () = assert!(BATCH <= u16::MAX as usize);
+const _: () = assert!(FRAME_OCTETS <= u16::MAX as usize);
 
 impl fmt::Debug for XdpTx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
