@@ -6,10 +6,11 @@ mod paths;
 use super::capture::Capture;
 use super::given;
 use super::watch::HostWatch;
+use super::xdp::most_senders;
 use super::{EngineError, IoKind, Setup, Sweep};
 use crate::io::ports::PortsError;
 use crate::io::watch::Watch;
-use crate::io::{PathId, PathInfo, ports, privilege, xdp};
+use crate::io::{PathId, PathInfo, ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::given::Given;
 use crate::probe::neighbour::{Hop, HopId};
@@ -135,8 +136,8 @@ impl Layout {
         let mut most = cores.min((setup.targets.len() + setup.flows.len()) / PEERS_WORTH_A_SENDER);
         if matches!(setup.io, IoKind::Xdp(_)) {
             for interface in &self.egress {
-                let queues = xdp::queues(&interface.name).map_err(EngineError::system)?;
-                most = most.min(queues as usize);
+                let senders = most_senders(&interface.name).map_err(EngineError::system)?;
+                most = most.min(senders);
             }
         }
         Ok(most.clamp(1, MAX_SENDERS))

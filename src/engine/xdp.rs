@@ -13,11 +13,19 @@ use std::ops::RangeInclusive;
 /// socket. Each takes a thread and 12 MiB.
 const MAX_QUEUES: u32 = 16;
 
+/// More senders than this share no queue: its lock and its device are the limit by then.
+const SENDERS_A_QUEUE: usize = 4;
+
+/// Returns how many senders an interface is good for.
+pub(super) fn most_senders(interface: &str) -> Result<usize, IoError> {
+    Ok(xdp::queues(interface)?.min(MAX_QUEUES) as usize * SENDERS_A_QUEUE)
+}
+
 /// What is opened on one interface.
 pub(super) struct XdpSpec<'a> {
     pub info: &'a PathInfo,
     pub ifindex: u32,
-    /// How many sending halves are wanted: not more than there are queues.
+    /// How many sending halves are wanted: not more than [`most_senders`].
     pub senders: usize,
     /// Our source addresses, on whatever interface.
     pub sources: Vec<IpAddr>,
@@ -51,10 +59,15 @@ impl XdpSpec<'_> {
         let mut receiving = Vec::with_capacity(queues as usize);
         let mut copied = false;
         for queue_id in 0..queues {
-            let queue = Queue::open(QueueSpec { ifindex, interface, queue_id, zerocopy })?;
+            let mut queue = Queue::open(QueueSpec { ifindex, interface, queue_id, zerocopy })?;
             redirect.set_socket(queue_id, queue.rx.socket())?;
             copied |= !queue.zerocopy;
-            if transmits.len() < senders {
+            // Evenly: the first queues have one more where they do not come out even.
+            let here = (senders + (queues - 1 - queue_id) as usize) / queues as usize;
+            if let Some(more) = here.checked_sub(1) {
+                for half in queue.tx.share(more)? {
+                    transmits.push(Box::new(half));
+                }
                 transmits.push(Box::new(queue.tx));
             }
             receiving.push(Path {
