@@ -7,10 +7,10 @@ use super::capture::Capture;
 use super::given;
 use super::watch::HostWatch;
 use super::xdp::most_senders;
-use super::{EngineError, IoKind, Setup, Sweep};
+use super::{Cpus, EngineError, IoKind, Setup, Sweep};
 use crate::io::ports::PortsError;
 use crate::io::watch::Watch;
-use crate::io::{PathId, PathInfo, ports, privilege};
+use crate::io::{PathId, PathInfo, affinity, ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::given::Given;
 use crate::probe::neighbour::{Hop, HopId};
@@ -45,6 +45,10 @@ impl Sweep {
         let watch = Watch::open().map_err(EngineError::system)?;
         let layout = Layout::new(&setup)?;
         privilege::require(privilege::SWEEP).map_err(EngineError::system)?;
+        if let Some(Cpus { senders, receivers }) = &setup.cpus {
+            let check = |cpus| affinity::check(cpus).map_err(|e| EngineError::Usage(e.to_string()));
+            check(senders).and_then(|()| check(receivers))?;
+        }
         // Given flows have ports of their own.
         if !setup.targets.is_empty() {
             ports::check(&setup.source_ports).map_err(|error| match error {
@@ -77,6 +81,7 @@ impl Sweep {
             redirects,
             capture,
             watch,
+            cpus: setup.cpus,
             peers,
             io,
             notes,

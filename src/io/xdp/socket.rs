@@ -150,7 +150,7 @@ impl Sockets {
 pub(super) struct Socket {
     pub fd: OwnedFd,
     ifindex: u32,
-    queue_id: u32,
+    pub queue_id: u32,
     object: String,
 }
 

@@ -4,7 +4,7 @@ use super::completions::Completions;
 use super::rings::{Producer, Ring};
 use super::socket::{Sizes, Sockets};
 use super::umem::{Free, Ledger};
-use crate::io::{FRAME_OCTETS, IoError, Transmit, Unsent};
+use crate::io::{FRAME_OCTETS, IoError, QueueCounts, Transmit, Unsent};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
 use std::collections::VecDeque;
@@ -45,6 +45,8 @@ pub struct XdpTx {
     surplus: usize,
     scratch: Box<[u8; FRAME_OCTETS]>,
     frames: usize,
+    /// Frames that were taken, in all.
+    sent: u64,
     zerocopy: bool,
     sockets: Arc<Sockets>,
     clock: Clock,
@@ -92,6 +94,7 @@ impl XdpTx {
             surplus: 0,
             scratch: Box::new([0; FRAME_OCTETS]),
             frames: sizes.tx as usize,
+            sent: 0,
             zerocopy,
             sockets,
             clock: Clock,
@@ -131,6 +134,7 @@ impl XdpTx {
                 surplus: 0,
                 scratch: Box::new([0; FRAME_OCTETS]),
                 frames: each,
+                sent: 0,
                 zerocopy: self.zerocopy,
                 sockets,
                 clock: self.clock,
@@ -149,9 +153,7 @@ impl XdpTx {
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
         let socket = &self.sockets.sending;
-        self.completions
-            .take(self.half, &mut self.back)
-            .map_err(|bad| socket.bad_ring(bad))?;
+        self.completions.take(self.half, &mut self.back).map_err(|bad| socket.bad_ring(bad))?;
         for addr in self.back.drain(..) {
             let frame = self.ledger.take_back(addr).map_err(|bad| socket.bad_ring(bad))?;
             self.free.push(frame);
@@ -336,6 +338,7 @@ impl Transmit for XdpTx {
         (self.queued, self.surplus) = (0, 0);
         let sent = first_unsent.unwrap_or(queued);
         let refused = queued + surplus - sent;
+        self.sent += sent as u64;
         let unsent = |error| Unsent { sent, refused, error };
         result.map_err(unsent)?;
         self.await_frames(self.batch()).map_err(unsent)?;
@@ -343,5 +346,13 @@ impl Transmit for XdpTx {
             return Err(unsent(self.sockets.sending.error("reserve frames", Errno::EAGAIN)));
         }
         Ok(queued)
+    }
+
+    fn queue_counts(&self) -> Result<Option<QueueCounts>, IoError> {
+        let socket = &self.sockets.sending;
+        let tx_invalid_descs = socket.statistics()?.tx_invalid_descs;
+        let sent = self.sent;
+        let queue = socket.queue_id;
+        Ok(Some(QueueCounts { queue, sent, tx_invalid_descs, ..QueueCounts::default() }))
     }
 }
