@@ -10,8 +10,11 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 /// Queues beyond this many get no socket of ours: what comes in by them passes to the AF_PACKET
-/// socket. Each takes a thread and 12 MiB.
+/// socket. Each takes a thread and at least [`Queue::OCTETS`], memory permitting.
 const MAX_QUEUES: u32 = 16;
+
+/// What the queues of an interface share if that is more: the fewer there are, the more comes in by each.
+const OCTETS: u64 = 64 << 20;
 
 /// More senders than this share no queue: its lock and its device are the limit by then.
 const SENDERS_A_QUEUE: usize = 4;
@@ -59,7 +62,9 @@ impl XdpSpec<'_> {
         let mut receiving = Vec::with_capacity(queues as usize);
         let mut copied = false;
         for queue_id in 0..queues {
-            let mut queue = Queue::open(QueueSpec { ifindex, interface, queue_id, zerocopy })?;
+            let spec = QueueSpec { ifindex, interface, queue_id, zerocopy };
+            let room = (OCTETS / u64::from(queues)).max(Queue::OCTETS);
+            let mut queue = Queue::open_within(spec, room)?;
             redirect.set_socket(queue_id, queue.rx.socket())?;
             copied |= !queue.zerocopy;
             // Evenly: the first queues have one more where they do not come out even.

@@ -159,7 +159,7 @@ fn matrix(name: &str, way: Way, loss: &str) {
     assert_eq!(sweep.peers.len(), peers, "{}", sweep.stderr);
     assert_eq!(sweep.summary["io"], io);
     if io == "xdp" {
-        assert_every_queue_heard(&sweep, queues);
+        assert_every_queue_heard(&sweep, options[1], queues);
     }
     let mut confusion: BTreeMap<(&str, &str, String), usize> = BTreeMap::new();
     let mut wrong = Vec::new();

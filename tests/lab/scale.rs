@@ -21,11 +21,13 @@ fn every_peer_alive_whichever_queue_it_answers_by() {
     for mode in ["drv", "skb"] {
         let options = ["--io", "xdp", "--xdp-mode", mode];
         let Some(sweep) = sweep_everyone("65kq", "0", 2, &options) else { return };
-        assert_every_queue_heard(&sweep, 2);
+        assert_every_queue_heard(&sweep, mode, 2);
         let queues = sweep.summary["xdp"][0]["queues"].as_array().expect("a list");
         for queue in queues {
+            assert!(queue["sent"].as_u64() > Some(PEERS as u64), "{}", sweep.summary);
             // A hash that is any good puts far more than a quarter of the answers on each of the two.
-            assert!(queue["received"].as_u64() > Some(PEERS as u64 / 2), "{}", sweep.summary);
+            let many = queue["received"].as_u64() > Some(PEERS as u64 / 2);
+            assert!(many || mode == "skb", "{}", sweep.summary);
         }
     }
 }
@@ -33,9 +35,9 @@ fn every_peer_alive_whichever_queue_it_answers_by() {
 /// Senders that share one queue and its completion ring.
 #[test]
 fn every_peer_alive_by_one_queue_of_af_xdp() {
-    let options = ["--io", "xdp", "--cpus", "0-1"];
+    let options = ["--io", "xdp", "--xdp-mode", "drv", "--cpus", "0-1"];
     let Some(sweep) = sweep_everyone("65kx", "0", 1, &options) else { return };
-    assert_every_queue_heard(&sweep, 1);
+    assert_every_queue_heard(&sweep, "drv", 1);
 }
 
 fn sweep_everyone(name: &str, syncookies: &str, queues: u32, options: &[&str]) -> Option<Sweep> {

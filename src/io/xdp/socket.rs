@@ -8,7 +8,7 @@ use super::completions::Completions;
 use super::rings::{COMPLETION, FILL, Place, RX, Ring, TX};
 use super::rx::{Rings, XdpRx};
 use super::tx::XdpTx;
-use super::umem::Umem;
+use super::umem::{CHUNK, Umem};
 use crate::io::IoError;
 use crate::time::Clock;
 use nix::errno::Errno;
@@ -28,10 +28,21 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// A few milliseconds at a million packets a second, and 12 MiB; and what is tried if the memlock
-    /// limit, which is 8 MiB by default and counts for all queues of a user, does not allow it.
-    const TRIED: [Sizes; 3] =
-        [Sizes { rx: 4096, tx: 2048 }, Sizes { rx: 2048, tx: 1024 }, Sizes { rx: 1024, tx: 512 }];
+    /// From 16 ms at a million packets a second, which a receiver on a busy machine may have to wait for
+    /// its turn, and 36 MiB; to what the memlock limit, which is 8 MiB by default and counts for all queues
+    /// of a user, allows.
+    const TRIED: [Sizes; 5] = [
+        Sizes { rx: 16_384, tx: 2048 },
+        Sizes { rx: 8192, tx: 2048 },
+        Sizes { rx: 4096, tx: 2048 },
+        Sizes { rx: 2048, tx: 1024 },
+        Sizes { rx: 1024, tx: 512 },
+    ];
+
+    /// Returns the memory that frames take, in octets.
+    pub const fn octets(self) -> u64 {
+        (self.rx + self.tx) as u64 * CHUNK as u64
+    }
 
     /// Twice the frames: the kernel shows late what it has taken from the fill ring.
     pub const fn fill(self) -> u32 {
@@ -72,6 +83,9 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// The memory that one of many queues takes if it may, in octets.
+    pub const OCTETS: u64 = Sizes { rx: 4096, tx: 2048 }.octets();
+
     /// Opens the sockets of one queue and fills its fill ring. Frames come in once the XDP program has
     /// been told of [`XdpRx::socket`].
     ///
@@ -81,8 +95,16 @@ impl Queue {
     /// [`IoError`] with a remedy: no CAP_NET_RAW, a memlock limit, no such queue, no zero-copy in the
     /// driver, another program on the queue, the interface down or gone.
     pub fn open(spec: QueueSpec<'_>) -> Result<Queue, IoError> {
+        Self::open_within(spec, Self::OCTETS)
+    }
+
+    /// The same with no more than `octets` of memory, or as little as a queue can do with.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_within(spec: QueueSpec<'_>, octets: u64) -> Result<Queue, IoError> {
         let [first @ .., last] = Sizes::TRIED;
-        for sizes in first {
+        for sizes in first.into_iter().filter(|sizes| sizes.octets() <= octets) {
             match Self::open_with(spec, sizes) {
                 // The memlock limit (xdp_umem_account_pages).
                 Err(error) if error.source.raw_os_error() == Some(libc::ENOBUFS) => {
