@@ -196,8 +196,8 @@ fn senders_that_share_a_queue_get_their_own_frames_back() {
     let (mut queue, _redirect) = path(XdpMode::Drv);
     let others = queue.tx.share(2).unwrap();
     let before = sent_by_a0();
+    let mut halves: Vec<_> = others.into_iter().chain([queue.tx]).collect();
     std::thread::scope(|scope| {
-        let mut halves: Vec<_> = others.into_iter().chain([queue.tx]).collect();
         for half in &mut halves {
             scope.spawn(move || {
                 // Several times what each of them has frames for.
