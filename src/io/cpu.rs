@@ -1,8 +1,8 @@
-//! Which CPU a thread runs on, and how long it had to wait for it.
+//! Which CPUs a thread may run on, and how long it had to wait for one.
 #![forbid(unsafe_code)]
 
 use super::IoError;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use std::fs;
 use std::time::Duration;
@@ -12,18 +12,13 @@ use std::time::Duration;
 /// # Errors
 /// The kernel would not tell.
 pub fn allowed() -> Result<Vec<usize>, IoError> {
-    let set = sched_getaffinity(Pid::from_raw(0)).map_err(|errno| error("read the CPUs", errno))?;
+    let set = sched_getaffinity(Pid::from_raw(0)).map_err(|errno| IoError {
+        operation: "read the CPUs",
+        object: "this thread".to_owned(),
+        source: errno.into(),
+        remedy: "",
+    })?;
     Ok((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu) == Ok(true)).collect())
-}
-
-/// Keeps this thread on one CPU; threads that it spawns later too.
-///
-/// # Errors
-/// There is no such CPU, or this process may not use it.
-pub fn pin(cpu: usize) -> Result<(), IoError> {
-    let mut set = CpuSet::new();
-    let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    pinned.map_err(|errno| error("pin to a CPU", errno))
 }
 
 /// Returns how long this thread has been ready to run while something else had its CPU
@@ -33,8 +28,4 @@ pub fn waited() -> Duration {
         .ok()
         .and_then(|text| text.split_ascii_whitespace().nth(1)?.parse().ok());
     Duration::from_nanos(nanos.unwrap_or(0))
-}
-
-fn error(operation: &'static str, errno: nix::errno::Errno) -> IoError {
-    IoError { operation, object: "this thread".to_owned(), source: errno.into(), remedy: "" }
 }

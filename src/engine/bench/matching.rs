@@ -6,7 +6,7 @@ use super::slice::Slice;
 use super::{PEERS, Spread, Watch};
 use crate::engine::EngineError;
 use crate::io::bare::BATCH;
-use crate::io::{PathId, RxFrame, cpu};
+use crate::io::{PathId, RxFrame, affinity, cpu};
 use crate::probe::receiver::{Post, Receiver};
 use crate::time::{Clock, Instant};
 use crate::wire::{Checksums, LinkType, MacAddr, parse};
@@ -41,7 +41,7 @@ pub struct MatchReport {
 pub fn matching(span: Duration, watch: &Watch<'_>) -> Result<MatchReport, EngineError> {
     let cpus = cpu::allowed().map_err(EngineError::system)?;
     if let Some(&cpu) = cpus.last() {
-        cpu::pin(cpu).map_err(EngineError::system)?;
+        affinity::pin(cpu).map_err(EngineError::system)?;
     }
     let flows = flows();
     let table = Arc::new(table(&flows).map_err(EngineError::system)?);

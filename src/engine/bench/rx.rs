@@ -14,7 +14,7 @@ use crate::io::testbed::Testbed;
 use crate::io::xdp::{
     self, Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode, XdpRx, ZeroCopy,
 };
-use crate::io::{IoError, PathId, Receive, RxFrame, cpu, ports};
+use crate::io::{IoError, PathId, Receive, RxFrame, affinity, cpu, ports};
 use crate::probe::receiver::{Post, Receiver};
 use crate::time::Clock;
 use crate::wire::LinkType;
@@ -200,7 +200,7 @@ impl Bed {
         // Up only since both ends are.
         let ours = testbed.raise(OURS).map_err(system)?;
         if let Some(&cpu) = cpus.last() {
-            cpu::pin(cpu).map_err(system)?;
+            affinity::pin(cpu).map_err(system)?;
         }
         let flows = flows();
         let replies = Replies::new(&flows, other.mac, ours.mac).map_err(EngineError::system)?;
@@ -309,7 +309,7 @@ impl Bed {
         offered: &AtomicU64,
     ) -> Result<(), EngineError> {
         if let Some(cpu) = self.sending_cpu {
-            cpu::pin(cpu).map_err(EngineError::system)?;
+            affinity::pin(cpu).map_err(EngineError::system)?;
         }
         while !enough.load(Ordering::Relaxed) {
             let sent = replay.send(AT_ONCE).map_err(EngineError::system)?;

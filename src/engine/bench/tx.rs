@@ -11,7 +11,7 @@ use crate::io::raw::{Egress, RawTx};
 use crate::io::route::{Interface, interfaces};
 use crate::io::testbed::{self, LinkCounts};
 use crate::io::xdp::{Queue, QueueSpec, XdpTx, ZeroCopy};
-use crate::io::{FRAME_OCTETS, IoError, PathId, PathInfo, Transmit, cpu};
+use crate::io::{FRAME_OCTETS, IoError, PathId, PathInfo, Transmit, affinity, cpu};
 use crate::probe::craft::Crafter;
 use crate::time::{Clock, Instant};
 use crate::wire::LinkType;
@@ -99,7 +99,7 @@ pub fn tx(
     }
     let cpus = cpu::allowed().map_err(EngineError::system)?;
     if let Some(&cpu) = cpus.last() {
-        cpu::pin(cpu).map_err(EngineError::system)?;
+        affinity::pin(cpu).map_err(EngineError::system)?;
     }
     let mut failed = Vec::new();
     for &path in &paths {

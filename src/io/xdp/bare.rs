@@ -1,17 +1,20 @@
 //! The barest loop over an AF_XDP ring: entries that never change, and two cursors that move on.
 
-use super::rings::{Consumer, Producer};
+use super::completions::Completions;
 use super::tx::XdpTx;
 use super::umem::CHUNK;
 use crate::io::IoError;
 use crate::io::bare::BareLoop;
 use nix::errno::Errno;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Sends one constant frame through the rings of an [`XdpTx`], which gets them back when this value
 /// goes.
 #[derive(Debug)]
 pub struct BareRing<'a> {
     lender: &'a mut XdpTx,
+    completions: Arc<Completions>,
     /// Cursor of the next tx entry.
     next: u32,
     /// Cursor of the next completion entry.
@@ -24,7 +27,8 @@ impl<'a> BareRing<'a> {
     pub(super) fn new(lender: &'a mut XdpTx, frame: &[u8]) -> Result<Self, IoError> {
         let all = lender.frames;
         lender.await_frames(all)?;
-        let (next, seen) = (lender.producer.next(), lender.consumer.next());
+        let completions = lender.completions.clone();
+        let (next, seen) = (lender.producer.next(), completions.lock().consumer.next());
         let Some(first) = lender.free.first_mut().filter(|_| frame.len() <= CHUNK) else {
             return Err(lender.sockets.sending.error("send a constant frame", Errno::EMSGSIZE));
         };
@@ -34,15 +38,15 @@ impl<'a> BareRing<'a> {
         for index in 0..all as u32 {
             lender.tx.write(index, descriptor);
         }
-        Ok(BareRing { lender, next, seen, in_flight: 0 })
+        Ok(BareRing { lender, completions, next, seen, in_flight: 0 })
     }
 
     fn reap(&mut self) {
-        let produced = self.lender.completion.producer().load(std::sync::atomic::Ordering::Acquire);
+        let returned = self.completions.lock();
+        let produced = returned.ring.producer().load(Ordering::Acquire);
         self.in_flight = self.in_flight.saturating_sub(produced.wrapping_sub(self.seen));
         self.seen = produced;
-        let consumer = self.lender.completion.consumer();
-        consumer.store(produced, std::sync::atomic::Ordering::Release);
+        returned.ring.consumer().store(produced, Ordering::Release);
     }
 }
 
@@ -51,7 +55,7 @@ impl BareLoop for BareRing<'_> {
         let room = (self.lender.frames as u32 - self.in_flight).min(crate::io::bare::BATCH as u32);
         self.next = self.next.wrapping_add(room);
         self.in_flight += room;
-        self.lender.tx.producer().store(self.next, std::sync::atomic::Ordering::Release);
+        self.lender.tx.producer().store(self.next, Ordering::Release);
         let kicked = match self.lender.zerocopy && !self.lender.tx.needs_wakeup() {
             true => Ok(()),
             false => self.lender.kick(),
@@ -77,9 +81,8 @@ impl Drop for BareRing<'_> {
             self.reap();
         }
         // If some have not come back by now, the lender finds its ring in disorder, and says so.
-        let frames = self.lender.frames as u32;
-        self.lender.producer = Producer::new(self.next, frames);
-        self.lender.consumer = Consumer::new(self.seen, frames);
+        self.lender.producer.restart(self.next);
+        self.completions.lock().consumer.restart(self.seen);
         self.lender.taken = self.next;
     }
 }

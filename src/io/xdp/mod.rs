@@ -11,6 +11,7 @@
 
 mod bare;
 mod channels;
+mod completions;
 mod program;
 mod rings;
 mod rx;
