@@ -55,7 +55,7 @@ pub use os::Clock;
 #[cfg(feature = "os")]
 mod os {
     use super::Instant;
-    use nix::time::{ClockId, clock_gettime};
+    use nix::time::{ClockId, clock_getres, clock_gettime};
     use std::time::Duration;
 
     fn read(clock: ClockId) -> u64 {
@@ -82,9 +82,24 @@ mod os {
             Duration::from_nanos(boottime.saturating_sub(read(ClockId::CLOCK_MONOTONIC)))
         }
 
+        /// Returns the length of a tick of the kernel (1 s / CONFIG_HZ), the unit of its `jiffies`.
+        ///
+        /// It is the resolution of CLOCK_MONOTONIC_COARSE (`posix_get_coarse_res`,
+        /// kernel/time/posix-timers.c).
+        pub fn tick(&self) -> Duration {
+            // It always exists, as above; most kernels have 250 ticks a second.
+            clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+                .map_or(Duration::from_millis(4), Duration::from)
+        }
+
         /// Reads CLOCK_REALTIME as nanoseconds since 1970, for time stamps that leave the program.
         pub fn realtime_nanos(&self) -> u64 {
             read(ClockId::CLOCK_REALTIME)
+        }
+
+        /// Reads how long this thread has run on a CPU, in the kernel too (CLOCK_THREAD_CPUTIME_ID).
+        pub fn thread_cpu(&self) -> Duration {
+            Duration::from_nanos(read(ClockId::CLOCK_THREAD_CPUTIME_ID))
         }
 
         /// Blocks this thread for `span`.

@@ -5,6 +5,7 @@
 //! say of how far they have heard. Peers are shared out between senders, so that at full rate every
 //! core sends; a paced sweep has one sender, which alone keeps the rate.
 
+pub mod bench;
 mod capture;
 mod given;
 mod open;
@@ -74,8 +75,19 @@ pub struct Setup {
     pub source: Option<IpAddr>,
     /// Source ports.
     pub source_ports: RangeInclusive<u16>,
+    /// Where senders and receivers run; anywhere without it.
+    pub cpus: Option<Cpus>,
     /// Write every probe and reply to this pcap file.
     pub pcap: Option<PathBuf>,
+}
+
+/// CPUs for the threads of a sweep.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cpus {
+    /// One for each sender, from the first on again where there are more senders.
+    pub senders: Vec<usize>,
+    /// The same for receivers; that of queue n gets the n-th.
+    pub receivers: Vec<usize>,
 }
 
 /// What a running sweep shows, and how it is stopped. All counters are cumulative.
@@ -134,6 +146,7 @@ pub struct Sweep {
     redirects: Vec<Redirect>,
     capture: Option<Capture>,
     watch: Option<HostWatch>,
+    cpus: Option<Cpus>,
     peers: usize,
     /// The paths taken, as the summary names them.
     io: &'static str,

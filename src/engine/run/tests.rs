@@ -1,17 +1,20 @@
 //! Threads that panic: the run ends, and says so.
 
 use super::*;
-use crate::io::{PathInfo, Received, RxFrame, RxStats};
+use crate::io::{IoError, PathId, PathInfo, Receive, Received, RxFrame, RxStats, Transmit, Unsent};
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
-use crate::probe::sender::{Start, Target};
+use crate::probe::receiver::Post;
+use crate::probe::sender::{Sender, Start, Target};
 use crate::probe::table::{Family, Table};
-use crate::wire::MacAddr;
+use crate::time::Instant;
+use crate::wire::{LinkType, MacAddr};
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 const PEERS: usize = 10;
 /// Longer than a sweep of silent peers takes here; what hangs, hangs for ever.
@@ -121,6 +124,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         redirects: Vec::new(),
         capture: None,
         watch: None,
+        cpus: None,
         peers: PEERS,
         io: "packet",
         notes: Vec::new(),

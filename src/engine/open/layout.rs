@@ -1,0 +1,412 @@
+//! Which peer is reached through which interface and next hop.
+#![forbid(unsafe_code)]
+
+use crate::engine::watch::{Baseline, Way};
+use crate::engine::{EngineError, IoKind, Path, Setup, given};
+use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
+use crate::io::{PathId, PathInfo};
+use crate::probe::given::Given;
+use crate::probe::neighbour::{Hop, HopId};
+use crate::probe::sender::Target;
+use crate::wire::LinkType;
+use ipnet::IpNet;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+/// Addresses named in one message.
+const REFUSED_SHOWN: usize = 16;
+
+/// Which peer is reached through which interface and next hop.
+pub(super) struct Layout {
+    pub constraint: Constraint,
+    pub interfaces: Vec<Interface>,
+    /// The interfaces that frames leave through, by `PathId`.
+    pub egress: Vec<Interface>,
+    pub hops: Vec<Hop>,
+    /// The targets, and behind them the given flows.
+    pub targets: Vec<Target>,
+    pub given: Vec<Given>,
+}
+
+impl Layout {
+    pub fn new(setup: &Setup) -> Result<Self, EngineError> {
+        let interfaces = interfaces().map_err(EngineError::system)?;
+        let constraint = constraint(setup, &interfaces)?;
+        let mut routes = Routes::open().map_err(EngineError::system)?;
+        let mut layout = Layout {
+            constraint,
+            interfaces,
+            egress: Vec::new(),
+            hops: Vec::new(),
+            targets: Vec::with_capacity(setup.targets.len() + setup.flows.len()),
+            given: given::examine(&setup.flows, &mut routes)?,
+        };
+        let mut known = HashMap::new();
+        let targets = setup.targets.iter().map(|&peer| (peer, Some(constraint)));
+        let flows: Vec<_> = layout
+            .given
+            .iter()
+            .map(|flow| {
+                let own = Constraint { source: Some(flow.local.ip()), ..constraint };
+                (flow.peer, flow.obstacle().is_none().then_some(own))
+            })
+            .collect();
+        let mut not_peers = BTreeSet::new();
+        for (peer, constraint) in targets.chain(flows) {
+            let Some(constraint) = constraint else {
+                // Nothing is sent there, whatever the way.
+                layout.targets.push(Target { peer, hop: None });
+                continue;
+            };
+            let constraint = constraint_of(peer, &constraint, &layout.interfaces)?;
+            let route = routes.lookup(peer.ip(), &constraint).map_err(EngineError::system)?;
+            let hop = match route {
+                Route::Via { ifindex, next_hop, source } => {
+                    layout.check_loopback(peer, ifindex)?;
+                    Some((ifindex, next_hop, source))
+                }
+                Route::None(_) => None,
+                Route::Local { ifindex, source } => {
+                    check_local(setup, peer)?;
+                    // The kernel loops it: there is no next hop to tell from another.
+                    Some((ifindex, source, source))
+                }
+                Route::Broadcast | Route::Multicast => {
+                    not_peers.insert(peer.ip());
+                    continue;
+                }
+            };
+            let hop = match hop {
+                None => None,
+                Some(key) => Some(match known.get(&key) {
+                    Some(&hop) => hop,
+                    None => {
+                        let (ifindex, next_hop, source) = key;
+                        let hop = layout.add_hop(setup, ifindex, next_hop, source)?;
+                        known.insert(key, hop);
+                        hop
+                    }
+                }),
+            };
+            layout.targets.push(Target { peer, hop });
+        }
+        if !not_peers.is_empty() {
+            return Err(EngineError::Usage(broadcast(&not_peers)));
+        }
+        Ok(layout)
+    }
+
+    /// Given another interface, Linux takes the loopback's addresses for neighbours there; and given
+    /// the loopback, it takes every address for one, but sends what cannot be looped elsewhere.
+    fn check_loopback(&self, peer: SocketAddr, ifindex: u32) -> Result<(), EngineError> {
+        let egress = self.interfaces.iter().find(|interface| interface.index == ifindex);
+        match egress {
+            Some(egress) if peer.ip().is_loopback() && !egress.loopback => {
+                Err(EngineError::Usage(format!(
+                    "{}: a loopback address, which is not behind {}; leave out -i, or it (--exclude {})",
+                    peer.ip(),
+                    egress.name,
+                    peer.ip()
+                )))
+            }
+            Some(egress)
+                if egress.loopback
+                    && self.constraint.oif == Some(ifindex)
+                    && !self.is_own(peer.ip()) =>
+            {
+                Err(EngineError::Usage(format!(
+                    "{}: not an address of this host, and nothing else is behind {}; leave out -i, or \
+                     it (--exclude {})",
+                    peer.ip(),
+                    egress.name,
+                    peer.ip()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        let mut own = self.interfaces.iter().flat_map(|interface| &interface.addresses);
+        address.is_loopback() || own.any(|own| own.addr() == address)
+    }
+
+    fn add_hop(
+        &mut self,
+        setup: &Setup,
+        ifindex: u32,
+        next_hop: IpAddr,
+        source: IpAddr,
+    ) -> Result<HopId, EngineError> {
+        let path = match self.egress.iter().position(|interface| interface.index == ifindex) {
+            Some(path) => path,
+            None => {
+                let found = self.interfaces.iter().find(|interface| interface.index == ifindex);
+                let interface = found.ok_or_else(|| {
+                    EngineError::System(format!(
+                        "interface {ifindex}: gone since its route was read"
+                    ))
+                })?;
+                if !interface.up {
+                    return Err(EngineError::System(format!(
+                        "{next_hop} via {}: the interface is down or has no carrier; see: ip link \
+                         show {}",
+                        interface.name, interface.name
+                    )));
+                }
+                if let Some(io) = ethernet_only(setup)
+                    && takes_raw(setup, interface)
+                {
+                    return Err(EngineError::Usage(format!(
+                        "{next_hop} via {}: the interface has no MAC addresses, which the {io} \
+                         path needs; leave out --io {io}",
+                        interface.name
+                    )));
+                }
+                self.egress.push(interface.clone());
+                self.egress.len() - 1
+            }
+        };
+        let path = u8::try_from(path).map(PathId).map_err(|_| {
+            EngineError::Usage("targets leave through more than 256 interfaces; use -i".into())
+        })?;
+        self.hops.push(Hop { path, next_hop, source });
+        Ok(HopId((self.hops.len() - 1) as u32))
+    }
+
+    /// Returns what the host looked like to those who made this layout and `paths` from it.
+    pub fn baseline(&self, paths: &[Path]) -> Baseline {
+        let egress: Vec<_> =
+            (0u8..).map(PathId).zip(self.egress.iter().map(|interface| interface.index)).collect();
+        let is_egress = |path: PathId| egress.iter().any(|&(egress, _)| egress == path);
+        let elsewhere = paths.iter().map(|path| path.info.id).find(|&path| !is_egress(path));
+        let elsewhere = elsewhere
+            .into_iter()
+            .flat_map(|path| self.elsewhere().map(move |interface| (path, interface.index)));
+        let ways = self.hops.iter().map(|hop| Way {
+            path: hop.path,
+            ifindex: self.egress[usize::from(hop.path.0)].index,
+            next_hop: hop.next_hop,
+            source: hop.source,
+        });
+        let peers = self.targets.iter().map(|target| {
+            let way = target.hop.map(|HopId(hop)| hop);
+            (target.peer.ip(), way)
+        });
+        Baseline {
+            constraint: self.constraint,
+            interfaces: self.interfaces.clone(),
+            elsewhere: elsewhere.collect(),
+            ways: ways.collect(),
+            peers: peers.collect(),
+            first_given: (self.targets.len() - self.given.len()) as u32,
+            kernel_neighbours: egress
+                .iter()
+                .copied()
+                .filter(|&(egress, _)| {
+                    let path = paths.iter().find(|path| path.info.id == egress);
+                    path.is_some_and(|path| path.info.has_kernel_neighbours())
+                })
+                .collect(),
+            egress,
+        }
+    }
+
+    pub fn path_infos(&self, setup: &Setup) -> Vec<PathInfo> {
+        let info = |(index, interface): (usize, &Interface)| PathInfo {
+            id: PathId(index as u8),
+            interface: interface.name.clone(),
+            link: if takes_raw(setup, interface) { LinkType::Ip } else { LinkType::Ethernet },
+            mac: interface.mac,
+            mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
+        };
+        self.egress.iter().enumerate().map(info).collect()
+    }
+
+    /// What frames of the sweep start with, or must be made to in one file.
+    pub fn link(&self, setup: &Setup) -> LinkType {
+        let is_raw = |interface: &Interface| takes_raw(setup, interface);
+        if self.egress.is_empty() || !self.egress.iter().all(is_raw) {
+            LinkType::Ethernet
+        } else {
+            LinkType::Ip
+        }
+    }
+
+    /// The paths taken, as the summary names them.
+    pub fn io(&self, setup: &Setup) -> &'static str {
+        let raw = self.egress.iter().filter(|interface| takes_raw(setup, interface)).count();
+        match (raw, self.egress.len()) {
+            _ if matches!(setup.io, IoKind::Xdp(_)) => "xdp",
+            // Nothing leaves: what would have been taken.
+            (0, 0) if setup.io == IoKind::Raw => "raw",
+            (0, _) => "packet",
+            (raw, all) if raw == all => "raw",
+            _ => "packet+raw",
+        }
+    }
+
+    /// Our addresses, on whatever path: the answer to a frame of one path may come by another.
+    pub fn sources(&self) -> Vec<IpAddr> {
+        let mut sources: Vec<_> = self.hops.iter().map(|hop| hop.source).collect();
+        sources.sort_unstable();
+        sources.dedup();
+        sources
+    }
+
+    /// Returns the address to ask for next hops from where `hop`'s source is not one of the interface:
+    /// the link-local one, as RFC 4861 §7.2.2 has it. Many stacks ignore solicitations of others.
+    pub fn asks_from(&self, hop: &Hop) -> Option<IpAddr> {
+        let interface = self.egress.get(usize::from(hop.path.0))?;
+        let own = || interface.addresses.iter().map(IpNet::addr);
+        if hop.source.is_ipv4() || own().any(|own| own == hop.source) {
+            return None;
+        }
+        own().find(|own| matches!(own, IpAddr::V6(own) if own.is_unicast_link_local()))
+    }
+
+    /// Returns the interfaces that [`open_elsewhere`](Self::open_elsewhere) listens on.
+    pub fn elsewhere(&self) -> impl Iterator<Item = &Interface> {
+        let addresses = self.sources();
+        let is_of_use = move |own: &IpNet| {
+            addresses.iter().any(|source| source.is_ipv4() == own.addr().is_ipv4())
+        };
+        self.interfaces.iter().filter(move |interface| {
+            interface.up
+                && !interface.loopback
+                && !interface.is_port
+                && interface.addresses.iter().any(&is_of_use)
+                && !self.egress.iter().any(|egress| egress.index == interface.index)
+        })
+    }
+}
+
+/// The name of the path that was asked for, if it needs interfaces with MAC addresses.
+fn ethernet_only(setup: &Setup) -> Option<&'static str> {
+    match setup.io {
+        IoKind::Packet => Some("packet"),
+        IoKind::Xdp(_) => Some("xdp"),
+        IoKind::Auto | IoKind::Raw => None,
+    }
+}
+
+/// Whether frames leave through `interface` by raw sockets.
+pub(super) fn takes_raw(setup: &Setup, interface: &Interface) -> bool {
+    setup.io == IoKind::Raw || !interface.has_mac || interface.loopback
+}
+
+/// Checks that a peer that is this host itself can be probed.
+fn check_local(setup: &Setup, peer: SocketAddr) -> Result<(), EngineError> {
+    if let Some(io) = ethernet_only(setup) {
+        return Err(EngineError::Usage(format!(
+            "{}: an address of this host, which the {io} path cannot reach; leave out --io {io}, or \
+             it (--exclude {})",
+            peer.ip(),
+            peer.ip()
+        )));
+    }
+    // The guard tells our segments from the peer's by address and port.
+    if setup.source_ports.contains(&peer.port()) {
+        return Err(EngineError::Usage(format!(
+            "{peer}: an address of this host, and its port is one of our source ports {}-{}; choose \
+             others with --source-ports LO-HI",
+            setup.source_ports.start(),
+            setup.source_ports.end()
+        )));
+    }
+    Ok(())
+}
+
+/// Says all at once that these addresses must be left out, and how.
+fn broadcast(addresses: &BTreeSet<IpAddr>) -> String {
+    let first = || addresses.iter().take(REFUSED_SHOWN).map(IpAddr::to_string);
+    let excludes: Vec<_> = first().map(|address| format!("--exclude {address}")).collect();
+    let (named, excludes) = (first().collect::<Vec<_>>().join(", "), excludes.join(" "));
+    match addresses.len() {
+        1 => format!(
+            "{named}: a broadcast or multicast address of a connected network, which must not be \
+             probed; leave it out ({excludes})"
+        ),
+        ..=REFUSED_SHOWN => format!(
+            "{named}: broadcast or multicast addresses of connected networks, which must not be \
+             probed; leave them out ({excludes})"
+        ),
+        all => format!(
+            "{named} and {} more: broadcast or multicast addresses of connected networks, which \
+             must not be probed; leave them out ({excludes} …, or a file of them: --exclude FILE)",
+            all - REFUSED_SHOWN
+        ),
+    }
+}
+
+/// Returns what the look-up of the route to `peer` is bound to: beside `constraint`, the interface
+/// that its scope names.
+fn constraint_of(
+    peer: SocketAddr,
+    constraint: &Constraint,
+    interfaces: &[Interface],
+) -> Result<Constraint, EngineError> {
+    let usage = |text: String| Err(EngineError::Usage(format!("{}: {text}", peer.ip())));
+    if let Some(source) = constraint.source
+        && source.is_ipv4() != peer.is_ipv4()
+    {
+        return usage(format!(
+            "source address {source} is of another address family; sweep the two families apart"
+        ));
+    }
+    let SocketAddr::V6(peer) = peer else { return Ok(*constraint) };
+    if let Some(v4) = peer.ip().to_ipv4_mapped() {
+        return usage(format!("an IPv4 address as IPv6 writes it; give it as {v4}"));
+    }
+    let name = |index| interfaces.iter().find(|known| known.index == index).map(|i| &i.name);
+    match (peer.scope_id(), constraint.oif) {
+        (0, None) if peer.ip().is_unicast_link_local() => usage(format!(
+            "a link-local address, which says nothing of its link; write {}%IFACE",
+            peer.ip()
+        )),
+        (0, _) => Ok(*constraint),
+        (scope, Some(oif)) if scope != oif => match (name(scope), name(oif)) {
+            (Some(scope), Some(oif)) => usage(format!("is on {scope}, but -i says {oif}")),
+            _ => usage(format!("interface {scope}: no such interface; see: ip link")),
+        },
+        (scope, _) if name(scope).is_none() => {
+            usage(format!("interface {scope}: no such interface; see: ip link"))
+        }
+        (scope, _) => Ok(Constraint { oif: Some(scope), ..*constraint }),
+    }
+}
+
+/// Checks `-i` and `--source` against the interfaces that there are.
+fn constraint(setup: &Setup, interfaces: &[Interface]) -> Result<Constraint, EngineError> {
+    let oif = match &setup.interface {
+        None => None,
+        Some(name) => {
+            let found = interfaces.iter().find(|interface| interface.name == *name);
+            let Some(interface) = found else {
+                let names: Vec<_> = interfaces.iter().map(|known| known.name.as_str()).collect();
+                return Err(EngineError::Usage(format!(
+                    "interface {name}: no such interface; there are {}",
+                    names.join(", ")
+                )));
+            };
+            if !interface.up {
+                return Err(EngineError::System(format!(
+                    "interface {name}: down; bring it up: ip link set {name} up"
+                )));
+            }
+            Some(interface.index)
+        }
+    };
+    if let Some(source) = setup.source {
+        let owned = interfaces
+            .iter()
+            .flat_map(|interface| &interface.addresses)
+            .any(|address| address.addr() == source);
+        if !owned {
+            return Err(EngineError::Usage(format!(
+                "source address {source}: not an address of this host (see: ip address)"
+            )));
+        }
+    }
+    Ok(Constraint { oif, source: setup.source })
+}
