@@ -20,6 +20,7 @@ mod connection;
 mod error;
 mod namespace;
 mod owner;
+mod process;
 mod reader;
 mod record;
 
@@ -27,4 +28,5 @@ pub use connection::{Connection, Numbers, SocketKeepalive, SocketTimestamps, Tcp
 pub use error::HostError;
 pub use namespace::{Namespace, Namespaces, namespaces};
 pub use owner::{Owner, Owners, cgroup};
+pub use process::{comm, cookie_of, netns_of, sockets_of};
 pub use reader::{Reader, Reading};
