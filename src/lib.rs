@@ -18,6 +18,8 @@
 //! clock or touches a socket. [`io`] moves frames, for real or in a simulation; the engine drives
 //! both, and the command line says what to do.
 
+#[cfg(feature = "os")]
+pub mod audit;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "os")]

@@ -68,21 +68,25 @@ impl Listed {
     ///
     /// Keepalives are no data: neither the kernel's nor an earlier audit's count.
     pub fn idle(&self) -> Option<Duration> {
-        let numbers = self.connection.numbers.as_ref()?;
-        Some(numbers.since_data_sent.min(numbers.since_data_received))
+        Self::idle_of(&self.connection)
+    }
+
+    pub(super) fn idle_of(connection: &Connection) -> Option<Duration> {
+        let numbers = connection.numbers.as_ref()?;
+        known(numbers.since_data_sent.min(numbers.since_data_received))
     }
 
     /// Returns how long the peer has not been heard: neither data nor an acknowledgement, be it of a
     /// keepalive.
     pub fn unheard(&self) -> Option<Duration> {
-        let numbers = self.connection.numbers.as_ref()?;
-        Some(numbers.since_data_received.min(numbers.since_ack_received))
+        let numbers = self.numbers()?;
+        known(numbers.since_data_received.min(numbers.since_ack_received))
     }
 
     /// Returns how long no segment that this kernel keeps count of has passed, either way: what a
     /// middlebox counts.
     pub fn quiet(&self) -> Option<Duration> {
-        Some(self.idle()?.min(self.unheard()?))
+        self.idle().into_iter().chain(self.unheard()).min()
     }
 
     /// Returns the window that a segment sent now would carry in its header; `None` if it is 0, or
@@ -91,7 +95,8 @@ impl Listed {
     /// What was offered last less what has come in since (`tcp_receive_window`, include/net/tcp.h).
     pub fn window(&self) -> Option<u16> {
         let numbers = self.connection.numbers.as_ref()?;
-        let left = numbers.rcv_wnd.saturating_sub(numbers.rcv_nxt.0.wrapping_sub(numbers.rcv_wup.0));
+        let left =
+            numbers.rcv_wnd.saturating_sub(numbers.rcv_nxt.0.wrapping_sub(numbers.rcv_wup.0));
         let scaled = left.checked_shr(u32::from(numbers.rcv_wscale)).unwrap_or(0);
         Some(u16::try_from(scaled).unwrap_or(u16::MAX)).filter(|&window| window > 0)
     }
@@ -107,4 +112,9 @@ impl Listed {
     pub fn numbers(&self) -> Option<&Numbers> {
         self.connection.numbers.as_ref()
     }
+}
+
+/// The kernel has not begun to count in some states, as SYN-SENT.
+fn known(span: Duration) -> Option<Duration> {
+    (span != Duration::MAX).then_some(span)
 }

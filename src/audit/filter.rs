@@ -4,7 +4,7 @@
 use super::{ASKED, Listed};
 use crate::io::host::{Connection, TcpState};
 use ipnet::IpNet;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// What was asked for, of any connection.
@@ -38,14 +38,14 @@ impl Default for Filter {
 impl Filter {
     /// Says whether `connection` is of interest; `sockets` are the inodes of the processes that were
     /// asked for, if any were.
-    pub fn takes(&self, connection: &Connection, sockets: Option<&HashSet<u64>>) -> Taken {
+    pub fn takes(&self, connection: &Connection, sockets: Option<&HashMap<u64, u32>>) -> Taken {
         // A socket without a file, as in TIME_WAIT, is nobody's.
-        let is_theirs = sockets.is_none_or(|sockets| sockets.contains(&connection.inode));
+        let is_theirs = sockets.is_none_or(|sockets| sockets.contains_key(&connection.inode));
         let peer = connection.peer.ip();
         let is_peer = self.peers.is_empty() || self.peers.iter().any(|net| net.contains(&peer));
-        let is_idle = self.idle_over.is_none_or(|over| {
-            Listed::idle_of(connection).is_some_and(|idle| idle > over)
-        });
+        let is_idle = self
+            .idle_over
+            .is_none_or(|over| Listed::idle_of(connection).is_some_and(|idle| idle > over));
         match is_theirs && is_peer && is_idle {
             false => Taken::No,
             true if self.states.contains(&connection.state) => Taken::Yes,

@@ -82,11 +82,16 @@ impl Finding {
 ///
 /// A socket without numbers (TIME_WAIT, SYN_RECV) has none: the kernel ends it anyway.
 pub fn findings(listed: &Listed, keepalive_off_over: Duration) -> Vec<Finding> {
-    let (Some(numbers), Some(idle), Some(quiet)) = (listed.numbers(), listed.idle(), listed.quiet())
+    let (Some(numbers), Some(idle), Some(quiet)) =
+        (listed.numbers(), listed.idle(), listed.quiet())
     else {
         return Vec::new();
     };
     let unwatched = numbers.keepalive.is_none() && idle > keepalive_off_over;
     let forgotten = Middlebox::ALL.into_iter().filter(|kind| quiet > kind.remembers());
-    unwatched.then_some(Finding::KeepaliveOff).into_iter().chain(forgotten.map(Finding::Idle)).collect()
+    unwatched
+        .then_some(Finding::KeepaliveOff)
+        .into_iter()
+        .chain(forgotten.map(Finding::Idle))
+        .collect()
 }

@@ -72,8 +72,8 @@ impl Audit {
         let mut listing = Listing::default();
         if found.hidden_processes > 0 && self.scope == Scope::All {
             listing.warnings.push(format!(
-                "look at network namespaces: those of {} processes are hidden; needs \
-                 CAP_SYS_PTRACE: try sudo",
+                "look into every network namespace: that of {} hidden process(es) is left out, \
+                 unless another one is in it; needs CAP_SYS_PTRACE: try sudo",
                 found.hidden_processes
             ));
         }
@@ -103,7 +103,8 @@ impl Audit {
             for connection in connections {
                 match self.filter.takes(&connection, sockets.as_ref()) {
                     Taken::Yes => {
-                        let process = owners.process(&connection);
+                        let asked = sockets.as_ref().and_then(|held| held.get(&connection.inode));
+                        let process = owners.process(&connection, asked.copied());
                         let netns = Arc::clone(&netns);
                         taken.push(Arc::new(Listed { connection, process, netns }));
                     }
@@ -116,15 +117,16 @@ impl Audit {
         Ok(listing)
     }
 
-    /// Returns the inodes of the sockets of the processes that were asked for, if any were.
-    fn sockets(&self) -> Result<Option<HashSet<u64>>, AuditError> {
+    /// Returns the inodes of the sockets of the processes that were asked for, and which of them has
+    /// it, if any were.
+    fn sockets(&self) -> Result<Option<HashMap<u64, u32>>, AuditError> {
         if self.pids.is_empty() {
             return Ok(None);
         }
-        let mut sockets = HashSet::new();
+        let mut sockets = HashMap::new();
         for &pid in &self.pids {
             match host::sockets_of(pid)? {
-                Some(found) => sockets.extend(found),
+                Some(found) => sockets.extend(found.into_iter().map(|inode| (inode, pid))),
                 None => return Err(no_process(pid)),
             }
         }
@@ -206,12 +208,18 @@ impl Attribution {
         Attribution { owners, processes: HashMap::new() }
     }
 
-    fn process(&mut self, connection: &Connection) -> Option<Process> {
-        let owner = self.owners.of(connection)?;
-        let process = self.processes.entry(owner.pid).or_insert_with(|| Process {
-            pid: owner.pid,
-            comm: owner.comm.as_str().into(),
-            cgroup: host::cgroup(owner.pid).map(Into::into),
+    /// Returns the process that holds the socket: of several the one that was `asked` for, else the
+    /// first.
+    fn process(&mut self, connection: &Connection, asked: Option<u32>) -> Option<Process> {
+        let owner = self.owners.of(connection);
+        let pid = asked.or(owner.map(|owner| owner.pid))?;
+        let process = self.processes.entry(pid).or_insert_with(|| Process {
+            pid,
+            comm: match owner.filter(|owner| owner.pid == pid) {
+                Some(owner) => owner.comm.as_str().into(),
+                None => host::comm(pid).unwrap_or_default().into(),
+            },
+            cgroup: host::cgroup(pid).map(Into::into),
         });
         Some(process.clone())
     }

@@ -43,7 +43,7 @@ pub use changes::{Change, Changes};
 pub use connection::{ASKED, Listed, Process, TCP_STATES, state_name};
 pub use finding::{Finding, KEEPALIVE_OFF_OVER, Middlebox, findings};
 pub use list::Listing;
-pub use own::probe;
+pub use own::{probe, probe_with};
 
 use crate::engine::EngineError;
 use crate::io::host::{HostError, TcpState};

@@ -2,12 +2,15 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod audit;
 mod doctor;
 mod dry_run;
 mod exit;
 pub(crate) mod flows;
 mod output;
+mod plan;
 mod progress;
+mod session;
 mod sweep;
 pub(crate) mod targets;
 
@@ -30,6 +33,7 @@ pub fn main() -> ExitCode {
     };
     let ended = match args.command {
         Command::Sweep(args) => sweep::run(*args),
+        Command::Audit(args) => audit::run(*args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match ended {

@@ -90,7 +90,8 @@ mod tests {
         let expected = [("10.0.0.0/24", 2), ("10.0.1.0/24", 2), ("2001:db8::/64", 2)];
         assert_eq!(prefixes, expected.map(|(net, n): (&str, u64)| (net.to_owned(), n)));
         assert_eq!(tally.findings, [("idle-aws", 5)].into());
-        let order: Vec<_> = by_need(&tally.processes).into_iter().map(|(who, _)| who.clone()).collect();
+        let order: Vec<_> =
+            by_need(&tally.processes).into_iter().map(|(who, _)| who.clone()).collect();
         assert_eq!(order, [holder("cron"), holder("db"), holder("web"), None]);
     }
 }

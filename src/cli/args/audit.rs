@@ -167,7 +167,9 @@ mod tests {
 
     fn parsed(more: &str) -> Result<AuditArgs, String> {
         let line = format!("keepsweep audit {more}");
-        match Args::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?.command
+        match Args::try_parse_from(line.split_whitespace())
+            .map_err(|error| error.to_string())?
+            .command
         {
             Command::Audit(args) => Ok(*args),
             other => panic!("not an audit: {other:?}"),
@@ -202,7 +204,16 @@ mod tests {
     #[test]
     fn processes_have_numbers_and_what_changes_connections_is_not_taken() {
         assert_eq!(parsed("--pid 1 --pid 4294967295").expect("valid").pid, [1, u32::MAX]);
-        for wrong in ["--pid 0", "--pid -1", "--pid +5", "--pid sshd", "--every 0s", "--kill down", "--arm 60,5,3", "--yes"] {
+        for wrong in [
+            "--pid 0",
+            "--pid -1",
+            "--pid +5",
+            "--pid sshd",
+            "--every 0s",
+            "--kill down",
+            "--arm 60,5,3",
+            "--yes",
+        ] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
         for wrong in ["--dry-run --every 5s", "--dry-run --pcap x", "--dry-run --only down"] {
