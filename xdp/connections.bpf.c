@@ -23,6 +23,7 @@
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
 #define TCP_SYN_RECV 3
+#define TCP_TIME_WAIT 6
 #define TCP_NEW_SYN_RECV 12
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -158,6 +159,14 @@ struct tcp_sock {
 	struct tcp_ao_info *ao_info;
 };
 
+struct inet_timewait_sock {
+	volatile unsigned char tw_substate;
+};
+
+struct tcp_timewait_sock {
+	struct inet_timewait_sock tw_sk;
+};
+
 struct task_struct {
 	int tgid;
 	struct task_struct *group_leader;
@@ -190,6 +199,17 @@ struct bpf_iter__task_file {
 static __always_inline __u64 socket_inode(struct socket *socket)
 {
 	return socket ? BPF_CORE_READ((struct socket_alloc *)socket, vfs_inode.i_ino) : 0;
+}
+
+static __always_inline __u8 state_of(struct sock_common *skc)
+{
+	if (skc->skc_state == TCP_NEW_SYN_RECV)
+		return TCP_SYN_RECV;
+	if (skc->skc_state != TCP_TIME_WAIT)
+		return skc->skc_state;
+	/* FIN_WAIT2 that no application holds any more is a small socket too. */
+	struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(skc);
+	return tw ? tw->tw_sk.tw_substate : TCP_TIME_WAIT;
 }
 
 static __always_inline void set_addresses(struct connection_record *to, struct sock_common *from)
@@ -298,7 +318,7 @@ int connections(struct bpf_iter__tcp *ctx)
 	record.family = skc->skc_family;
 	record.local_port = skc->skc_num;
 	record.peer_port = bpf_ntohs(skc->skc_dport);
-	record.state = skc->skc_state == TCP_NEW_SYN_RECV ? TCP_SYN_RECV : skc->skc_state;
+	record.state = state_of(skc);
 	set_addresses(&record, skc);
 
 	/* None for TIME_WAIT and request sockets. */

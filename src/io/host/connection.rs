@@ -17,7 +17,7 @@ pub enum TcpState {
     SynReceived,
     /// FIN-WAIT-1.
     FinWait1,
-    /// FIN-WAIT-2.
+    /// FIN-WAIT-2; on Linux a small socket once the application has closed it.
     FinWait2,
     /// TIME-WAIT; on Linux a small socket of its own kind.
     TimeWait,

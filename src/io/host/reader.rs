@@ -9,7 +9,7 @@ use aya::programs::Iter;
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -69,9 +69,10 @@ impl Reader {
     }
 
     fn open_with(btf: &Path) -> Result<Reader, HostError> {
-        let types = Btf::parse_file(btf, Endianness::default()).map_err(|error| {
-            HostError::Btf { path: btf.to_owned(), reason: crate::io::guard::chain(&error) }
-        })?;
+        let failed = |reason| HostError::Btf { path: btf.to_owned(), reason };
+        let types = fs::read(btf).map_err(|error| failed(error.to_string()))?;
+        let types =
+            Btf::parse(&types, Endianness::default()).map_err(|error| failed(error.to_string()))?;
         let mut programs = EbpfLoader::new()
             .btf(Some(&types))
             .load(OBJECT)
@@ -218,10 +219,10 @@ mod tests {
         let error = Reader::open_with(Path::new("/nonexistent/vmlinux")).expect_err("no such file");
         assert_eq!(
             error.to_string(),
-            "read the kernel's types from /nonexistent/vmlinux: error reading \
-             /nonexistent/vmlinux: No such file or directory (os error 2); needs a kernel with \
-             CONFIG_DEBUG_INFO_BTF, and /sys mounted"
+            "read the kernel's types from /nonexistent/vmlinux: No such file or directory (os \
+             error 2); needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys mounted"
         );
-        assert!(error.to_string().ends_with(error.remedy()));
+        assert_eq!(error.remedy(), HostError::NO_BTF);
+        assert!(error.without_remedy().ends_with("(os error 2)"), "{}", error.without_remedy());
     }
 }

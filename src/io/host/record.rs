@@ -149,14 +149,17 @@ impl ConnectionRecord {
             // The stamps are the lower half of jiffies, and older than this reading of it.
             stamp => tick * (self.jiffies as u32).wrapping_sub(stamp),
         };
+        let rcv_wscale = if self.has(flag::WSCALE) { self.rcv_wscale } else { 0 };
         Numbers {
             snd_una: SeqNumber(self.snd_una),
             snd_nxt: SeqNumber(self.snd_nxt),
             write_seq: SeqNumber(self.write_seq),
             rcv_nxt: SeqNumber(self.rcv_nxt),
             rcv_wup: SeqNumber(self.rcv_wup),
-            rcv_wnd: self.rcv_wnd,
-            rcv_wscale: if self.has(flag::WSCALE) { self.rcv_wscale } else { 0 },
+            // The kernel notes what it would offer, and offers what the field holds
+            // (tcp_select_window, net/ipv4/tcp_output.c).
+            rcv_wnd: self.rcv_wnd.min(u32::from(u16::MAX) << rcv_wscale.min(14)),
+            rcv_wscale,
             snd_wnd: self.snd_wnd,
             bytes_received: self.bytes_received,
             packets_out: self.packets_out,
