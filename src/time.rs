@@ -55,7 +55,7 @@ pub use os::Clock;
 #[cfg(feature = "os")]
 mod os {
     use super::Instant;
-    use nix::time::{ClockId, clock_gettime};
+    use nix::time::{ClockId, clock_getres, clock_gettime};
     use std::time::Duration;
 
     fn read(clock: ClockId) -> u64 {
@@ -80,6 +80,16 @@ mod os {
         pub fn suspended(&self) -> Duration {
             let boottime = read(ClockId::CLOCK_BOOTTIME);
             Duration::from_nanos(boottime.saturating_sub(read(ClockId::CLOCK_MONOTONIC)))
+        }
+
+        /// Returns the length of a tick of the kernel (1 s / CONFIG_HZ), the unit of its `jiffies`.
+        ///
+        /// It is the resolution of CLOCK_MONOTONIC_COARSE (`posix_get_coarse_res`,
+        /// kernel/time/posix-timers.c).
+        pub fn tick(&self) -> Duration {
+            // It always exists, as above; most kernels have 250 ticks a second.
+            clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+                .map_or(Duration::from_millis(4), Duration::from)
         }
 
         /// Reads CLOCK_REALTIME as nanoseconds since 1970, for time stamps that leave the program.

@@ -1,4 +1,5 @@
-//! The TCP connections that this host's kernel owns.
+//! What is told of a connection.
+#![forbid(unsafe_code)]
 
 use crate::time::Instant;
 use crate::wire::SeqNumber;
@@ -16,7 +17,7 @@ pub enum TcpState {
     SynReceived,
     /// FIN-WAIT-1.
     FinWait1,
-    /// FIN-WAIT-2.
+    /// FIN-WAIT-2; on Linux a small socket once the application has closed it.
     FinWait2,
     /// TIME-WAIT; on Linux a small socket of its own kind.
     TimeWait,
@@ -53,7 +54,7 @@ pub struct Connection {
     pub netns: u64,
     /// The inode of the socket in sockfs; 0 if no file holds it any more.
     pub inode: u64,
-    /// The user who opened the socket.
+    /// The user who opened the socket; for a TIME_WAIT one 0, and for a request the listener's.
     pub uid: u32,
     /// What only a full socket has.
     pub numbers: Option<Numbers>,
@@ -94,13 +95,18 @@ pub struct Numbers {
     pub is_signed: Option<bool>,
     /// SO_MARK.
     pub mark: u32,
-    /// The interface that the socket is bound to; 0 for none.
+    /// The interface that the socket is bound to (SO_BINDTODEVICE), or that its link-local address
+    /// is of; 0 for none.
     pub bound_interface: u32,
-    /// The TOS or traffic class octet.
+    /// The TOS or traffic class octet, without its ECN bits.
     pub tos: u8,
     /// SO_KEEPALIVE: `None` if it is off.
     pub keepalive: Option<SocketKeepalive>,
     /// How long ago data was last sent (`lsndtime`).
+    ///
+    /// This and the next two are exact to a tick of the kernel ([`crate::time::Clock::tick`], 1 to 10 ms) and
+    /// wrap: beyond 2^32 ticks, 49 days at 1,000 a second, they start over. The kernel starts them
+    /// with the connection; [`Duration::MAX`] where it has not, as in SYN-SENT.
     pub since_data_sent: Duration,
     /// How long ago data was last received (`icsk_ack.lrcvtime`).
     pub since_data_received: Duration,
