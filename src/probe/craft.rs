@@ -51,6 +51,8 @@ pub struct Outgoing {
     pub ack: Option<SeqNumber>,
     /// SEG.WND.
     pub wnd: u16,
+    /// The TOS or traffic class octet.
+    pub tos: u8,
     /// IPv4 identification.
     pub ip_id: u16,
     /// The timestamps option; a SYN never has it.
@@ -184,10 +186,16 @@ impl Template {
                 let mut ip = Patch::read(frame, ip_at + 10);
                 ip.put16(frame, ip_at + 4, segment.ip_id);
                 ip.put32(frame, ip_at + 16, dst.to_bits());
+                let version = u16::from(frame[ip_at]) << 8;
+                ip.sum = checksum::update(ip.sum, version, version | u16::from(segment.tos));
+                frame[ip_at + 1] = segment.tos;
                 ip.write(frame);
                 tcp.add32(dst.to_bits());
             }
             IpAddr::V6(dst) => {
+                // The traffic class stands across octets; no checksum covers it.
+                frame[ip_at] |= segment.tos >> 4;
+                frame[ip_at + 1] |= segment.tos << 4;
                 for (index, word) in dst.octets().chunks_exact(4).enumerate() {
                     let word = u32::from_be_bytes([word[0], word[1], word[2], word[3]]);
                     tcp.put32(frame, ip_at + 24 + 4 * index, word);
@@ -306,7 +314,7 @@ mod tests {
         fn patched_equals_emitted(
             v4: bool, ethernet: bool, kind in 0usize..6, src: u128, dst: u128, mac: [u8; 6],
             ports: (u16, u16), seq: u32, ack: Option<u32>, wnd: u16, ip_id: u16,
-            timestamps: Option<(u32, u32)>,
+            tos: u8, timestamps: Option<(u32, u32)>,
         ) {
             let address = |bits: u128| -> IpAddr {
                 if v4 { Ipv4Addr::from_bits(bits as u32).into() } else { Ipv6Addr::from_bits(bits).into() }
@@ -321,6 +329,7 @@ mod tests {
                 seq: SeqNumber(seq),
                 ack: ack.map(SeqNumber),
                 wnd,
+                tos,
                 ip_id: if v4 { ip_id } else { 0 },
                 timestamps: timestamps.map(|(tsval, tsecr)| Timestamps { tsval, tsecr }),
             };
@@ -351,6 +360,18 @@ mod tests {
             };
             let mut emitted = [0; 128];
             let full = segment.emit(&link, &mut emitted).unwrap();
+            // The TOS octet, whose checksum is verified below.
+            let ip = if ethernet { 14 } else { 0 };
+            match v4 {
+                true => {
+                    emitted[ip + 1] = tos;
+                    emitted[ip + 10..ip + 12].copy_from_slice(&patched[ip + 10..ip + 12]);
+                }
+                false => {
+                    emitted[ip] |= tos >> 4;
+                    emitted[ip + 1] |= tos << 4;
+                }
+            }
             prop_assert_eq!(&patched[..len], &emitted[..full]);
             let parsed = parse(&patched[..len], path.link, Checksums::Verify);
             prop_assert_eq!(parsed, Ok(Packet::Tcp(segment)));
@@ -401,6 +422,7 @@ mod tests {
             seq: SeqNumber(1),
             ack: None,
             wnd: WINDOW,
+            tos: 0,
             ip_id: 0,
             timestamps: None,
         };

@@ -6,8 +6,10 @@
 
 mod hear;
 mod host;
+mod kernel;
 mod transmit;
 
+pub use kernel::{HoldRequest, Readings};
 pub use transmit::{Due, Poll, Receipt, Refusal, TxCounts};
 
 use crate::io::{PathId, PathInfo};
@@ -117,6 +119,11 @@ pub struct Sender {
     fallback: HashMap<Slot, HopId>,
     /// Next hops that have moved, to be told.
     moved: VecDeque<Moved>,
+    /// What the guard is to be told of flows that this host's kernel owns.
+    holds: VecDeque<HoldRequest>,
+    /// When the next reading of the kernel's connections must begin, and when the last did.
+    reading_wanted: Instant,
+    reading_begun: Instant,
     /// Replies from peers that had to be asked again.
     late_replies: u64,
     path_loses: bool,
@@ -186,6 +193,9 @@ impl Sender {
             unseen_since: Instant::ZERO,
             fallback: HashMap::new(),
             moved: VecDeque::new(),
+            holds: VecDeque::new(),
+            reading_wanted: Instant::ZERO,
+            reading_begun: Instant::ZERO,
             late_replies: 0,
             path_loses: false,
             repeats: 0,
@@ -296,9 +306,12 @@ impl Sender {
                 flow.note_local(kind, now);
             }
         }
-        if silence && is_this_host {
+        if silence && is_this_host && !flow.facts.observer {
             flow.facts.observer = true;
             flow.note_local(Seen::ObserverFault, now);
+        }
+        if self.flows[index].must_be_read(now) {
+            return self.touch(slot);
         }
         let verdict = self.verdict(slot, false);
         let flow = &mut self.flows[index];
@@ -345,6 +358,10 @@ impl Sender {
         if flow.opens > 0 {
             self.table.publish(slot, &flow.expect());
         }
+        if flow.is_host() {
+            self.ask_kernel(slot);
+        }
+        let flow = &mut self.flows[index];
         if flow.owes() && !flow.queued {
             flow.queued = true;
             self.owing.push_back(slot);
@@ -380,6 +397,7 @@ impl Sender {
                 match why {
                     Interruption::Wanted => flow.note_local(Seen::Interrupted, now),
                 }
+                flow.leave_unread();
                 self.judge(Slot(self.first_slot + index as u32), now);
             }
         }

@@ -155,6 +155,7 @@ fn given(index: u32) -> Given {
         wnd: 502,
         clock: None,
         obstacle: None,
+        host: None,
     }
 }
 
