@@ -105,7 +105,11 @@ impl Listed {
     /// microseconds, which that format has no place for.
     pub fn clock(&self) -> Option<TimestampClock> {
         let timestamps = self.numbers()?.timestamps.filter(|clock| !clock.in_microseconds)?;
-        Some(TimestampClock { ts_recent: timestamps.ts_recent, ts_offset_ms: timestamps.offset })
+        Some(TimestampClock {
+            ts_recent: timestamps.ts_recent,
+            ts_offset: timestamps.offset,
+            in_microseconds: false,
+        })
     }
 
     /// Returns the numbers of its socket, if it has any.

@@ -262,6 +262,7 @@ pub(super) fn given(listed: &Listed) -> Option<Given> {
         wnd: listed.window().unwrap_or(1),
         clock: listed.clock(),
         obstacle: None,
+        host: None,
     })
 }
 

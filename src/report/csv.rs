@@ -108,7 +108,7 @@ fn connection(listed: &Listed, findings: &[Finding]) -> impl Iterator<Item = Str
         text(numbers.map(|numbers| numbers.rcv_nxt.0)),
         text(listed.window()),
         text(clock.map(|clock| clock.ts_recent)),
-        text(clock.map(|clock| clock.ts_offset_ms)),
+        text(clock.map(|clock| clock.ts_offset)),
         findings.join(" "),
     ];
     fields.into_iter()

@@ -120,7 +120,7 @@ impl<'a> ConnectionFields<'a> {
             rcv_nxt: numbers.map(|numbers| numbers.rcv_nxt.0),
             wnd: listed.window(),
             ts_recent: clock.map(|clock| clock.ts_recent),
-            ts_offset_ms: clock.map(|clock| clock.ts_offset_ms),
+            ts_offset_ms: clock.map(|clock| clock.ts_offset),
             findings: findings.iter().map(|finding| finding.name()).collect(),
         }
     }
