@@ -3,16 +3,19 @@
 mod netns;
 
 use keepsweep::audit::{self, Audit, AuditError};
+use keepsweep::engine::Control;
 use keepsweep::probe::classify::{Reason, State};
 use netns::{in_namespace, ip};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use snapbox::cmd::cargo_bin;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 /// Both ends of a connection.
 struct Pair {
@@ -286,5 +289,240 @@ fn nothing_to_ask_is_no_failure() {
             assert_eq!(output.status.code(), Some(0), "{args}: {}", said(&output));
             assert!(said(&output).contains("there is no such connection"), "{}", said(&output));
         }
+    });
+}
+
+/// This thread's namespace with a peer in another one, over a pair of veths.
+struct Peer {
+    namespace: Named,
+    listener: TcpListener,
+}
+
+const HERE: &str = "10.55.0.1";
+const THERE: &str = "10.55.0.2";
+
+impl Peer {
+    fn new(name: &str) -> Peer {
+        let namespace = Named::new(name);
+        ip(&format!("link add up0 type veth peer name up0 netns {}", namespace.0));
+        ip(&format!("address add {HERE}/24 dev up0"));
+        ip("link set up0 up");
+        ip(&format!("-n {} address add {THERE}/24 dev up0", namespace.0));
+        ip(&format!("-n {} link set up0 up", namespace.0));
+        let listener = namespace.enter(|| TcpListener::bind((THERE, 7000)).expect("bind"));
+        Peer { namespace, listener }
+    }
+
+    /// A connection that has carried data both ways, and its other end.
+    fn connect(&self) -> Pair {
+        let mut client = TcpStream::connect((THERE, 7000)).expect("connect");
+        let (mut server, _) = self.listener.accept().expect("accept");
+        for (from, to) in [(&mut client, &mut server)] {
+            from.write_all(b"question").expect("written");
+            to.read_exact(&mut [0; 8]).expect("read");
+            to.write_all(b"answer").expect("written");
+            from.read_exact(&mut [0; 6]).expect("read");
+        }
+        Pair { client, server }
+    }
+
+    /// From now on it swallows all TCP that comes in, and sends none.
+    fn falls_silent(&self) {
+        self.nft("add table inet silence");
+        for hook in ["prerouting", "output"] {
+            self.nft(&format!(
+                "add chain inet silence {hook} {{ type filter hook {hook} priority -400 ; }}"
+            ));
+            self.nft(&format!("add rule inet silence {hook} meta l4proto tcp drop"));
+        }
+    }
+
+    fn speaks_again(&self) {
+        self.nft("delete table inet silence");
+    }
+
+    /// It forgets all its connections, and sends no RST about that.
+    fn forgets(&self) {
+        self.falls_silent();
+        let netns = &self.namespace.0;
+        let status = Command::new("ip")
+            .args(["netns", "exec", netns, "ss", "-K", "state", "established"])
+            .stdout(Stdio::null())
+            .status();
+        assert!(status.expect("ss runs").success());
+        self.speaks_again();
+    }
+
+    fn nft(&self, words: &str) {
+        let status =
+            Command::new("ip").args(["netns", "exec", &self.namespace.0, "nft", words]).status();
+        assert!(status.expect("nft runs").success(), "nft {words}");
+    }
+}
+
+/// The record of the connection whose local end is that of `stream`.
+fn of<'a>(records: &'a [Value], stream: &TcpStream) -> &'a Value {
+    let local = stream.local_addr().expect("an address");
+    let is_it = |record: &&Value| record["type"] == "peer" && end(record, "local") == local;
+    records.iter().find(is_it).unwrap_or_else(|| panic!("{local} is not in {records:?}"))
+}
+
+fn is_whole(pair: &mut Pair) {
+    pair.client.write_all(b"still").expect("written");
+    pair.server.read_exact(&mut [0; 5]).expect("read");
+    pair.server.write_all(b"there").expect("written");
+    pair.client.read_exact(&mut [0; 5]).expect("read");
+}
+
+#[test]
+fn verdicts_are_joined_with_the_connections() {
+    in_namespace(|| {
+        let peer = Peer::new("verdicts");
+        let mut held = peer.connect();
+        let records = audited("", 0);
+        let record = of(&records, &held.client);
+        assert_eq!((text(record, "state"), text(record, "reason")), ("alive", "ack"), "{record}");
+        assert_eq!(
+            (record["probes"].as_u64(), record["pid"].as_u64()),
+            (Some(1), Some(std::process::id().into()))
+        );
+        let summary = records.last().expect("a summary");
+        assert_eq!((summary["peers"].as_u64(), summary["alive"].as_u64()), (Some(1), Some(1)));
+        assert_eq!(summary["by_process"][0]["alive"], 1, "{summary}");
+        assert_eq!(summary["by_prefix"][0]["prefix"], "10.55.0.0/24", "{summary}");
+        assert_eq!(summary["kernel_rsts"], 0, "{summary}");
+        is_whole(&mut held);
+
+        let pcap = tempfile::NamedTempFile::new().expect("a file");
+        peer.falls_silent();
+        let args = format!("--interval 500ms --count 3 --pcap {}", pcap.path().display());
+        let records = audited(&args, 1);
+        let record = of(&records, &held.client);
+        assert_eq!((text(record, "state"), text(record, "reason")), ("down", "silent"), "{record}");
+        assert!(std::fs::metadata(pcap.path()).expect("written").len() > 24);
+        peer.speaks_again();
+        is_whole(&mut held);
+
+        peer.forgets();
+        let output = keepsweep("audit").output().expect("runs");
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        let table = String::from_utf8(output.stdout).expect("UTF-8");
+        let row = table.lines().nth(1).expect("a row");
+        assert!(row.starts_with("rebooted  "), "{table}");
+        assert!(row.contains("does not know the connection"), "{table}");
+        let listed = audited("--dry-run", 0);
+        assert_eq!(text(&listed[0], "tcp_state"), "established", "it has survived");
+    });
+}
+
+#[test]
+fn rounds_write_changes_only() {
+    in_namespace(|| {
+        let peer = Peer::new("rounds");
+        let first = peer.connect();
+        let child = keepsweep("audit --format ndjson --every 1s --interval 500ms --count 3")
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut child = Ended(child.expect("starts"));
+        let out = child.0.stdout.take().expect("piped");
+        let mut lines = BufReader::new(out).lines();
+        let mut next = || -> Value {
+            let line = lines.next().expect("a line").expect("UTF-8");
+            serde_json::from_str(&line).expect("JSON")
+        };
+        let local = |stream: &TcpStream| stream.local_addr().expect("an address");
+        let changed = |record: &Value, stream: &TcpStream, change: &str| {
+            assert_eq!((end(record, "local"), text(record, "change")), (local(stream), change));
+        };
+        let record = next();
+        changed(&record, &first.client, "new");
+        assert_eq!((text(&record, "state"), record["round"].as_u64()), ("alive", Some(1)));
+        // Whatever comes next is not about the first one: it has not changed.
+        let second = peer.connect();
+        let record = next();
+        changed(&record, &second.client, "new");
+        assert!(record["round"].as_u64() > Some(1), "{record}");
+        let gone = local(&second.client);
+        drop(second);
+        let record = next();
+        assert_eq!((text(&record, "type"), text(&record, "change")), ("gone", "gone"), "{record}");
+        assert_eq!(end(&record, "local"), gone);
+        peer.falls_silent();
+        let record = next();
+        changed(&record, &first.client, "state");
+        assert_eq!((text(&record, "state"), text(&record, "state_before")), ("down", "alive"));
+        kill(Pid::from_raw(child.0.id() as i32), Signal::SIGINT).expect("signalled");
+        let summary = next();
+        assert_eq!(text(&summary, "type"), "summary", "{summary}");
+        assert_eq!(child.0.wait().expect("ends").code(), Some(130));
+    });
+}
+
+#[test]
+fn an_application_asks_about_its_own_socket() {
+    in_namespace(|| {
+        let peer = Peer::new("own");
+        let mut held = peer.connect();
+        let verdict = audit::probe(&held.client).expect("asked");
+        assert_eq!((verdict.state, verdict.reason), (State::Alive, Reason::Ack), "{verdict:?}");
+        assert_eq!(verdict.peer, held.client.peer_addr().expect("an address"));
+        is_whole(&mut held);
+        let mut plan = audit::PLAN;
+        plan.keepalive.interval = std::time::Duration::from_millis(500);
+        plan.keepalive.count = 3;
+        peer.falls_silent();
+        let verdict = audit::probe_with(&held.client, plan).expect("asked");
+        assert_eq!((verdict.state, verdict.reason), (State::Down, Reason::Silent), "{verdict:?}");
+        // This thread has kept what it needs to do so again.
+        peer.speaks_again();
+        let verdict = audit::probe(&held.client).expect("asked");
+        assert_eq!(verdict.state, State::Alive, "{verdict:?}");
+        is_whole(&mut held);
+
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let refused = audit::probe(&listener).expect_err("not connected");
+        assert!(matches!(refused, AuditError::Usage(_)), "{refused}");
+        assert!(refused.to_string().contains("it must be connected"), "{refused}");
+        let file = File::open("/proc/self/comm").expect("a file");
+        let refused = audit::probe(&file).expect_err("not a socket").to_string();
+        assert!(refused.contains("get SO_COOKIE"), "{refused}");
+    });
+}
+
+#[test]
+fn a_namespace_that_vanishes_takes_none_with_it() {
+    in_namespace(|| {
+        let (stays, goes) = (Named::new("stays"), Named::new("goes"));
+        let there = |named: &Named| {
+            named.enter(|| {
+                ip("address add 10.77.67.1/32 dev lo");
+                pair("10.77.67.1", "10.77.67.1")
+            })
+        };
+        let (kept, lost) = (there(&stays), there(&goes));
+        let peer: ipnet::IpNet = "10.77.67.1/32".parse().expect("a prefix");
+        let audit = Audit::new().every_netns().peer(peer);
+        let listing = audit.list().expect("listed");
+        assert_eq!(listing.len(), 4);
+        let name = goes.0.clone();
+        drop((goes, lost));
+        let control = Control::default();
+        let mut said = std::collections::BTreeMap::new();
+        let asked = audit.probe(listing, &control, &mut |outcome| {
+            let key = (outcome.listed.netns.to_string(), outcome.verdict.state);
+            *said.entry(key).or_insert(0) += 1;
+        });
+        let summary = asked.expect("the other one is asked");
+        assert_eq!(
+            said,
+            [((stays.0.clone(), State::Alive), 2), ((name.clone(), State::Undetermined), 2)].into()
+        );
+        assert_eq!((summary.peers, summary.faults.len()), (4, 0));
+        let notices: Vec<String> = std::iter::from_fn(|| control.notices.pop()).collect();
+        assert!(
+            notices.iter().any(|notice| notice.contains(&format!("{name} is gone"))),
+            "{notices:?}"
+        );
+        drop(kept);
     });
 }

@@ -74,6 +74,8 @@ fn dry_peers(args: &str) -> Vec<String> {
 fn help() {
     keepsweep(&["sweep", "--help"]).assert().code(0).stdout_eq(file!["snapshots/sweep-help.txt"]);
     keepsweep(&["sweep", "-h"]).assert().code(0).stdout_eq(file!["snapshots/sweep-help-short.txt"]);
+    keepsweep(&["audit", "--help"]).assert().code(0).stdout_eq(file!["snapshots/audit-help.txt"]);
+    keepsweep(&["audit", "-h"]).assert().code(0).stdout_eq(file!["snapshots/audit-help-short.txt"]);
     keepsweep(&["doctor", "--help"]).assert().code(0).stdout_eq(file!["snapshots/doctor-help.txt"]);
     keepsweep(&["--help"]).assert().code(0).stdout_eq(file!["snapshots/help.txt"]);
     // Without a word: the same help, on standard error, as bad usage.

@@ -4,7 +4,7 @@
 use super::filter::Taken;
 use super::{Audit, AuditError, Listed, Process, Scope, state_name};
 use crate::io::host::{
-    self, Connection, HostError, Namespace, Owners, Reader, TcpState, namespaces,
+    self, Connection, HostError, Namespace, Namespaces, Owners, Reader, TcpState, namespaces,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -68,7 +68,13 @@ impl Audit {
     pub fn list(&self) -> Result<Listing, AuditError> {
         let reader = Reader::open()?;
         let sockets = self.sockets()?;
-        let found = namespaces()?;
+        let found = match self.scope {
+            // Looking for all takes a while where there are many processes.
+            Scope::Own if self.pids.is_empty() => {
+                Namespaces { found: vec![host::own_namespace()?], hidden_processes: 0 }
+            }
+            _ => namespaces()?,
+        };
         let mut listing = Listing::default();
         if found.hidden_processes > 0 && self.scope == Scope::All {
             listing.warnings.push(format!(
@@ -148,9 +154,7 @@ impl Audit {
                     false => Ok(chosen),
                 }
             }
-            Scope::Own if self.pids.is_empty() => {
-                Ok(found.into_iter().filter(|one| one.is_own).collect())
-            }
+            Scope::Own if self.pids.is_empty() => Ok(found),
             Scope::Own => {
                 let mut inodes = HashSet::new();
                 for &pid in &self.pids {

@@ -35,7 +35,7 @@ struct Job {
 /// What a worker says of the job with this index.
 enum Said {
     Verdict(usize, Verdict),
-    Ended(usize, Result<Summary, AuditError>),
+    Ended(usize, Box<Result<Summary, AuditError>>),
 }
 
 impl Audit {
@@ -83,7 +83,7 @@ impl Audit {
                 scope.spawn(move || {
                     for index in jobs_of {
                         let ended = jobs[index].run(index, self.pcap.clone(), control, &said_to);
-                        let _ = said_to.send(Said::Ended(index, ended));
+                        let _ = said_to.send(Said::Ended(index, Box::new(ended)));
                     }
                 });
             }
@@ -98,7 +98,9 @@ impl Audit {
                         }
                     }
                     Said::Ended(_, Ok(summary)) => round.summary.absorb(summary),
-                    Said::Ended(index, Err(error)) if single => {
+                    Said::Ended(index, Err(error))
+                        if single && !control.stop.load(Ordering::Relaxed) =>
+                    {
                         unsaid[index].clear();
                         failed = Some(error);
                     }

@@ -68,10 +68,21 @@ impl Request {
         }
     }
 
-    /// Lists, and says what could not be looked at.
-    fn list(&self) -> Result<Listing, Failure> {
-        let listing = self.audit.list()?;
-        listing.warnings.iter().for_each(|warning| say(format!("warning: {warning}")));
+    /// Lists again, and has said what could not be looked at, unless it was the same before. A process
+    /// or namespace that has ended has no connections any more.
+    fn list_again(&self, said: &mut Vec<String>, control: &Control) -> Result<Listing, Failure> {
+        let listing = match self.audit.list() {
+            Err(AuditError::Usage(warning)) => {
+                let mut none = Listing::default();
+                none.warnings.push(warning);
+                none
+            }
+            listing => listing?,
+        };
+        for warning in listing.warnings.iter().filter(|warning| !said.contains(warning)) {
+            control.notices.push(format!("warning: {warning}"));
+        }
+        said.clone_from(&listing.warnings);
         Ok(listing)
     }
 }
@@ -97,7 +108,8 @@ pub fn run(args: AuditArgs) -> Result<Exit, Failure> {
     let reporting = &request.reporting;
     let interrupted = Arc::new(AtomicBool::new(false));
     let destination = reporting.open(&interrupted)?;
-    let listing = request.list()?;
+    let listing = request.audit.list()?;
+    listing.warnings.iter().for_each(|warning| say(format!("warning: {warning}")));
     if !reporting.quiet {
         listing.left_out_in_words().into_iter().for_each(|text| say(format!("note: {text}")));
         if listing.is_empty() {
@@ -153,12 +165,13 @@ fn again_and_again(
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Summary, Failure> {
     let mut changes = Changes::default();
+    let mut said = first.warnings.clone();
     let mut listing = Some(first);
     for round in 1.. {
         let begun = Clock.now();
         let listing = match listing.take() {
             Some(listing) => listing,
-            None => request.list()?,
+            None => request.list_again(&mut said, control)?,
         };
         changes.begin();
         let summary = request.audit.probe(listing, control, &mut |mut outcome| {

@@ -15,7 +15,8 @@ pub(super) const LONG_FOOTER: &str = "\
 Connections that are asked: those in ESTABLISHED, CLOSE_WAIT and FIN_WAIT2, unless --tcp-state says
 otherwise; the kernel itself ends those in the other states. Public peers are asked, too: they are
 this host's own connections. Nothing is sent but keepalives, as the kernel would send them, no
-connection is closed, and none dies of being asked.
+connection is closed, and none dies of being asked. They are asked at once: the idle time of a
+profile does not apply.
 
 States:
   alive         it answered, or was heard meanwhile
@@ -90,7 +91,8 @@ pub struct AuditArgs {
     /// Ask again every so often, and write changes only: new, gone, and of another state
     ///
     /// From one beginning to the next; an audit that takes longer is followed by the next one at
-    /// once. Until it is interrupted.
+    /// once. Until it is interrupted. Connections that are gone or of another state are written
+    /// whatever --only says.
     #[arg(long, value_name = "D", value_parser = positive_duration, help_heading = "Probing")]
     pub every: Option<Duration>,
 
