@@ -50,7 +50,16 @@ fn root_can_sweep_and_nothing_is_left() {
         let output = run(&[], &[]);
         let found = findings(&output);
         assert_eq!(output.status.code(), Some(0), "{found:#?}");
-        for check in ["capabilities", "guard", "tcx", "source-ports", "interface up0"] {
+        for check in [
+            "capabilities",
+            "guard",
+            "tcx",
+            "btf",
+            "connections",
+            "audit-reach",
+            "source-ports",
+            "interface up0",
+        ] {
             assert_eq!(found[check]["status"], "ok", "{}", found[check]);
         }
         let up0 = found["interface up0"]["found"].as_str().expect("text");
@@ -101,6 +110,15 @@ fn without_privilege_it_names_what_is_missing() {
         let remedy = capabilities["remedy"].as_str().expect("a remedy");
         assert!(remedy.contains("sudo setcap") && remedy.contains("cap_bpf"), "{remedy}");
         assert_eq!(found["guard"]["status"], "missing");
+        let remedy = found["connections"]["remedy"].as_str().expect("a remedy");
+        assert!(remedy.starts_with("needs CAP_BPF and CAP_PERFMON"), "{remedy}");
+        assert_eq!(
+            found["connections"]["found"],
+            "load BPF program connections: Operation not permitted (os error 1); audit cannot run, \
+             a sweep can"
+        );
+        let hidden = found["audit-reach"]["found"].as_str().expect("text");
+        assert!(hidden.starts_with("without CAP_SYS_ADMIN and CAP_SYS_PTRACE"), "{hidden}");
         // What it may not look at it does not call missing.
         assert_eq!(found["tcx"]["status"], "warn");
         assert_eq!(found["interface up0"]["status"], "ok");
@@ -119,6 +137,37 @@ fn a_user_namespace_is_not_enough() {
         assert_eq!(found["guard"]["status"], "missing");
         let remedy = found["guard"]["remedy"].as_str().expect("a remedy");
         assert!(remedy.contains("outside any user namespace"), "{remedy}");
+        let remedy = found["connections"]["remedy"].as_str().expect("a remedy");
+        assert!(remedy.contains("outside any user namespace"), "{remedy}");
+        assert_eq!(found["audit-reach"]["status"], "warn");
+    });
+}
+
+#[test]
+fn without_btf_a_sweep_can_run_and_an_audit_cannot() {
+    in_namespace(|| {
+        raise_veth();
+        let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
+        let output = run(&["unshare", "--mount", "sh", "-c", hide, "sh"], &[]);
+        let found = findings(&output);
+        assert_eq!(output.status.code(), Some(0), "{found:#?}");
+        let connections = &found["connections"];
+        assert_eq!(
+            connections["found"],
+            "read the kernel's types from /sys/kernel/btf/vmlinux: No such file or directory (os \
+             error 2); audit cannot run, a sweep can"
+        );
+        assert_eq!(connections["remedy"], found["btf"]["remedy"]);
+    });
+}
+
+#[test]
+fn another_clock_than_the_kernels_is_told() {
+    in_namespace(|| {
+        let _one = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let output = run(&["unshare", "--time", "--monotonic", "5000", "--"], &[]);
+        let connections = &findings(&output)["connections"];
+        assert_eq!(connections["remedy"], "run keepsweep outside of that time namespace");
     });
 }
 

@@ -507,6 +507,10 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
         let log = verifier_log.to_string();
         let mut last: Vec<_> = log.lines().rev().take(VERIFIER_LINES).collect();
         last.reverse();
+        // Refused before the verifier looked at it.
+        if last.is_empty() {
+            return io_error.to_string();
+        }
         return format!("{io_error}: {}", last.join(" | "));
     }
     let mut text = error.to_string();

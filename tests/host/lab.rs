@@ -239,6 +239,36 @@ pub fn set_sysctl(name: &str, value: &str) {
     std::fs::write(format!("/proc/sys/{name}"), value).unwrap_or_else(|e| panic!("{name}: {e}"));
 }
 
+/// Makes connections to 127.0.0.1 count their timestamps in microseconds, by a feature of the route
+/// that `ip` does not know everywhere (RTAX_FEATURE_TCP_USEC_TS, linux/rtnetlink.h).
+pub fn count_microseconds_on_loopback() {
+    use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+    const USEC_TS: u32 = 1 << 4;
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    let mut request = Vec::new();
+    let attribute = |kind: u16, value: &[u8]| {
+        [&(4 + value.len() as u16).to_ne_bytes(), &kind.to_ne_bytes(), value].concat()
+    };
+    // struct rtmsg: all of 127.0.0.1, in the local table, of host scope, to be delivered here.
+    let scope = libc::RT_SCOPE_HOST;
+    request.extend([libc::AF_INET as u8, 32, 0, 0, 255, 3, scope, libc::RTN_LOCAL, 0, 0, 0, 0]);
+    request.extend(attribute(libc::RTA_DST, &[127, 0, 0, 1]));
+    request.extend(attribute(libc::RTA_OIF, &1_u32.to_ne_bytes()));
+    let features = attribute(12, &USEC_TS.to_ne_bytes());
+    request.extend(attribute(libc::RTA_METRICS, &features));
+    let len = request.len() as u32 + 16;
+    let kind = libc::RTM_NEWROUTE;
+    let header =
+        [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), &(flags as u16).to_ne_bytes(), &[0; 8]];
+    let socket = Socket::new(NETLINK_ROUTE).unwrap();
+    socket.connect(&SocketAddr::new(0, 0)).unwrap();
+    socket.send(&[&header.concat(), &request[..]].concat(), 0).unwrap();
+    let mut answer = Vec::with_capacity(4096);
+    socket.recv(&mut answer, 0).unwrap();
+    let error = i32::from_ne_bytes(answer[16..20].try_into().unwrap());
+    assert_eq!(error, 0, "{}", std::io::Error::from_raw_os_error(-error));
+}
+
 /// A segment on the wire.
 #[derive(Clone, Debug)]
 pub struct Seen {

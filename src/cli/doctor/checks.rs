@@ -4,6 +4,7 @@
 use crate::io::IoError;
 use crate::io::facts::{Conntrack, Kernel, Link, XdpMode};
 use crate::io::guard::GuardError;
+use crate::io::host::HostError;
 use crate::io::ports::PortsError;
 use crate::io::privilege::{MissingCapabilities, SWEEP};
 use indicatif::{HumanBytes, HumanCount};
@@ -159,9 +160,47 @@ pub fn btf(kernel: Option<&Kernel>) -> Check {
             "btf",
             "no /sys/kernel/btf/vmlinux; a sweep does without, reading this host's own \
              connections does not",
-            "a kernel with CONFIG_DEBUG_INFO_BTF, and /sys mounted",
+            HostError::NO_BTF,
         ),
     }
+}
+
+/// Whether this host's own connections can be read; `read` says how many there are.
+pub fn connections(read: Result<usize, HostError>) -> Check {
+    const CHECK: &str = "connections";
+    match read {
+        Ok(count) => ok(
+            CHECK,
+            format!("can be read: {} in this network namespace", HumanCount(count as u64)),
+        ),
+        Err(error) => {
+            let found = format!("{}; audit cannot run, a sweep can", error.without_remedy());
+            let remedy = match error.remedy() {
+                "" => "sudo keepsweep doctor",
+                remedy => remedy,
+            };
+            warn(CHECK, found, remedy)
+        }
+    }
+}
+
+/// What stays hidden from an audit.
+pub fn audit_reach(may_enter: bool, may_look: bool) -> Check {
+    const CHECK: &str = "audit-reach";
+    let hidden = match (may_enter, may_look) {
+        (true, true) => {
+            return ok(CHECK, "every network namespace, and the processes of every user");
+        }
+        (true, false) => {
+            "without CAP_SYS_PTRACE an audit misses network namespaces that only processes of other \
+             users are in"
+        }
+        (false, true) => "without CAP_SYS_ADMIN an audit sees this network namespace alone",
+        (false, false) => {
+            "without CAP_SYS_ADMIN and CAP_SYS_PTRACE an audit sees this network namespace alone"
+        }
+    };
+    warn(CHECK, hidden, "audit with sudo")
 }
 
 /// How the kernel runs BPF.

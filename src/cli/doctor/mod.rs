@@ -6,6 +6,8 @@ mod checks;
 use super::args::{DoctorArgs, DoctorFormat};
 use super::exit::{Exit, Failure};
 use crate::io::facts::{self, Conntrack, Kernel, Link};
+use crate::io::host::Reader;
+use crate::io::privilege::Capability;
 use crate::io::{guard, ports, privilege};
 use crate::report::table::{grid_to_width, shown};
 use anyhow::anyhow;
@@ -62,8 +64,9 @@ fn examine(links: &[Link], only: Option<&str>) -> Vec<Check> {
 
     let held = privilege::require(privilege::SWEEP);
     let in_user_namespace = facts::in_user_namespace();
-    let may_ask = privilege::require(&[privilege::Capability::CAP_NET_ADMIN]).is_ok()
-        && in_user_namespace != Some(true);
+    let has =
+        |capability| privilege::require(&[capability]).is_ok() && in_user_namespace != Some(true);
+    let may_ask = has(Capability::CAP_NET_ADMIN);
     let kernel = Kernel::read().ok();
     let mut checks = vec![
         checks::capabilities(&held, in_user_namespace),
@@ -71,6 +74,10 @@ fn examine(links: &[Link], only: Option<&str>) -> Vec<Check> {
         checks::guard(guard::rehearse()),
         checks::tcx(&seen, may_ask),
         checks::btf(kernel.as_ref()),
+        checks::connections(
+            Reader::open().and_then(|reader| Ok(reader.read(&mut |_| {})?.connections)),
+        ),
+        checks::audit_reach(has(Capability::CAP_SYS_ADMIN), has(Capability::CAP_SYS_PTRACE)),
         checks::bpf_settings(kernel.as_ref()),
         checks::source_ports(&ports::DEFAULT, ports::check(&ports::DEFAULT)),
         checks::open_files(facts::open_files_at_most(), links),

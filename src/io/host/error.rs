@@ -47,7 +47,8 @@ pub enum HostError {
 }
 
 impl HostError {
-    const NO_BTF: &str = "needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys mounted";
+    /// What to do where the kernel does not describe its types.
+    pub const NO_BTF: &str = "needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys mounted";
     const TIME_NAMESPACE: &str = "run keepsweep outside of that time namespace";
     const PRIVILEGE: &str =
         "needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, outside any user namespace: try sudo";
@@ -79,7 +80,18 @@ impl HostError {
         })
     }
 
-    /// Returns what to do about it.
+    /// Returns its text without the remedy.
+    pub fn without_remedy(&self) -> String {
+        let mut text = self.to_string();
+        let remedy = self.remedy();
+        if !remedy.is_empty() && text.ends_with(remedy) {
+            text.truncate(text.len() - remedy.len());
+            text.truncate(text.trim_end_matches("; ").len());
+        }
+        text
+    }
+
+    /// Returns what to do about it, or an empty text.
     pub fn remedy(&self) -> &str {
         match self {
             HostError::Btf { .. } => Self::NO_BTF,
