@@ -5,6 +5,8 @@
 use keepsweep::io::host::Reader;
 use keepsweep::time::Clock;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -47,13 +49,16 @@ fn measure(runs: usize) -> Result<(), Box<dyn Error>> {
         holders.push(start_holder()?);
     }
 
+    let cpu_from = cpu_time()?;
     let (reader, opened) = timed(Reader::open);
     let reader = reader?;
-    println!("  Reader::open {:.1} ms, once", ms(opened));
-    let [mut listed, mut attributed, mut ss, mut ssp] = [const { Vec::new() }; 4];
+    let cpu = ms(cpu_time()?.saturating_sub(cpu_from));
+    println!("Reader::open, once: {:.1} ms, {cpu:.1} ms of CPU time", ms(opened));
+    let [mut listed, mut attributed, mut ss, mut ssp, mut cpu] = [const { Vec::new() }; 5];
     // The first run warms up.
     for run in 0..=runs {
         let (count, took_read) = timed(|| reader.read(&mut |_| {}));
+        let cpu_from = cpu_time()?;
         let ours = count?.connections;
         let (owned, took_owners) = timed(|| {
             let owners = reader.owners()?;
@@ -63,6 +68,7 @@ fn measure(runs: usize) -> Result<(), Box<dyn Error>> {
             })?;
             Ok::<_, Box<dyn Error>>((reading.connections, owned))
         });
+        let took_cpu = cpu_time()?.saturating_sub(cpu_from);
         let (theirs, took_ss) = timed(|| lines("ss", &["-Htn"]));
         let (_, took_ssp) = timed(|| lines("ss", &["-Htnp"]));
         let (theirs, owned) = (theirs?, owned?);
@@ -73,6 +79,7 @@ fn measure(runs: usize) -> Result<(), Box<dyn Error>> {
         if run > 0 {
             listed.push(ms(took_read));
             attributed.push(ms(took_owners));
+            cpu.push(ms(took_cpu));
             ss.push(ms(took_ss));
             ssp.push(ms(took_ssp));
         }
@@ -81,6 +88,7 @@ fn measure(runs: usize) -> Result<(), Box<dyn Error>> {
     for (what, values) in [
         ("keepsweep, listed", &mut listed),
         ("keepsweep, with owners", &mut attributed),
+        ("  of it CPU time", &mut cpu),
         ("ss -tn", &mut ss),
         ("ss -tnp", &mut ssp),
     ] {
@@ -119,6 +127,13 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let from = Clock.now();
     let result = work();
     (result, Clock.now().since(from))
+}
+
+/// What this thread has used of the CPU, for itself and in the kernel: others run on this machine.
+fn cpu_time() -> Result<Duration, Box<dyn Error>> {
+    let used = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let time = used.user_time() + used.system_time();
+    Ok(Duration::from_micros(u64::try_from(time.num_microseconds())?))
 }
 
 fn ms(span: Duration) -> f64 {

@@ -37,6 +37,7 @@ fn spec() -> GuardSpec {
         sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()],
         ports: PORTS,
         tuples: Vec::new(),
+        holds: 0,
     }
 }
 
@@ -139,6 +140,7 @@ fn exact_tuples_are_guarded_even_on_the_port_of_a_listener() {
         sources: Vec::new(),
         ports: PORTS,
         tuples: vec![tuple(false, 5_000), tuple(true, 5_000), tuple(false, 5_002)],
+        holds: 0,
     };
     let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
     const ACK: u8 = 0x10;

@@ -182,10 +182,10 @@ fn compare_with_the_wire(reader: &Reader, tap: &Tap, family: Family) {
     let latest = |all: Vec<SeqNumber>| {
         all.into_iter().reduce(|a, b| if a.is_before(b) { b } else { a }).expect("segments")
     };
-    assert_eq!(told.snd_nxt, latest(mine.iter().map(|seen| end(seen)).collect()));
+    assert_eq!(told.snd_nxt, latest(mine.iter().map(end).collect()));
     assert_eq!(told.write_seq, told.snd_nxt);
     assert_eq!(told.snd_una, latest(yours.iter().map(|seen| seen.ack).collect()));
-    assert_eq!(told.rcv_nxt, latest(yours.iter().map(|seen| end(seen)).collect()));
+    assert_eq!(told.rcv_nxt, latest(yours.iter().map(end).collect()));
     let last = mine.last().unwrap();
     assert_eq!(told.rcv_wup, last.ack);
     assert_eq!(told.rcv_wnd, u32::from(last.wnd) << told.rcv_wscale);
@@ -534,6 +534,9 @@ fn reads_on_after_all_capabilities_are_gone() {
         let owners = reader.owners().unwrap();
         assert_eq!(owners.of(&find(&reader, &ours)).unwrap().pid, std::process::id());
         drop(theirs);
+
+        let found = host::namespaces().unwrap().found;
+        assert_eq!(found[0].enter(|| all(&reader).len()).unwrap(), 2, "its own");
 
         let error = Reader::open().expect_err("no capability");
         assert!(matches!(error, HostError::Load { .. }), "{error:?}");

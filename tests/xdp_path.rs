@@ -250,7 +250,12 @@ fn no_frame_comes_behind_the_claim() {
 #[test]
 fn without_the_program_the_tap_hears_and_the_guard_holds() {
     let Some(lab) = Lab::new() else { return };
-    let spec = GuardSpec { sources: vec![lab::OURS_V4.into()], ports: PORTS, tuples: Vec::new() };
+    let spec = GuardSpec {
+        sources: vec![lab::OURS_V4.into()],
+        ports: PORTS,
+        tuples: Vec::new(),
+        holds: 0,
+    };
     let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
     let (mut queue, redirect) = path(XdpMode::Drv);
     send_from_peer(&lab, vec![to_us(1)]);

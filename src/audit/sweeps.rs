@@ -2,14 +2,13 @@
 #![forbid(unsafe_code)]
 
 use super::list::{InNamespace, name};
-use super::{ASKED, Audit, AuditError, Listed, Listing, Outcome};
-use crate::engine::{Control, EngineError, IoKind, Setup, Sweep};
-use crate::io::host::HostError;
+use super::{Audit, AuditError, Listed, Listing, Outcome};
+use crate::engine::{self, Control, EngineError, IoKind, Setup, Sweep};
+use crate::io::host::{HostError, Namespace};
 use crate::io::ports;
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::{Seen, Sighting, Verdict};
-use crate::probe::given::Given;
 use crate::probe::plan::Plan;
 use crate::report::{Summary, Tally};
 use crate::time::Clock;
@@ -26,7 +25,7 @@ const AT_A_TIME: usize = 16;
 
 /// The connections of one namespace that are to be asked.
 struct Job {
-    namespace: crate::io::host::Namespace,
+    namespace: Namespace,
     /// In the order of the sweep's targets.
     asked: Vec<Arc<Listed>>,
     plan: Plan,
@@ -89,43 +88,47 @@ impl Audit {
             }
             drop(said_to);
             for said in said {
-                match said {
+                let (index, error) = match said {
                     Said::Verdict(index, verdict) => {
                         let slot = verdict.target.0;
                         unsaid[index].remove(&slot);
                         if let Some(listed) = jobs[index].asked.get(slot as usize) {
                             round.say(listed, verdict);
                         }
+                        continue;
                     }
-                    Said::Ended(_, Ok(summary)) => round.summary.absorb(summary),
-                    Said::Ended(index, Err(error))
-                        if single && !control.stop.load(Ordering::Relaxed) =>
-                    {
-                        unsaid[index].clear();
-                        failed = Some(error);
-                    }
-                    Said::Ended(index, Err(error)) => {
-                        let netns = name(&jobs[index].namespace);
-                        let (reason, seen) = match &error {
-                            AuditError::Host(HostError::Gone { .. }) => {
-                                control.notices.push(format!(
-                                    "network namespace {netns} is gone, and its connections with it"
-                                ));
-                                (Reason::Unprobeable, None)
-                            }
-                            _ if control.stop.load(Ordering::Relaxed) => {
-                                (Reason::Interrupted, Some(Seen::Interrupted))
-                            }
-                            _ => {
-                                round.summary.faults.push(format!("{netns}: {error}"));
-                                (Reason::Observer, Some(Seen::ObserverFault))
-                            }
-                        };
-                        for slot in std::mem::take(&mut unsaid[index]) {
-                            let listed = &jobs[index].asked[slot as usize];
-                            round.say_unasked(listed, reason, seen);
+                    Said::Ended(index, ended) => match *ended {
+                        Ok(summary) => {
+                            round.summary.absorb(summary);
+                            continue;
                         }
+                        Err(error) => (index, error),
+                    },
+                };
+                let netns = name(&jobs[index].namespace);
+                let (reason, seen) = match error {
+                    _ if control.stop.load(Ordering::Relaxed) => {
+                        (Reason::Interrupted, Some(Seen::Interrupted))
                     }
+                    error if single => {
+                        failed = Some(error);
+                        continue;
+                    }
+                    AuditError::Host(HostError::Gone { .. }) => {
+                        control.notices.push(format!(
+                            "network namespace {netns} is gone, and its connections with it"
+                        ));
+                        (Reason::Unprobeable, Some(Seen::SocketGone))
+                    }
+                    error => {
+                        round.summary.faults.push(format!("{netns}: {error}"));
+                        (Reason::Observer, Some(Seen::ObserverFault))
+                    }
+                };
+                let mut slots: Vec<_> = std::mem::take(&mut unsaid[index]).into_iter().collect();
+                slots.sort_unstable();
+                for slot in slots {
+                    round.say_unasked(&jobs[index].asked[slot as usize], reason, seen);
                 }
             }
         });
@@ -145,11 +148,13 @@ impl Audit {
             let mut asked = Vec::new();
             for listed in connections {
                 let tuple = (listed.connection.local, listed.connection.peer);
-                if given(&listed).is_none() || !ends.insert(tuple) {
+                if ends.insert(tuple) {
+                    asked.push(listed);
+                } else {
+                    // Sockets of two interfaces may have the same ends (VRF); replies do not say whose
+                    // they are.
                     round.say_unasked(&listed, Reason::Unprobeable, None);
-                    continue;
                 }
-                asked.push(listed);
             }
             if !asked.is_empty() {
                 jobs.push(Job { namespace, asked, plan: self.plan });
@@ -235,13 +240,12 @@ impl Job {
     }
 }
 
-/// Returns a sweep over connections of the calling thread's namespace: all of them such that can be
-/// asked.
+/// Returns a sweep over connections of the calling thread's namespace.
 pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan, pcap: Option<PathBuf>) -> Setup {
     Setup {
         plan,
         targets: Vec::new(),
-        flows: asked.iter().filter_map(|listed| given(listed)).collect(),
+        flows: asked.iter().map(|listed| engine::given(&listed.connection)).collect(),
         // So that the host's own routes, marks and NAT apply.
         io: IoKind::Raw,
         interface: None,
@@ -249,23 +253,6 @@ pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan, pcap: Option<PathBuf>) ->
         source_ports: ports::DEFAULT,
         pcap,
     }
-}
-
-/// Returns the flow to probe; `None` for a socket that nothing can be asked on.
-pub(super) fn given(listed: &Listed) -> Option<Given> {
-    let connection = &listed.connection;
-    let numbers = connection.numbers.as_ref().filter(|_| ASKED.contains(&connection.state))?;
-    Some(Given {
-        local: connection.local,
-        peer: connection.peer,
-        snd_una: numbers.snd_una,
-        snd_nxt: numbers.snd_nxt,
-        rcv_nxt: numbers.rcv_nxt,
-        wnd: listed.window().unwrap_or(1),
-        clock: listed.clock(),
-        obstacle: None,
-        host: None,
-    })
 }
 
 /// Returns the verdict on a connection whose peer was not asked.

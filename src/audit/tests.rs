@@ -1,7 +1,6 @@
 use super::filter::{Filter, Taken};
 use super::*;
 use crate::io::host::{Connection, Numbers, SocketKeepalive, SocketTimestamps};
-use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
 use crate::time::Instant;
 use crate::wire::SeqNumber;
@@ -225,25 +224,6 @@ fn rounds_tell_what_changed_and_nothing_else() {
     // Told once.
     assert_eq!(changes.take(&outcome(3, State::Alive)), None);
     assert!(changes.gone().is_empty());
-}
-
-#[test]
-fn flows_are_made_of_what_can_be_asked() {
-    for state in TCP_STATES {
-        let listed = listed(|connection, _| connection.state = state);
-        assert_eq!(sweeps::given(&listed).is_some(), ASKED.contains(&state), "{state:?}");
-    }
-    let flow = sweeps::given(&listed(|_, _| ())).expect("it can");
-    assert_eq!(
-        (flow.snd_una, flow.snd_nxt, flow.rcv_nxt),
-        (SeqNumber(1000), SeqNumber(1000), SeqNumber(500))
-    );
-    assert_eq!((flow.wnd, flow.obstacle), (512, None));
-    let mut mini = listed(|_, _| ());
-    mini.connection.numbers = None;
-    assert!(sweeps::given(&mini).is_none());
-    let verdict = sweeps::unasked(&mini, Reason::Unprobeable, None);
-    assert_eq!((verdict.target, verdict.state), (TargetId(0), State::Undetermined));
 }
 
 #[test]

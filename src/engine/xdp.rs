@@ -61,7 +61,7 @@ impl XdpSpec<'_> {
                 info: info.clone(),
                 next_hops: HashSet::new(),
                 transmits: Vec::new(),
-                receive: Box::new(queue.rx),
+                receive: Some(Box::new(queue.rx)),
                 loopback: false,
             });
         }

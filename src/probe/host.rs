@@ -28,7 +28,7 @@ impl Host {
 }
 
 /// A connection as the kernel has it at one instant (RFC 9293 §3.3.1; struct tcp_sock).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Reading {
     /// When the reading began, or later.
     pub at: Instant,

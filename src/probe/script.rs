@@ -264,7 +264,7 @@ impl Script {
     pub(crate) fn loop_back(&mut self, path: PathId) {
         self.on_loopback(path);
         let sender = std::mem::replace(&mut self.sender, Script::new(plan()).sender);
-        self.sender = sender.with_loopback(Some(path));
+        self.sender = sender.with_loopback(vec![path]);
     }
 
     /// The peer says this by another interface than the loopback.

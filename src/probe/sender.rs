@@ -93,8 +93,8 @@ pub struct Sender {
     /// In whose name next hops are asked for, where it is not that of the probes.
     asks_as: HashMap<(PathId, IpAddr), IpAddr>,
     paths: Vec<PathInfo>,
-    /// The path to this host's own addresses, if there is one.
-    loopback: Option<PathId>,
+    /// The paths to this host's own addresses.
+    loopback: Vec<PathId>,
     crafters: Vec<Crafter>,
     crafter_of_hop: Vec<u16>,
     source_ports: RangeInclusive<u16>,
@@ -208,7 +208,7 @@ impl Sender {
             first_slot,
             order,
             paths,
-            loopback: None,
+            loopback: Vec::new(),
             crafters,
             crafter_of_hop,
             source_ports,
@@ -246,10 +246,10 @@ impl Sender {
         self.asks_as.insert((path, source), address);
     }
 
-    /// Says through which path this host's own addresses are reached. Such a peer is up: if it is
+    /// Says through which paths this host's own addresses are reached. Such a peer is up: if it is
     /// silent, our own side keeps the answers back.
     #[must_use]
-    pub fn with_loopback(self, loopback: Option<PathId>) -> Self {
+    pub fn with_loopback(self, loopback: Vec<PathId>) -> Self {
         Sender { loopback, ..self }
     }
 
@@ -290,7 +290,7 @@ impl Sender {
     /// Gives the verdict on a flow and begins to close it.
     fn judge(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
-        let is_this_host = self.loopback.is_some() && self.egress(index) == self.loopback;
+        let is_this_host = self.egress(index).is_some_and(|path| self.loopback.contains(&path));
         let flow = &mut self.flows[index];
         let facts = &flow.facts;
         let silence = facts.exhausted || facts.neighbour_failed || facts.neighbour_reports > 0;

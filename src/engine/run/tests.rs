@@ -112,7 +112,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         info: info(id),
         next_hops: HashSet::new(),
         transmits: vec![Box::new(VoidTx(void, [0; 256], 0)) as Box<dyn Transmit>],
-        receive: Box::new(void),
+        receive: Some(Box::new(void)),
         loopback: false,
     };
     Sweep {
@@ -124,6 +124,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         redirects: Vec::new(),
         capture: None,
         watch: None,
+        kernel: None,
         peers: PEERS,
         io: "packet",
         notes: Vec::new(),

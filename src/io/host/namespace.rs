@@ -48,7 +48,7 @@ impl Namespace {
     }
 
     /// Runs `f` on a new thread inside of it, and returns what it returns. The calling thread stays
-    /// where it is.
+    /// where it is; to run in its own namespace needs no privilege.
     ///
     /// # Errors
     /// [`HostError::Gone`], or no CAP_SYS_ADMIN.
@@ -59,17 +59,20 @@ impl Namespace {
         let file = self.open()?;
         let entered = thread::scope(|scope| {
             let run = || -> Result<T, Errno> {
-                setns(&file, CloneFlags::CLONE_NEWNET)?;
+                // A thread starts where the one is that spawned it.
+                if own_inode().ok() != Some(self.inode) {
+                    setns(&file, CloneFlags::CLONE_NEWNET)?;
+                }
                 Ok(f())
             };
             let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, run);
             match thread.map(|thread| thread.join()) {
-                Ok(Ok(ran)) => ran.map_err(|errno| (io::Error::from(errno), "enter")),
+                Ok(Ok(ran)) => ran.map_err(|errno| ("enter network namespace", errno.into())),
                 Ok(Err(panic)) => std::panic::resume_unwind(panic),
-                Err(error) => Err((error, "start a thread for")),
+                Err(error) => Err(("start a thread for network namespace", error)),
             }
         });
-        entered.map_err(|(source, _)| self.error("enter network namespace", source))
+        entered.map_err(|(operation, source)| self.error(operation, source))
     }
 
     /// Opens it by whichever way still leads there.
@@ -173,10 +176,8 @@ pub fn own_namespace() -> Result<Namespace, HostError> {
 
 fn own_and_mounted() -> Result<HashMap<u64, Namespace>, HostError> {
     let mut found = HashMap::new();
-    let own = Path::new("/proc/thread-self/ns/net");
-    let inode = fs::metadata(own).map_err(listing)?.ino();
-    // Not by thread-self, which is another thread in `enter`.
-    at(&mut found, inode, None).is_own = true;
+    // Without a way: this one is another thread's in `enter`.
+    at(&mut found, own_inode().map_err(listing)?, None).is_own = true;
 
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").map_err(listing)?;
     for (inode, way) in mounted(&mounts) {
@@ -189,6 +190,11 @@ fn own_and_mounted() -> Result<HashMap<u64, Namespace>, HostError> {
         }
     }
     Ok(found)
+}
+
+/// Returns the inode of this thread's namespace.
+fn own_inode() -> io::Result<u64> {
+    Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
 fn at<'a>(

@@ -34,7 +34,8 @@ pub struct Owners {
 #[derive(Clone, Debug)]
 struct Entry {
     owner: Owner,
-    // Descriptors come process by process, so that remembering one tells them apart.
+    // Descriptors come process by process, so that remembering one tells them apart; only threads
+    // that share no descriptors (unshare(CLONE_FILES)) come on their own, and may count twice.
     last_pid: u32,
 }
 
