@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 /// What was asked for, of any connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// Peers, or all if empty.
     pub peers: Vec<IpNet>,
     /// No data for longer than this.
     pub idle_over: Option<Duration>,
-    /// TCP states.
-    pub states: Vec<TcpState>,
+    /// TCP states; `None` for those that can be asked.
+    pub states: Option<Vec<TcpState>>,
 }
 
 /// What a filter says of a connection.
@@ -27,12 +27,6 @@ pub enum Taken {
     ButForState(TcpState),
     /// It is not.
     No,
-}
-
-impl Default for Filter {
-    fn default() -> Self {
-        Filter { peers: Vec::new(), idle_over: None, states: ASKED.to_vec() }
-    }
 }
 
 impl Filter {
@@ -48,8 +42,16 @@ impl Filter {
             .is_none_or(|over| Listed::idle_of(connection).is_some_and(|idle| idle > over));
         match is_theirs && is_peer && is_idle {
             false => Taken::No,
-            true if self.states.contains(&connection.state) => Taken::Yes,
+            true if self.takes_state(connection) => Taken::Yes,
             true => Taken::ButForState(connection.state),
+        }
+    }
+
+    fn takes_state(&self, connection: &Connection) -> bool {
+        match &self.states {
+            Some(states) => states.contains(&connection.state),
+            // FIN_WAIT2 of a socket that nobody holds is a small one with a timer, like TIME_WAIT.
+            None => ASKED.contains(&connection.state) && connection.numbers.is_some(),
         }
     }
 }

@@ -169,11 +169,11 @@ impl Audit {
         self
     }
 
-    /// Takes connections in these states, instead of [`ASKED`]. In others than those they are listed,
-    /// and `undetermined`.
+    /// Takes connections in these states, instead of those of [`ASKED`] whose socket somebody holds.
+    /// What cannot be asked is listed, and `undetermined`.
     #[must_use]
     pub fn tcp_states(mut self, states: impl IntoIterator<Item = TcpState>) -> Audit {
-        self.filter.states = states.into_iter().collect();
+        self.filter.states = Some(states.into_iter().collect());
         self
     }
 

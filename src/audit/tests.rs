@@ -172,8 +172,12 @@ fn filters_are_all_to_be_passed_and_states_are_told_apart() {
     let idle = |span| takes(&Filter { idle_over: Some(span), ..Filter::default() });
     assert_eq!(idle(Duration::from_millis(999)), Taken::Yes);
     assert_eq!(idle(seconds(1)), Taken::No);
-    // Of a socket without numbers nobody knows.
-    let mini = Connection { numbers: None, ..connection(1) };
+    // Nobody holds it, and the kernel has a timer for it: only who asks for the state gets it.
+    let mini = Connection { state: TcpState::FinWait2, numbers: None, ..connection(1) };
+    assert_eq!(Filter::default().takes(&mini, None), Taken::ButForState(TcpState::FinWait2));
+    let asked_for = Filter { states: Some(vec![TcpState::FinWait2]), ..Filter::default() };
+    assert_eq!(asked_for.takes(&mini, None), Taken::Yes);
+    // Of a socket without numbers nobody knows how long it is idle.
     let filter = Filter { idle_over: Some(Duration::ZERO), ..Filter::default() };
     assert_eq!(filter.takes(&mini, None), Taken::No);
     let sockets = |inode| HashMap::from([(inode, 7)]);

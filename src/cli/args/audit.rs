@@ -77,8 +77,8 @@ pub struct AuditArgs {
     /// fin-wait-2]
     ///
     /// As `ss` names them: established, close-wait, fin-wait-2, syn-sent, syn-recv, fin-wait-1,
-    /// time-wait, last-ack, closing. Only the first three can be asked; the others are listed, and
-    /// undetermined.
+    /// time-wait, last-ack, closing. Only the first three can be asked, and of these no fin-wait-2 that
+    /// no process holds any more; the others are listed, and undetermined.
     #[arg(long, value_name = "S[,S...]", value_delimiter = ',', value_parser = tcp_state,
           help_heading = "Connections")]
     pub tcp_state: Vec<OneOrAll>,
