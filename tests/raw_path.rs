@@ -364,7 +364,10 @@ fn says_what_this_host_cannot_be_probed_by() {
     in_namespace(|| {
         let _tun = tun0();
         for (args, said) in [
-            ("127.0.0.1:80 --io packet", "an address of this host, which the packet path cannot reach"),
+            (
+                "127.0.0.1:80 --io packet",
+                "an address of this host, which the packet path cannot reach",
+            ),
             ("10.8.0.2:80 --io packet", "tun0: the interface has no MAC addresses"),
             ("127.0.0.1:61001", "its port is one of our source ports 61000-65534"),
             ("127.0.0.1:80 -i tun0", "a loopback address, which is not behind tun0"),
