@@ -157,6 +157,8 @@ struct SightingObject {
     icmp_code: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retransmits: Option<u8>,
 }
 
 fn evidence<S: serde::Serializer>(seen: &&[Sighting], serializer: S) -> Result<S::Ok, S::Error> {
@@ -175,6 +177,10 @@ fn evidence<S: serde::Serializer>(seen: &&[Sighting], serializer: S) -> Result<S
             icmp_type,
             icmp_code,
             from: sighting.from,
+            retransmits: match sighting.kind {
+                Seen::InFlight(retransmits) => Some(retransmits),
+                _ => None,
+            },
         })?;
     }
     list.end()
