@@ -1,6 +1,7 @@
 //! A connection of this host, and whose it is.
 #![forbid(unsafe_code)]
 
+use crate::engine;
 use crate::io::host::{Connection, Numbers, TcpState};
 use crate::probe::given::TimestampClock;
 use std::sync::Arc;
@@ -91,25 +92,15 @@ impl Listed {
 
     /// Returns the window that a segment sent now would carry in its header; `None` if it is 0, or
     /// the socket has none.
-    ///
-    /// What was offered last less what has come in since (`tcp_receive_window`, include/net/tcp.h).
     pub fn window(&self) -> Option<u16> {
-        let numbers = self.connection.numbers.as_ref()?;
-        let left =
-            numbers.rcv_wnd.saturating_sub(numbers.rcv_nxt.0.wrapping_sub(numbers.rcv_wup.0));
-        let scaled = left.checked_shr(u32::from(numbers.rcv_wscale)).unwrap_or(0);
-        Some(u16::try_from(scaled).unwrap_or(u16::MAX)).filter(|&window| window > 0)
+        self.numbers()?;
+        Some(engine::given(&self.connection).wnd).filter(|&window| window > 0)
     }
 
     /// Returns the flow's timestamps as `--flows` has them; `None` also where their clock runs in
     /// microseconds, which that format has no place for.
     pub fn clock(&self) -> Option<TimestampClock> {
-        let timestamps = self.numbers()?.timestamps.filter(|clock| !clock.in_microseconds)?;
-        Some(TimestampClock {
-            ts_recent: timestamps.ts_recent,
-            ts_offset: timestamps.offset,
-            in_microseconds: false,
-        })
+        engine::given(&self.connection).clock.filter(|clock| !clock.in_microseconds)
     }
 
     /// Returns the numbers of its socket, if it has any.

@@ -120,6 +120,11 @@ impl Audit {
             }
             listing.namespaces.push(InNamespace { namespace, connections: taken });
         }
+        tracing::info!(
+            connections = listing.len(),
+            namespaces = listing.namespaces.len(),
+            "listed"
+        );
         Ok(listing)
     }
 

@@ -143,8 +143,16 @@ pub fn run(args: AuditArgs) -> Result<Exit, Failure> {
 }
 
 fn with_findings(audit: &Audit, listing: &Listing) -> Vec<(Arc<Listed>, Vec<Finding>)> {
-    let listed = listing.iter();
-    listed.map(|listed| (Arc::clone(listed), audit.findings(listed))).collect()
+    let mut list: Vec<_> = listing.iter().cloned().collect();
+    list.sort_by(|one, other| {
+        let key = |listed: &Arc<Listed>| (listed.connection.local, listed.connection.peer);
+        one.process.cmp(&other.process).then_with(|| key(one).cmp(&key(other)))
+    });
+    let with = |listed: Arc<Listed>| {
+        let findings = audit.findings(&listed);
+        (listed, findings)
+    };
+    list.into_iter().map(with).collect()
 }
 
 fn once(
