@@ -111,9 +111,10 @@ pub struct SweepArgs {
     ///
     /// NDJSON or CSV with a header line: local_ip, local_port, peer_ip, peer_port, snd_una, rcv_nxt
     /// and optionally snd_nxt, wnd, ts_recent with ts_offset_ms, name; other fields are ignored.
-    /// Nothing but keepalives is sent on them. Not probed, and reported as undetermined, are those
-    /// with data in flight (snd_nxt beyond snd_una), those that this host's kernel still owns, and
-    /// those whose local_ip is not of this host. May be given together with targets.
+    /// Nothing but keepalives is sent on them. Those that this host's kernel still owns are probed with
+    /// its numbers, by raw sockets. Not probed, and reported as undetermined, are those with data in
+    /// flight (snd_nxt beyond snd_una), and those whose local_ip is not of this host. May be given
+    /// together with targets.
     #[arg(long, value_name = "FILE", help_heading = "Targets")]
     pub flows: Option<PathBuf>,
 
