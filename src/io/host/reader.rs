@@ -214,6 +214,49 @@ fn iterator<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut It
 mod tests {
     use super::*;
 
+    /// The kernel's types, with fields renamed: for all that CO-RE can see, they are not there.
+    fn without(fields: &[&str]) -> tempfile::NamedTempFile {
+        let mut types = fs::read(BTF).expect("root, and a kernel with BTF");
+        for field in fields {
+            let name = format!("\0{field}\0");
+            let at = types.windows(name.len()).position(|window| window == name.as_bytes());
+            types[at.expect("this kernel has the field") + 1] = b'~';
+        }
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        std::io::Write::write_all(&mut file, &types).expect("written");
+        file
+    }
+
+    #[test]
+    fn fields_that_a_kernel_lacks_are_unknown_and_the_rest_is_told() {
+        if !nix::unistd::geteuid().is_root() {
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "needs root");
+            println!("skipped: needs root");
+            return;
+        }
+        let optional = ["md5sig_info", "tcp_usec_ts", "pinet6"];
+        let types = without(&optional);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let _ours = std::net::TcpStream::connect(address).expect("connected");
+        let signed = |btf: &Path| {
+            let reader = Reader::open_with(btf).unwrap_or_else(|error| panic!("{error}"));
+            let mut found = None;
+            let mut take = |connection: Connection| {
+                if connection.peer == address {
+                    found = connection.numbers;
+                }
+            };
+            reader.read(&mut take).unwrap_or_else(|error| panic!("{error}"));
+            let numbers = found.expect("a full socket");
+            assert_eq!(numbers.snd_una, numbers.snd_nxt);
+            assert!(numbers.timestamps.is_none_or(|with| !with.in_microseconds));
+            numbers.is_signed
+        };
+        assert_eq!(signed(types.path()), None);
+        assert_eq!(signed(Path::new(BTF)), Some(false));
+    }
+
     #[test]
     fn a_kernel_without_btf_is_told_with_a_remedy() {
         let error = Reader::open_with(Path::new("/nonexistent/vmlinux")).expect_err("no such file");
