@@ -251,6 +251,7 @@ pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan, pcap: Option<PathBuf>) ->
         interface: None,
         source: None,
         source_ports: ports::DEFAULT,
+        cpus: None,
         pcap,
     }
 }

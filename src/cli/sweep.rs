@@ -104,6 +104,7 @@ impl Request {
                 interface: args.interface,
                 source: args.source,
                 source_ports: args.source_ports,
+                cpus: args.cpus,
                 pcap,
             },
             names: targets.names,

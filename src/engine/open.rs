@@ -6,10 +6,11 @@ mod paths;
 use super::capture::Capture;
 use super::given;
 use super::watch::HostWatch;
-use super::{EngineError, IoKind, Setup, Sweep};
+use super::xdp::most_senders;
+use super::{Cpus, EngineError, IoKind, Setup, Sweep};
 use crate::io::ports::PortsError;
 use crate::io::watch::Watch;
-use crate::io::{PathId, PathInfo, ports, privilege, xdp};
+use crate::io::{PathId, PathInfo, affinity, ports, privilege};
 use crate::probe::given::Given;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Keepalive, Plan};
@@ -44,6 +45,10 @@ impl Sweep {
         let watch = Watch::open().map_err(EngineError::system)?;
         let mut layout = Layout::new(&setup)?;
         privilege::require(privilege::SWEEP).map_err(EngineError::system)?;
+        if let Some(Cpus { senders, receivers }) = &setup.cpus {
+            let check = |cpus| affinity::check(cpus).map_err(|e| EngineError::Usage(e.to_string()));
+            check(senders).and_then(|()| check(receivers))?;
+        }
         // Given flows have ports of their own.
         if !setup.targets.is_empty() {
             ports::check(&setup.source_ports).map_err(|error| match error {
@@ -79,6 +84,7 @@ impl Sweep {
             capture,
             watch,
             kernel,
+            cpus: setup.cpus,
             peers,
             io,
             notes,
@@ -148,8 +154,8 @@ impl Layout {
         let mut most = cores.min((setup.targets.len() + setup.flows.len()) / PEERS_WORTH_A_SENDER);
         if matches!(setup.io, IoKind::Xdp(_)) {
             for Egress { interface, .. } in self.egress.iter().filter(|egress| !egress.is_raw) {
-                let queues = xdp::queues(&interface.name).map_err(EngineError::system)?;
-                most = most.min(queues as usize);
+                let senders = most_senders(&interface.name).map_err(EngineError::system)?;
+                most = most.min(senders);
             }
         }
         Ok(most.clamp(1, MAX_SENDERS))

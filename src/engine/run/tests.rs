@@ -125,6 +125,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         capture: None,
         watch: None,
         kernel: None,
+        cpus: None,
         peers: PEERS,
         io: "packet",
         notes: Vec::new(),

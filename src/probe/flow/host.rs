@@ -332,11 +332,9 @@ impl Flow {
         Step::Verdict
     }
 
-    /// The guard does not hold the flow's resets: probes that need it are not sent.
+    /// The guard does not hold the flow's resets: probes that need it are not sent. If it does so later,
+    /// it is told to let go.
     fn not_held(&mut self) -> Step {
-        if let Some(host) = &mut self.host {
-            host.hold = Hold::None;
-        }
         self.facts.observer = true;
         self.note_local(Seen::NotHeld, self.asked_at);
         self.exhausted()
@@ -367,8 +365,12 @@ impl Flow {
         };
         match is_held {
             true => host.hold = Hold::Held,
-            false if is_judged => host.hold = Hold::None,
-            false => return self.not_held(),
+            false => {
+                host.hold = Hold::None;
+                if !is_judged && host.awaits.is_none() {
+                    return self.not_held();
+                }
+            }
         }
         if is_judged || host.awaits.is_some() {
             return Step::Continue;
