@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+mod bench;
 
 pub use audit::{AuditArgs, OneOrAll};
+pub use bench::{BenchArgs, BenchFormat, BenchWhat};
 
 use crate::engine::Cpus;
 use crate::io::xdp::{XdpMode, ZeroCopy};
@@ -51,6 +53,9 @@ pub enum Command {
     /// Say what this machine can do, what is missing for a sweep, and what to do about it
     #[command(after_help = DOCTOR_FOOTER)]
     Doctor(DoctorArgs),
+    /// Say how fast this machine sends and receives by each I/O path
+    #[command(after_help = bench::FOOTER)]
+    Bench(BenchArgs),
 }
 
 const DOCTOR_FOOTER: &str = "\

@@ -3,6 +3,7 @@
 
 pub mod args;
 mod audit;
+mod bench;
 mod doctor;
 mod dry_run;
 mod exit;
@@ -35,6 +36,7 @@ pub fn main() -> ExitCode {
         Command::Sweep(args) => sweep::run(*args),
         Command::Audit(args) => audit::run(*args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match ended {
         Ok(exit) => exit.into(),

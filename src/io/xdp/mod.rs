@@ -9,6 +9,7 @@
 //! both halves, uses what the kernel says in a descriptor unchecked, cannot share a UMEM between two
 //! sockets, and overflows its cursors where overflow is checked.
 
+mod bare;
 mod channels;
 mod completions;
 mod program;
@@ -18,7 +19,8 @@ mod socket;
 mod tx;
 mod umem;
 
-pub use channels::queues;
+pub use bare::BareRing;
+pub use channels::{enable_gro, queues};
 pub use program::{Attached, Redirect, RedirectCounts, RedirectSpec, XdpMode};
 pub use rx::XdpRx;
 pub use socket::{Queue, QueueSpec};

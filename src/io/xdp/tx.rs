@@ -1,9 +1,10 @@
 //! Sending: frames written into the UMEM and handed to the driver, past the whole stack.
 
+use super::bare::BareRing;
 use super::completions::Completions;
 use super::rings::{Producer, Ring};
 use super::socket::{Sizes, Sockets};
-use super::umem::{Free, Ledger};
+use super::umem::{CHUNK, Free, Ledger};
 use crate::io::{FRAME_OCTETS, IoError, QueueCounts, Transmit, Unsent};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
@@ -17,24 +18,34 @@ use std::time::Duration;
 const BATCH: usize = 256;
 
 /// How long a batch may make no progress before it is given up.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
+
+/// Octets of a cache line, and how many of them a packet may be moved away from its frame's start.
+const LINE: usize = 64;
+const COLOURS: usize = (CHUNK - FRAME_OCTETS) / LINE;
+
+/// Returns where in its frame a packet is written. Frames are 2 KiB apart: if all packets began with
+/// theirs, they would share two sets of the nearest cache, and a batch has ten times as many.
+const fn offset(index: u32) -> usize {
+    index as usize % COLOURS * LINE
+}
 
 /// Sends frames through one queue by AF_XDP.
 pub struct XdpTx {
     // First, so that the rings are unmapped before their sockets close.
-    tx: Ring<libc::xdp_desc>,
-    producer: Producer,
+    pub(super) tx: Ring<libc::xdp_desc>,
+    pub(super) producer: Producer,
     /// Up to where the kernel has taken descriptors: it shows that late when it drops one.
-    taken: u32,
-    completions: Arc<Completions>,
+    pub(super) taken: u32,
+    pub(super) completions: Arc<Completions>,
     /// Which of the halves that send through this queue.
     half: usize,
     /// Addresses on their way from `completions` to `free`.
     back: Vec<u64>,
-    ledger: Ledger,
-    free: Vec<Free>,
+    pub(super) ledger: Ledger,
+    pub(super) free: Vec<Free>,
     /// The frame last reserved.
     next: Option<Free>,
     /// What of the batch the kernel has not taken, in the order of the tx ring.
@@ -44,23 +55,26 @@ pub struct XdpTx {
     /// Those for which there was none: the kernel has not given back enough frames in time.
     surplus: usize,
     scratch: Box<[u8; FRAME_OCTETS]>,
-    frames: usize,
+    pub(super) frames: usize,
     /// Frames that were taken, in all.
     sent: u64,
-    zerocopy: bool,
-    sockets: Arc<Sockets>,
-    clock: Clock,
+    pub(super) zerocopy: bool,
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) clock: Clock,
 }
 
 /// A descriptor in the tx ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Pending {
-    /// Which frame of the batch.
-    position: usize,
     /// Which frame of the UMEM.
     index: u32,
-    len: usize,
+    /// Which frame of the batch.
+    position: u16,
+    len: u16,
 }
+
+const _: () = assert!(BATCH <= u16::MAX as usize);
+const _: () = assert!(FRAME_OCTETS <= u16::MAX as usize);
 
 impl fmt::Debug for XdpTx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,6 +164,15 @@ impl XdpTx {
         BATCH.min(self.frames / 2)
     }
 
+    /// Lends the rings to a loop that sends nothing but `frame`. Nothing may be in the batch, and nobody
+    /// else may send through the queue meanwhile.
+    ///
+    /// # Errors
+    /// Frames are still on their way, or `frame` is too long.
+    pub fn bare(&mut self, frame: &[u8]) -> Result<BareRing<'_>, IoError> {
+        BareRing::new(self, frame)
+    }
+
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
         let socket = &self.sockets.sending;
@@ -162,15 +185,15 @@ impl XdpTx {
     }
 
     /// Puts a frame into the tx ring, where there is always room: no more frames exist.
-    fn enqueue(&mut self, position: usize, frame: Free, len: usize) {
+    fn enqueue(&mut self, position: u16, frame: Free, len: u16) {
         let index = frame.index();
-        let descriptor = self.ledger.lend_packet(frame, len);
+        let descriptor = self.ledger.lend_packet(frame, offset(index), usize::from(len));
         self.tx.write(self.producer.advance(), descriptor);
         self.pending.push_back(Pending { position, index, len });
     }
 
     /// Makes the kernel look at the tx ring. In copy mode this call is what sends.
-    fn kick(&self) -> Result<(), Errno> {
+    pub(super) fn kick(&self) -> Result<(), Errno> {
         let fd = self.sockets.sending.fd.as_raw_fd();
         // SAFETY: neither a buffer nor an address is passed.
         let result = unsafe {
@@ -197,10 +220,7 @@ impl XdpTx {
             .saturating_sub(self.pending.len());
         // What an earlier batch has left behind comes first, and was reported then.
         let of_batch = (count as usize).saturating_sub(stale).min(self.pending.len());
-        let mut last = None;
-        for _ in 0..of_batch {
-            last = self.pending.pop_front();
-        }
+        let last = self.pending.drain(..of_batch).next_back();
         match dropped {
             true => Ok((of_batch.saturating_sub(1), last)),
             false => Ok((of_batch, None)),
@@ -261,7 +281,7 @@ impl XdpTx {
     }
 
     /// Waits until `wanted` frames have come back, within bounds.
-    fn await_frames(&mut self, wanted: usize) -> Result<(), IoError> {
+    pub(super) fn await_frames(&mut self, wanted: usize) -> Result<(), IoError> {
         self.reap()?;
         let begun = self.clock.now();
         let mut pause = FIRST_PAUSE;
@@ -305,7 +325,8 @@ impl Transmit for XdpTx {
         match &mut self.next {
             // In the order of the batch: nothing is sent behind what cannot be.
             Some(frame) if self.surplus == 0 => {
-                self.ledger.octets_mut(frame).get_mut(..FRAME_OCTETS)
+                let start = offset(frame.index());
+                self.ledger.octets_mut(frame).get_mut(start..start + FRAME_OCTETS)
             }
             _ => Some(&mut self.scratch[..]),
         }
@@ -317,7 +338,7 @@ impl Transmit for XdpTx {
         assert!(len <= FRAME_OCTETS, "frame of {len} octets in a buffer of {FRAME_OCTETS}");
         match self.next.take() {
             Some(frame) if self.surplus == 0 => {
-                self.enqueue(self.queued, frame, len);
+                self.enqueue(self.queued as u16, frame, len as u16);
                 self.queued += 1;
             }
             kept => {
@@ -333,7 +354,7 @@ impl Transmit for XdpTx {
     fn flush(&mut self) -> Result<usize, Unsent> {
         let result = self.send_all();
         let (queued, surplus) = (self.queued, self.surplus);
-        let first_unsent = self.pending.iter().map(|pending| pending.position).min();
+        let first_unsent = self.pending.iter().map(|pending| usize::from(pending.position)).min();
         self.pending.clear();
         (self.queued, self.surplus) = (0, 0);
         let sent = first_unsent.unwrap_or(queued);
