@@ -317,12 +317,10 @@ impl Peer {
     fn connect(&self) -> Pair {
         let mut client = TcpStream::connect((THERE, 7000)).expect("connect");
         let (mut server, _) = self.listener.accept().expect("accept");
-        for (from, to) in [(&mut client, &mut server)] {
-            from.write_all(b"question").expect("written");
-            to.read_exact(&mut [0; 8]).expect("read");
-            to.write_all(b"answer").expect("written");
-            from.read_exact(&mut [0; 6]).expect("read");
-        }
+        client.write_all(b"question").expect("written");
+        server.read_exact(&mut [0; 8]).expect("read");
+        server.write_all(b"answer").expect("written");
+        client.read_exact(&mut [0; 6]).expect("read");
         Pair { client, server }
     }
 
