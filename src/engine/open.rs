@@ -63,7 +63,7 @@ impl Sweep {
         let notes = given::notes(&layout.given).into_iter().chain(notes).collect();
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
-        let watch = HostWatch::new(watch, layout.baseline(&paths));
+        let watch = HostWatch::new(watch, layout.baseline(&paths)).with_programs(&redirects);
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
         let watch = Some(watch);

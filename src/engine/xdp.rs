@@ -72,6 +72,7 @@ impl XdpSpec<'_> {
             match attached {
                 Attached::Drv => "driver",
                 Attached::Skb => "stack (skb)",
+                Attached::Hw => "card",
             },
             if copied { "frames are copied" } else { "zero-copy" },
         )];

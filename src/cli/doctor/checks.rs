@@ -2,11 +2,12 @@
 #![forbid(unsafe_code)]
 
 use crate::io::IoError;
-use crate::io::facts::{Conntrack, Kernel, Link, XdpMode};
+use crate::io::facts::{Conntrack, Kernel, Link};
 use crate::io::guard::GuardError;
 use crate::io::host::HostError;
 use crate::io::ports::PortsError;
 use crate::io::privilege::{MissingCapabilities, SWEEP};
+use crate::io::xdp::Attached;
 use indicatif::{HumanBytes, HumanCount};
 use std::io;
 use std::num::NonZero;
@@ -434,8 +435,10 @@ fn describe(seen: &Seen) -> String {
     if interface.addresses.is_empty() {
         parts.push("no address".to_owned());
     }
-    if let Some((rx, tx)) = link.queues {
-        parts.push(format!("queues {rx} rx {tx} tx"));
+    match link.queues {
+        Some(1) => parts.push("1 queue".to_owned()),
+        Some(queues) => parts.push(format!("{queues} queues")),
+        None => {}
     }
     parts.push(match link.xdp_features {
         Some(features) if features.is_zero_copy() => "XDP native, zero-copy".to_owned(),
@@ -445,9 +448,9 @@ fn describe(seen: &Seen) -> String {
     });
     for (mode, id) in &link.xdp_programs {
         let mode = match mode {
-            XdpMode::Native => "native",
-            XdpMode::Generic => "generic",
-            XdpMode::Offloaded => "offloaded",
+            Attached::Drv => "native",
+            Attached::Skb => "generic",
+            Attached::Hw => "offloaded",
         };
         parts.push(format!("XDP program {id} attached ({mode})"));
     }

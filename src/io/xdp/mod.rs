@@ -10,6 +10,7 @@
 //! sockets, and overflows its cursors where overflow is checked.
 
 mod channels;
+mod link;
 mod program;
 mod rings;
 mod rx;
@@ -17,8 +18,8 @@ mod socket;
 mod tx;
 mod umem;
 
-pub use channels::queues;
-pub use program::{Attached, Redirect, RedirectCounts, RedirectSpec, XdpMode};
+pub use channels::{queues, queues_of};
+pub use program::{Attached, Attachment, Redirect, RedirectCounts, RedirectSpec, Standing, XdpMode};
 pub use rx::XdpRx;
 pub use socket::{Queue, QueueSpec};
 pub use tx::XdpTx;

@@ -19,7 +19,7 @@ fn link(name: &str) -> Link {
             addresses: vec!["10.0.0.1/24".parse().expect("a prefix")],
         },
         driver: Some("veth".into()),
-        queues: Some((2, 1)),
+        queues: Some(2),
         xdp_features: None,
         xdp_programs: Vec::new(),
     }
@@ -63,7 +63,7 @@ fn interfaces_by_state() {
 
 #[test]
 fn programs_that_hear_first_are_told() {
-    let mut seen = seen(with(|link| link.xdp_programs = vec![(XdpMode::Generic, 7)]), false);
+    let mut seen = seen(with(|link| link.xdp_programs = vec![(Attached::Skb, 7)]), false);
     seen.tcx = Ok([vec!["police".into()], Vec::new()]);
     let check = interface(&seen);
     assert_eq!(check.status, Status::Warn);
