@@ -14,6 +14,7 @@ mod xdp;
 
 pub use open::preview;
 
+use crate::io::claim::Claim;
 use crate::io::xdp::{Redirect, XdpMode, ZeroCopy};
 use crate::io::{PathInfo, Receive, Transmit, guard::Guard};
 use crate::probe::given::Given;
@@ -134,6 +135,8 @@ pub struct Sweep {
     redirects: Vec<Redirect>,
     capture: Option<Capture>,
     watch: Option<HostWatch>,
+    /// Held to the end, so that no other sweep takes our answers.
+    _claims: Vec<Claim>,
     peers: usize,
     /// The paths taken, as the summary names them.
     io: &'static str,

@@ -7,6 +7,7 @@ use super::capture::Capture;
 use super::given;
 use super::watch::HostWatch;
 use super::{EngineError, IoKind, Setup, Sweep};
+use crate::io::claim::{self, Claim, ClaimError, Hears};
 use crate::io::ports::PortsError;
 use crate::io::watch::Watch;
 use crate::io::{PathId, PathInfo, ports, privilege, xdp};
@@ -51,6 +52,7 @@ impl Sweep {
                 error => EngineError::Usage(error.to_string()),
             })?;
         }
+        let claims = claims(&setup)?;
         let capture = match &setup.pcap {
             None => None,
             Some(path) => Some(Capture::create(path, layout.link(&setup)).map_err(|error| {
@@ -76,6 +78,7 @@ impl Sweep {
             redirects,
             capture,
             watch,
+            _claims: claims,
             peers,
             io,
             notes,
@@ -86,6 +89,24 @@ impl Sweep {
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
+}
+
+/// Says on which ports this sweep hears, alone where an XDP program takes the answers.
+fn claims(setup: &Setup) -> Result<Vec<Claim>, EngineError> {
+    let hears = match setup.io {
+        IoKind::Xdp(_) => Hears::Alone,
+        _ => Hears::Too,
+    };
+    let opened = (!setup.targets.is_empty()).then(|| (setup.source_ports.clone(), hears));
+    // Answers on given flows go past the program.
+    let given = setup.flows.iter().map(|flow| flow.local.port());
+    let given = given.clone().min().zip(given.max()).map(|(lo, hi)| (lo..=hi, Hears::Too));
+    let wanted = opened.into_iter().chain(given);
+    let claims = wanted.map(|(ports, hears)| claim::claim(&ports, hears));
+    claims.collect::<Result<_, _>>().map_err(|error| match error {
+        ClaimError::Io(error) => EngineError::system(error),
+        taken => EngineError::Usage(taken.to_string()),
+    })
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together

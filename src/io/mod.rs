@@ -3,6 +3,8 @@
 #[cfg(feature = "os")]
 mod batch;
 #[cfg(feature = "os")]
+pub mod claim;
+#[cfg(feature = "os")]
 mod errno;
 #[cfg(feature = "os")]
 pub mod facts;

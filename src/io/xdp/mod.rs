@@ -11,6 +11,7 @@
 
 mod channels;
 mod link;
+mod memory;
 mod program;
 mod rings;
 mod rx;
@@ -19,10 +20,15 @@ mod tx;
 mod umem;
 
 pub use channels::{queues, queues_of};
-pub use program::{Attached, Attachment, Redirect, RedirectCounts, RedirectSpec, Standing, XdpMode};
+pub use memory::lockable_per_queue;
+pub use program::{Attached, Attachment, Redirect, RedirectCounts, RedirectSpec, Standing, XdpMode, rehearse};
 pub use rx::XdpRx;
 pub use socket::{Queue, QueueSpec};
 pub use tx::XdpTx;
+
+/// Queues beyond this many get no socket of ours: what comes in by them passes to the AF_PACKET
+/// socket. Each takes a thread and [`Queue::OCTETS`].
+pub const MAX_QUEUES: u32 = 16;
 
 /// The longest packet that the receiving half takes, in octets.
 pub const RX_OCTETS: u32 = umem::RX_OCTETS as u32;

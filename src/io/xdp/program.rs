@@ -324,6 +324,22 @@ impl Redirect {
     }
 }
 
+/// Opens an AF_XDP socket and loads the program, and lets both go again.
+///
+/// # Errors
+/// The kernel has no AF_XDP, its verifier refuses the program, or a capability is missing.
+pub fn rehearse() -> Result<(), IoError> {
+    super::socket::try_open()?;
+    let spec = RedirectSpec {
+        mac: MacAddr::default(),
+        sources: Vec::new(),
+        ports: crate::io::ports::DEFAULT,
+        queues: 1,
+        frame_octets: super::RX_OCTETS,
+    };
+    Redirect::load("this host", &spec).map(drop)
+}
+
 /// As [`errno`], but also where aya hides it in a variant of its own.
 fn xdp_errno(cause: &(dyn Error + 'static)) -> Option<Errno> {
     if let Some(ProgramError::SyscallError(call)) = cause.downcast_ref() {

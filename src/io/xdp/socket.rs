@@ -7,10 +7,11 @@ use super::ZeroCopy;
 use super::rings::{COMPLETION, FILL, Place, RX, Ring, TX};
 use super::rx::{Rings, XdpRx};
 use super::tx::XdpTx;
-use super::umem::Umem;
+use super::umem::{CHUNK, Umem};
 use crate::io::IoError;
 use crate::time::Clock;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -27,10 +28,19 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// A few milliseconds at a million packets a second, and 12 MiB; and what is tried if the memlock
+    /// A few milliseconds at a million packets a second, and 12 MiB; and what is taken if the memlock
     /// limit, which is 8 MiB by default and counts for all queues of a user, does not allow it.
-    const TRIED: [Sizes; 3] =
-        [Sizes { rx: 4096, tx: 2048 }, Sizes { rx: 2048, tx: 1024 }, Sizes { rx: 1024, tx: 512 }];
+    pub const TRIED: [Sizes; 4] = [
+        Sizes { rx: 4096, tx: 2048 },
+        Sizes { rx: 2048, tx: 1024 },
+        Sizes { rx: 1024, tx: 512 },
+        Sizes { rx: 512, tx: 256 },
+    ];
+
+    /// Returns the memory that frames take, in octets.
+    pub const fn octets(self) -> u64 {
+        (self.rx + self.tx) as u64 * CHUNK as u64
+    }
 
     /// Twice the frames: the kernel shows late what it has taken from the fill ring.
     pub const fn fill(self) -> u32 {
@@ -68,9 +78,14 @@ pub struct Queue {
     pub rx: XdpRx,
     /// Whether the driver reads and writes the UMEM itself.
     pub zerocopy: bool,
+    /// The memory that it has locked, in octets.
+    pub octets: u64,
 }
 
 impl Queue {
+    /// The memory that a queue takes if it may, in octets.
+    pub const OCTETS: u64 = Sizes::TRIED[0].octets();
+
     /// Opens the sockets of one queue and fills its fill ring. Frames come in once the XDP program has
     /// been told of [`XdpRx::socket`].
     ///
@@ -80,17 +95,39 @@ impl Queue {
     /// [`IoError`] with a remedy: no CAP_NET_RAW, a memlock limit, no such queue, no zero-copy in the
     /// driver, another program on the queue, the interface down or gone.
     pub fn open(spec: QueueSpec<'_>) -> Result<Queue, IoError> {
+        Self::open_within(spec, u64::MAX)
+    }
+
+    /// The same with no more than `octets` of memory, or as little as a queue can do with.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_within(spec: QueueSpec<'_>, octets: u64) -> Result<Queue, IoError> {
         let [first @ .., last] = Sizes::TRIED;
-        for sizes in first {
+        for sizes in first.into_iter().filter(|sizes| sizes.octets() <= octets) {
             match Self::open_with(spec, sizes) {
-                // The memlock limit (xdp_umem_account_pages).
+                // The memlock limit (xdp_umem_account_pages): others of this user have their part.
                 Err(error) if error.source.raw_os_error() == Some(libc::ENOBUFS) => {
                     tracing::debug!(?sizes, %error, "fewer frames");
                 }
                 result => return result,
             }
         }
-        Self::open_with(spec, last)
+        Self::open_with(spec, last).map_err(|mut error| {
+            if error.source.raw_os_error() == Some(libc::ENOBUFS) {
+                let limit = match getrlimit(Resource::RLIMIT_MEMLOCK) {
+                    Ok((soft, _)) => format!("{} KiB", soft >> 10),
+                    Err(_) => "an unknown amount".to_owned(),
+                };
+                error.source = io::Error::other(format!(
+                    "{}: a queue locks at least {} KiB, and the memlock limit is {limit} for all that \
+                     this user locks",
+                    error.source,
+                    last.octets() >> 10
+                ));
+            }
+            error
+        })
     }
 
     fn open_with(spec: QueueSpec<'_>, sizes: Sizes) -> Result<Queue, IoError> {
@@ -129,7 +166,7 @@ impl Queue {
         let sockets = Arc::new(Sockets { receiving, sending, _umem: umem });
         let rx = rings.with_sockets(sockets.clone());
         let tx = XdpTx::new(tx, completion, sizes, tx_frames, zerocopy, sockets);
-        Ok(Queue { tx, rx, zerocopy })
+        Ok(Queue { tx, rx, zerocopy, octets: sizes.octets() })
     }
 }
 
@@ -140,6 +177,23 @@ pub(super) struct Sockets {
     pub sending: Socket,
     // After the sockets: the kernel writes into it until they are closed.
     _umem: Arc<Umem>,
+}
+
+/// Opens an AF_XDP socket and closes it again.
+///
+/// # Errors
+/// No CAP_NET_RAW, or a kernel without AF_XDP.
+pub(super) fn try_open() -> Result<(), IoError> {
+    open_socket("this host").map(drop)
+}
+
+fn open_socket(object: &str) -> Result<OwnedFd, IoError> {
+    let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointer is passed.
+    let fd = Errno::result(unsafe { libc::socket(libc::AF_XDP, flags, 0) })
+        .map_err(|errno| io_error("open AF_XDP socket", object, errno))?;
+    // SAFETY: the descriptor was just made, and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// An AF_XDP socket and what messages say of it.
@@ -153,12 +207,7 @@ pub(super) struct Socket {
 impl Socket {
     fn new(spec: QueueSpec<'_>) -> Result<Self, IoError> {
         let object = format!("{} queue {}", spec.interface, spec.queue_id);
-        let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: no pointer is passed.
-        let fd = Errno::result(unsafe { libc::socket(libc::AF_XDP, flags, 0) })
-            .map_err(|errno| io_error("open AF_XDP socket", &object, errno))?;
-        // SAFETY: the descriptor was just made, and belongs to nobody else.
-        Ok(Socket { fd: unsafe { OwnedFd::from_raw_fd(fd) }, ifindex: spec.ifindex, object })
+        Ok(Socket { fd: open_socket(&object)?, ifindex: spec.ifindex, object })
     }
 
     pub fn error(&self, operation: &'static str, errno: Errno) -> IoError {
@@ -318,7 +367,8 @@ fn io_error(operation: &'static str, object: &str, errno: Errno) -> IoError {
         Errno::EAFNOSUPPORT => "the kernel lacks CONFIG_XDP_SOCKETS: --io packet",
         Errno::EPROTONOSUPPORT => "the kernel's AF_XDP is too old: --io packet",
         Errno::ENOBUFS => {
-            "the memlock limit is too low: raise it (ulimit -l unlimited), or grant CAP_IPC_LOCK"
+            "raise the limit (as root: prlimit --pid $$ --memlock=unlimited), grant cap_ipc_lock with \
+             setcap, use fewer queues (ethtool -L IFACE combined N), or --io packet"
         }
         Errno::EBUSY => "another program uses the queue: end it, or use --io packet",
         Errno::EINVAL => {
