@@ -2,7 +2,8 @@
 
 use super::{Path, XdpOptions};
 use crate::io::xdp::{
-    self, Attached, MAX_QUEUES, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode, ZeroCopy,
+    self, Attached, MAX_QUEUES, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode,
+    ZeroCopy,
 };
 use crate::io::{IoError, PathInfo, Transmit};
 use std::collections::HashSet;

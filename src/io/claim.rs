@@ -104,8 +104,8 @@ impl Notice {
     }
 
     fn is_against(&self, other: &Notice) -> bool {
-        let overlap = self.ports.start() <= other.ports.end()
-            && other.ports.start() <= self.ports.end();
+        let overlap =
+            self.ports.start() <= other.ports.end() && other.ports.start() <= self.ports.end();
         self != other && overlap && (self.hears == Hears::Alone || other.hears == Hears::Alone)
     }
 }
@@ -127,8 +127,7 @@ pub fn claim(ports: &RangeInclusive<u16>, hears: Hears) -> Result<Claim, ClaimEr
     let clock = Clock;
     let begun = clock.now();
     loop {
-        let listing =
-            fs::read(LISTING).map_err(|source| failed("read", LISTING, source))?;
+        let listing = fs::read(LISTING).map_err(|source| failed("read", LISTING, source))?;
         let Some(other) = against(&mine, &String::from_utf8_lossy(&listing)) else {
             return Ok(Claim { _socket: socket });
         };
@@ -193,7 +192,13 @@ mod tests {
     fn names_of_others_are_none_of_ours() {
         let name = notice(1..=2, Hears::Too, 3).name();
         assert_eq!(Notice::parse(&name), Some(notice(1..=2, Hears::Too, 3)));
-        for name in ["", "x", "keepsweep/ports/", "keepsweep/ports/1-2/both/3/0", "keepsweep/ports/1-99999/too/3/0"] {
+        for name in [
+            "",
+            "x",
+            "keepsweep/ports/",
+            "keepsweep/ports/1-2/both/3/0",
+            "keepsweep/ports/1-99999/too/3/0",
+        ] {
             assert_eq!(Notice::parse(name), None, "{name}");
         }
     }

@@ -16,8 +16,7 @@ fn bpf(command: libc::c_long, attributes: &mut [u32]) -> io::Result<i32> {
     let octets = size_of_val(attributes);
     // SAFETY: the kernel reads and writes `octets` octets at `attributes`, and where a pointer is
     // among them the caller's buffer behind it.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), octets) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), octets) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 

@@ -315,7 +315,8 @@ fn locked_memory_is_shared_out() {
         assert!(sweep.stderr.contains(said), "{limit}: {}", sweep.stderr);
     }
     let output = run_with(&lab, &NEEDED, &["--memlock=2097152:2097152"], &args);
-    let words = ["register the UMEM on up0 queue 1", "1536 KiB", "2048 KiB", "prlimit", "--io packet"];
+    let words =
+        ["register the UMEM on up0 queue 1", "1536 KiB", "2048 KiB", "prlimit", "--io packet"];
     assert_refused(&output, 3, &words);
 }
 

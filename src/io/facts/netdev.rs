@@ -162,6 +162,9 @@ mod tests {
         let all = [0b0000, 0b0001, 0b0010, 0b0011, 0b1011].map(XdpFeatures);
         assert_eq!(all.map(XdpFeatures::is_native), [false, false, false, true, true]);
         assert_eq!(all.map(XdpFeatures::is_zero_copy), [false, false, false, false, true]);
-        assert_eq!([0b01011, 0b100011].map(XdpFeatures).map(XdpFeatures::is_multi_buffer), [false, true]);
+        assert_eq!(
+            [0b01011, 0b100011].map(XdpFeatures).map(XdpFeatures::is_multi_buffer),
+            [false, true]
+        );
     }
 }

@@ -65,8 +65,7 @@ impl Link {
     /// The kernel's, among them EBUSY: another program is attached.
     pub fn create(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> Result<Link, Errno> {
         let prog_fd = u32::try_from(program.as_raw_fd()).map_err(|_| Errno::EBADF)?;
-        let mut create =
-            Create { prog_fd, target_ifindex: ifindex, attach_type: BPF_XDP, flags };
+        let mut create = Create { prog_fd, target_ifindex: ifindex, attach_type: BPF_XDP, flags };
         let fd = bpf(BPF_LINK_CREATE, &mut create)?;
         // SAFETY: the kernel has just made the descriptor (close-on-exec), and nobody else has it.
         Ok(Link { fd: unsafe { OwnedFd::from_raw_fd(fd) } })

@@ -21,7 +21,9 @@ mod umem;
 
 pub use channels::{queues, queues_of};
 pub use memory::lockable_per_queue;
-pub use program::{Attached, Attachment, Redirect, RedirectCounts, RedirectSpec, Standing, XdpMode, rehearse};
+pub use program::{
+    Attached, Attachment, Redirect, RedirectCounts, RedirectSpec, Standing, XdpMode, rehearse,
+};
 pub use rx::XdpRx;
 pub use socket::{Queue, QueueSpec};
 pub use tx::XdpTx;

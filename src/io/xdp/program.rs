@@ -285,8 +285,7 @@ impl Redirect {
             .and_then(|program| program.try_into().ok())
             .ok_or_else(|| error(&Errno::ENOENT))?;
         let fd = program.fd().map_err(|cause| error(&cause))?;
-        let link =
-            Link::create(fd.as_fd(), ifindex, to.flag()).map_err(|errno| error(&errno))?;
+        let link = Link::create(fd.as_fd(), ifindex, to.flag()).map_err(|errno| error(&errno))?;
         let begun = link.hanging().map_err(|errno| error(&errno))?;
         let interface = self.interface.clone();
         self.attachment = Some(Arc::new(Attachment { link, begun, interface }));

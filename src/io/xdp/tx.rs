@@ -255,8 +255,7 @@ impl XdpTx {
             return Err(self.sockets.sending.error("send frames", Errno::EBUSY));
         };
         let socket = &self.sockets.sending;
-        let room =
-            self.producer.free(self.tx.consumer()).map_err(|bad| socket.bad_ring(bad))?;
+        let room = self.producer.free(self.tx.consumer()).map_err(|bad| socket.bad_ring(bad))?;
         if room == 0 {
             self.lost = Some(lost.position);
             return Err(socket.error("send frames", Errno::ENOBUFS));
