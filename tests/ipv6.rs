@@ -87,6 +87,7 @@ fn setup(targets: Vec<SocketAddr>) -> Setup {
         interface: None,
         source: None,
         source_ports: 61000..=65534,
+        cpus: None,
         pcap: None,
     }
 }

@@ -182,6 +182,50 @@ fn every_frame_leaves_once_and_in_order() {
     }
 }
 
+/// Frames that a0 has sent, by its own count.
+fn sent_by_a0() -> u64 {
+    let output = std::process::Command::new("ip").args(["-j", "-s", "link", "show", "a0"]).output();
+    let links: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    links[0]["stats64"]["tx"]["packets"].as_u64().unwrap()
+}
+
+/// The kernel gives the frames of all of them back through one ring.
+#[test]
+fn senders_that_share_a_queue_get_their_own_frames_back() {
+    const ROUNDS: u16 = 40;
+    let Some(_lab) = Lab::new() else { return };
+    let (mut queue, _redirect) = path(XdpMode::Drv);
+    let others = queue.tx.share(2).unwrap();
+    let before = sent_by_a0();
+    let mut halves: Vec<_> = others.into_iter().chain([queue.tx]).collect();
+    std::thread::scope(|scope| {
+        for half in &mut halves {
+            scope.spawn(move || {
+                // Several times what each of them has frames for.
+                for round in 0..ROUNDS {
+                    let frames: Vec<_> = (0..100).map(|n| from_us(1 + round * 100 + n)).collect();
+                    transmit(half, &frames);
+                }
+                let counts = half.queue_counts().unwrap().unwrap();
+                assert_eq!((counts.queue, counts.sent), (0, u64::from(ROUNDS) * 100));
+                assert_eq!(counts.tx_invalid_descs, 0);
+            });
+        }
+    });
+    // The kernel itself says something now and then: neighbour and router discovery.
+    assert!(sent_by_a0() - before >= 3 * u64::from(ROUNDS) * 100);
+}
+
+#[test]
+fn a_queue_that_has_sent_is_not_shared_any_more() {
+    let Some(_lab) = Lab::new() else { return };
+    let (mut queue, _redirect) = path(XdpMode::Drv);
+    // A reserved frame is in use, whether it is sent or not.
+    queue.tx.reserve().unwrap();
+    let error = queue.tx.share(1).unwrap_err().to_string();
+    assert!(error.contains("share the tx frames on a0 queue 0"), "{error}");
+}
+
 #[test]
 fn drops_are_counted() {
     for mode in MODES {

@@ -1,6 +1,7 @@
 //! Arguments as typed.
 #![forbid(unsafe_code)]
 
+use crate::engine::Cpus;
 use crate::io::xdp::{XdpMode, ZeroCopy};
 use crate::probe::classify::State;
 use crate::probe::plan::{Close, Keepalive, PROFILES, ProbeBytes};
@@ -221,6 +222,15 @@ pub struct SweepArgs {
     /// auto: where the driver can; else the kernel copies them.
     #[arg(long, value_name = "auto|on|off", hide_possible_values = true, help_heading = "I/O")]
     pub zerocopy: Option<ZeroCopy>,
+
+    /// Keep the sending and receiving threads on these CPUs: 0-3 or 0,2, or 0-1/2-3 for senders/receivers
+    ///
+    /// Sender n runs on the n-th CPU of the list, and so does the receiver of queue n (or, on the other
+    /// paths, of interface n), from the first CPU on again where there are more of them. With a
+    /// `/`, senders take the CPUs before it and receivers those behind it. At full rate there is
+    /// a sender for each core, else one.
+    #[arg(long, value_name = "LIST[/LIST]", value_parser = cpus, help_heading = "I/O")]
+    pub cpus: Option<Cpus>,
 
     /// Probe only through this interface
     #[arg(short, long, value_name = "IFACE", help_heading = "I/O")]
@@ -447,6 +457,29 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     Ok(low..=high)
 }
 
+fn cpus(text: &str) -> Result<Cpus, String> {
+    let (senders, receivers) = text.split_once('/').unwrap_or((text, text));
+    Ok(Cpus { senders: cpu_list(senders)?, receivers: cpu_list(receivers)? })
+}
+
+/// Reads a list as the kernel and taskset(1) write it.
+fn cpu_list(text: &str) -> Result<Vec<usize>, String> {
+    let number = |text: &str| match text.parse::<u16>() {
+        Ok(cpu) if text.bytes().all(|octet| octet.is_ascii_digit()) => Ok(usize::from(cpu)),
+        _ => Err(format!("{text:?} is no CPU; expected a list such as 0-3 or 0,2")),
+    };
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(format!("{first} is above {last}; expected FIRST-LAST"));
+        }
+        cpus.extend(first..=last);
+    }
+    Ok(cpus)
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let span = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; expected a duration such as 250ms, 75s or 2h"))?;
@@ -532,6 +565,19 @@ mod tests {
         assert_eq!(sweep.source_ports, crate::io::ports::DEFAULT);
         let wrong = ["61000", "0-9", "9-8", "1-65536", "-", "1-2-3"];
         assert!(wrong.iter().all(|text| port_range(text).is_err()));
+    }
+
+    #[test]
+    fn cpus_are_lists_of_senders_and_receivers() {
+        let both = |senders: &[usize], receivers: &[usize]| {
+            Ok(Cpus { senders: senders.to_vec(), receivers: receivers.to_vec() })
+        };
+        assert_eq!(cpus("3"), both(&[3], &[3]));
+        assert_eq!(cpus("0-2,8"), both(&[0, 1, 2, 8], &[0, 1, 2, 8]));
+        assert_eq!(cpus("1/0"), both(&[1], &[0]));
+        assert_eq!(cpus("0,2/4-5"), both(&[0, 2], &[4, 5]));
+        let wrong = ["", "/", "1/", "/1", "2-1", "a", "-1", "1-", "1,,2", "+1", "70000", "0/1/2"];
+        assert!(wrong.iter().all(|text| cpus(text).is_err()));
     }
 
     #[test]

@@ -130,6 +130,7 @@ impl Request {
                 interface: args.interface,
                 source: args.source,
                 source_ports: args.source_ports,
+                cpus: args.cpus,
                 pcap: args.pcap,
             },
             names: targets.names,

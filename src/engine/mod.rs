@@ -75,8 +75,19 @@ pub struct Setup {
     pub source: Option<IpAddr>,
     /// Source ports.
     pub source_ports: RangeInclusive<u16>,
+    /// Where senders and receivers run; anywhere without it.
+    pub cpus: Option<Cpus>,
     /// Write every probe and reply to this pcap file.
     pub pcap: Option<PathBuf>,
+}
+
+/// CPUs for the threads of a sweep.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cpus {
+    /// One for each sender, from the first on again where there are more senders.
+    pub senders: Vec<usize>,
+    /// The same for receivers; that of queue n gets the n-th.
+    pub receivers: Vec<usize>,
 }
 
 /// What a running sweep shows, and how it is stopped. All counters are cumulative.
@@ -137,6 +148,7 @@ pub struct Sweep {
     watch: Option<HostWatch>,
     /// Held to the end, so that no other sweep takes our answers.
     _claims: Vec<Claim>,
+    cpus: Option<Cpus>,
     peers: usize,
     /// The paths taken, as the summary names them.
     io: &'static str,

@@ -6,11 +6,12 @@ mod paths;
 use super::capture::Capture;
 use super::given;
 use super::watch::HostWatch;
-use super::{EngineError, IoKind, Setup, Sweep};
+use super::xdp::most_senders;
+use super::{Cpus, EngineError, IoKind, Setup, Sweep};
 use crate::io::claim::{self, Claim, ClaimError, Hears};
 use crate::io::ports::PortsError;
 use crate::io::watch::Watch;
-use crate::io::{PathId, PathInfo, ports, privilege, xdp};
+use crate::io::{PathId, PathInfo, affinity, ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::given::Given;
 use crate::probe::neighbour::{Hop, HopId};
@@ -45,6 +46,10 @@ impl Sweep {
         let watch = Watch::open().map_err(EngineError::system)?;
         let layout = Layout::new(&setup)?;
         privilege::require(privilege::SWEEP).map_err(EngineError::system)?;
+        if let Some(Cpus { senders, receivers }) = &setup.cpus {
+            let check = |cpus| affinity::check(cpus).map_err(|e| EngineError::Usage(e.to_string()));
+            check(senders).and_then(|()| check(receivers))?;
+        }
         // Given flows have ports of their own.
         if !setup.targets.is_empty() {
             ports::check(&setup.source_ports).map_err(|error| match error {
@@ -79,6 +84,7 @@ impl Sweep {
             capture,
             watch,
             _claims: claims,
+            cpus: setup.cpus,
             peers,
             io,
             notes,
@@ -156,8 +162,8 @@ impl Layout {
         let mut most = cores.min((setup.targets.len() + setup.flows.len()) / PEERS_WORTH_A_SENDER);
         if matches!(setup.io, IoKind::Xdp(_)) {
             for interface in &self.egress {
-                let queues = xdp::queues(&interface.name).map_err(EngineError::system)?;
-                most = most.min(queues as usize);
+                let senders = most_senders(&interface.name).map_err(EngineError::system)?;
+                most = most.min(senders);
             }
         }
         Ok(most.clamp(1, MAX_SENDERS))

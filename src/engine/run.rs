@@ -8,15 +8,18 @@ use super::watch::{HostEvent, Outlook, deal_out};
 use super::{Control, EngineError, Path, Sweep};
 use crate::io::guard::{Guard, GuardCounts};
 use crate::io::watch::Waker;
+use crate::io::xdp::RedirectCounts;
+use crate::io::{QueueCounts, affinity};
 use crate::probe::evidence::Verdict;
 use crate::probe::matcher::Rejection;
 use crate::probe::receiver::{Receiver, RxCounts};
-use crate::report::Summary;
+use crate::report::{Summary, XdpCounts};
 use crate::time::Clock;
 use crossbeam::channel;
 use crossbeam::sync::Parker;
 use driver::{Driver, Ended, Outlet};
-use listener::{Hearing, Listener};
+use listener::{Heard, Hearing, Listener};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
@@ -77,6 +80,7 @@ impl Sweep {
             redirects,
             mut capture,
             watch,
+            cpus,
             peers,
             io,
             ..
@@ -85,6 +89,8 @@ impl Sweep {
             guard.as_ref().map_or(Ok(GuardCounts::default()), Guard::counts)
         };
         let kernel_before = guard_counts(&guard).map_err(EngineError::system)?;
+        let interfaces: HashMap<_, _> =
+            paths.iter().map(|path| (path.info.id, path.info.interface.clone())).collect();
         let hearings: Vec<_> = paths.iter().map(|path| Hearing::new(path.info.id)).collect();
         let outlook = Outlook::new();
         let finished = AtomicBool::new(false);
@@ -106,13 +112,16 @@ impl Sweep {
         let mut tally = Summary::default();
         let mut transmits: Vec<Vec<_>> = senders.iter().map(|_| Vec::new()).collect();
         let mut faults = Vec::new();
-        let (ended, counts, kernel) = thread::scope(|scope| {
+        let mut xdp = Vec::with_capacity(redirects.len());
+        let (ended, heard, kernel) = thread::scope(|scope| {
             let _stop = StopOnPanic(control);
             let close_capture = CloseCapture(capture);
             let writer =
                 capture.zip(file).map(|(capture, file)| scope.spawn(move || capture.write(file)));
+            let (sender_cpus, receiver_cpus) =
+                cpus.map_or_else(Default::default, |cpus| (cpus.senders, cpus.receivers));
             let mut listeners = Vec::with_capacity(paths.len());
-            for (path, hearing) in paths.into_iter().zip(&hearings) {
+            for (index, (path, hearing)) in paths.into_iter().zip(&hearings).enumerate() {
                 let Path { info, next_hops, transmits: ends, receive, loopback } = path;
                 for (transmits, end) in transmits.iter_mut().zip(ends) {
                     transmits.push(Outlet::new(info.id, info.link, end));
@@ -129,7 +138,12 @@ impl Sweep {
                     control,
                     capture,
                 };
-                listeners.push(scope.spawn(move || listener.run()));
+                let place = listener.queue().map_or(index, |queue| queue as usize);
+                let cpu = in_turn(&receiver_cpus, place);
+                listeners.push(scope.spawn(move || {
+                    pin(cpu, control);
+                    listener.run()
+                }));
             }
             if senders.is_empty() {
                 finished.store(true, Ordering::Release);
@@ -171,7 +185,11 @@ impl Sweep {
                     faults: Vec::new(),
                     sent: 0,
                 };
-                drivers.push(scope.spawn(move || driver.run()));
+                let cpu = in_turn(&sender_cpus, index);
+                drivers.push(scope.spawn(move || {
+                    pin(cpu, control);
+                    driver.run()
+                }));
             }
             drop(verdicts);
             for verdict in reported.iter().flatten() {
@@ -185,7 +203,7 @@ impl Sweep {
             // While the listeners close their rings: letting go of the guard waits for the kernel too.
             let kernel = guard_counts(&guard);
             drop(guard);
-            let counts: Vec<_> = listeners.into_iter().map(|listener| listener.join()).collect();
+            let heard: Vec<_> = listeners.into_iter().map(|listener| listener.join()).collect();
             match watcher.map(|watcher| watcher.join()) {
                 None | Some(Ok(Ok(()))) => {}
                 Some(Ok(Err(error))) => faults.push(error.to_string()),
@@ -198,19 +216,24 @@ impl Sweep {
                 Some(Err(_)) => faults.push("the thread that writes the capture panicked".into()),
             }
             for redirect in redirects {
-                tracing::info!(counts = ?redirect.counts(), "XDP program of {}", redirect.interface());
+                match redirect.counts() {
+                    Ok(counts) => xdp.push(by_program(redirect.interface(), counts)),
+                    Err(error) => faults.push(error.to_string()),
+                }
             }
-            (ended, counts, kernel)
+            (ended, heard, kernel)
         });
         let ended: Result<Vec<Ended>, _> = ended.into_iter().collect();
         let ended = ended.map_err(|_| EngineError::System("a sending thread panicked".into()))?;
         let last = ended.iter().map(|ended| ended.at).max().unwrap_or(begun);
         tally.elapsed = last.since(begun);
-        let mut received = Vec::with_capacity(counts.len());
-        for count in counts {
-            match count {
-                Ok((counts, error)) => {
+        let mut received = Vec::with_capacity(heard.len());
+        let mut queues: Vec<_> = ended.iter().flat_map(|ended| ended.queues.clone()).collect();
+        for (heard, hearing) in heard.into_iter().zip(&hearings) {
+            match heard {
+                Ok(Heard { counts, queue, error }) => {
                     received.push(counts);
+                    queues.extend(queue.map(|counts| (hearing.path, counts)));
                     faults.extend(error.map(|error| error.to_string()));
                 }
                 Err(_) => faults.push("a receiving thread panicked".into()),
@@ -224,10 +247,43 @@ impl Sweep {
         summary.kernel_rsts = kernel.kernel_rsts - kernel_before.kernel_rsts;
         summary.rx_dropped =
             hearings.iter().map(|hearing| hearing.dropped.load(Ordering::Acquire)).sum();
+        for (path, counts) in queues {
+            let name = interfaces.get(&path);
+            for xdp in xdp.iter_mut().filter(|xdp| Some(&xdp.interface) == name) {
+                add_queue(&mut xdp.queues, counts);
+            }
+        }
+        summary.xdp = xdp;
         summary.faults = faults;
         summary.faults.extend(ended.into_iter().flat_map(|ended| ended.faults));
         summary.faults.dedup();
         Ok(summary)
+    }
+}
+
+fn in_turn(cpus: &[usize], index: usize) -> Option<usize> {
+    cpus.get(index.checked_rem(cpus.len())?).copied()
+}
+
+/// Keeps the calling thread on `cpu`, if one is given. That it can be done was tried before; a CPU that
+/// went offline since is no reason to stop.
+fn pin(cpu: Option<usize>, control: &Control) {
+    if let Some(Err(error)) = cpu.map(affinity::pin) {
+        control.notices.push(format!("{error}; the thread runs wherever there is room"));
+    }
+}
+
+fn by_program(interface: &str, counts: RedirectCounts) -> XdpCounts {
+    let RedirectCounts { redirected, passed, malformed, no_socket } = counts;
+    let interface = interface.to_owned();
+    XdpCounts { interface, redirected, passed, malformed, no_socket, queues: Vec::new() }
+}
+
+/// Adds what one end of a queue has counted to the queue's, which stay in order.
+fn add_queue(queues: &mut Vec<QueueCounts>, counts: QueueCounts) {
+    match queues.binary_search_by_key(&counts.queue, |queue| queue.queue) {
+        Ok(at) => queues[at].add(&counts),
+        Err(at) => queues.insert(at, counts),
     }
 }
 

@@ -10,11 +10,22 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+/// What the queues of an interface share if that is more: the fewer there are, the more comes in by each.
+const OCTETS: u64 = 64 << 20;
+
+/// More senders than this share no queue: its lock and its device are the limit by then.
+const SENDERS_A_QUEUE: usize = 4;
+
+/// Returns how many senders an interface is good for.
+pub(super) fn most_senders(interface: &str) -> Result<usize, IoError> {
+    Ok(xdp::queues(interface)?.min(MAX_QUEUES) as usize * SENDERS_A_QUEUE)
+}
+
 /// What is opened on one interface.
 pub(super) struct XdpSpec<'a> {
     pub info: &'a PathInfo,
     pub ifindex: u32,
-    /// How many sending halves are wanted: not more than there are queues.
+    /// How many sending halves are wanted: not more than [`most_senders`].
     pub senders: usize,
     /// Our source addresses, on whatever interface.
     pub sources: Vec<IpAddr>,
@@ -53,12 +64,18 @@ impl XdpSpec<'_> {
         let share = queues.saturating_mul(u32::try_from(interfaces).unwrap_or(u32::MAX));
         let lockable = xdp::lockable_per_queue(share);
         for queue_id in 0..queues {
-            let queue =
-                Queue::open_within(QueueSpec { ifindex, interface, queue_id, zerocopy }, lockable)?;
+            let spec = QueueSpec { ifindex, interface, queue_id, zerocopy };
+            let room = (OCTETS / u64::from(queues)).max(Queue::OCTETS);
+            let mut queue = Queue::open_within(spec, room.min(lockable))?;
             octets = octets.min(queue.octets);
             redirect.set_socket(queue_id, queue.rx.socket())?;
             copied |= !queue.zerocopy;
-            if transmits.len() < senders {
+            // Evenly: the first queues have one more where they do not come out even.
+            let here = (senders + (queues - 1 - queue_id) as usize) / queues as usize;
+            if let Some(more) = here.checked_sub(1) {
+                for half in queue.tx.share(more)? {
+                    transmits.push(Box::new(half));
+                }
                 transmits.push(Box::new(queue.tx));
             }
             receiving.push(Path {

@@ -1,6 +1,8 @@
 //! Frames in and out of the machine, or of a simulated network.
 
 #[cfg(feature = "os")]
+pub mod affinity;
+#[cfg(feature = "os")]
 mod batch;
 #[cfg(feature = "os")]
 pub mod claim;
@@ -94,6 +96,45 @@ pub struct RxStats {
     pub dropped: u64,
 }
 
+/// What one queue of an interface has carried and lost, cumulative; lost frames by the kernel's own names
+/// (`struct xdp_statistics` of linux/if_xdp.h).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct QueueCounts {
+    /// Which queue, from 0 on.
+    pub queue: u32,
+    /// Frames that left by it.
+    pub sent: u64,
+    /// Frames that came in by it and were handed over.
+    pub received: u64,
+    /// Frames lost because there was no free one to receive them into, or they fit into none.
+    pub rx_dropped: u64,
+    /// Frames lost because our rx ring was full.
+    pub rx_ring_full: u64,
+    /// How often the driver found no free frame (those lost so are among `rx_dropped`).
+    pub fill_ring_empty: u64,
+    /// Addresses in the fill ring that the kernel refused: must be 0.
+    pub rx_invalid_descs: u64,
+    /// Descriptors in the tx ring that the kernel refused: must be 0.
+    pub tx_invalid_descs: u64,
+}
+
+impl QueueCounts {
+    /// Adds what another end of the same queue has counted.
+    pub fn add(&mut self, other: &QueueCounts) {
+        for (own, more) in [
+            (&mut self.sent, other.sent),
+            (&mut self.received, other.received),
+            (&mut self.rx_dropped, other.rx_dropped),
+            (&mut self.rx_ring_full, other.rx_ring_full),
+            (&mut self.fill_ring_empty, other.fill_ring_empty),
+            (&mut self.rx_invalid_descs, other.rx_invalid_descs),
+            (&mut self.tx_invalid_descs, other.tx_invalid_descs),
+        ] {
+            *own += more;
+        }
+    }
+}
+
 /// The sending end of a path.
 ///
 /// `reserve` → write a frame into the buffer → `submit` → … → `flush`.
@@ -112,6 +153,14 @@ pub trait Transmit: Send {
     /// [`Unsent`]: which frames left, which were refused, and why. What stands behind them is still
     /// in the batch: flush again.
     fn flush(&mut self) -> Result<usize, Unsent>;
+
+    /// Returns what this end has counted of the queue that it sends through, if it has one to itself.
+    ///
+    /// # Errors
+    /// The socket failed.
+    fn queue_counts(&self) -> Result<Option<QueueCounts>, IoError> {
+        Ok(None)
+    }
 }
 
 /// A batch, or a part of it, that did not leave.
@@ -144,6 +193,14 @@ pub trait Receive: Send {
     /// # Errors
     /// The socket failed.
     fn stats(&mut self) -> Result<RxStats, IoError>;
+
+    /// Returns what this end has counted of the queue that it hears, if it hears only one.
+    ///
+    /// # Errors
+    /// The socket failed.
+    fn queue_counts(&self) -> Result<Option<QueueCounts>, IoError> {
+        Ok(None)
+    }
 }
 
 /// An operation of the operating system that failed.

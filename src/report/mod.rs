@@ -11,6 +11,7 @@ pub(crate) mod table;
 #[cfg(feature = "cli")]
 pub use self::{csv::Csv, ndjson::Ndjson, table::Table};
 
+use crate::io::QueueCounts;
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::Verdict;
 use std::collections::BTreeMap;
@@ -45,6 +46,8 @@ pub struct Summary {
     pub replies_rejected: BTreeMap<&'static str, u64>,
     /// Frames lost on our own side (ring full).
     pub rx_dropped: u64,
+    /// What AF_XDP has counted, by interface; empty on the other paths.
+    pub xdp: Vec<XdpCounts>,
     /// TCP segments that the guard kept from our kernel.
     pub guard_dropped: u64,
     /// RSTs that our own kernel sent from our address and port range: must be 0.
@@ -57,6 +60,23 @@ pub struct Summary {
     pub elapsed: Duration,
     /// Memory that was taken, if the kernel says.
     pub memory: Option<Memory>,
+}
+
+/// What AF_XDP has counted on one interface.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct XdpCounts {
+    /// The interface's name.
+    pub interface: String,
+    /// Frames that the XDP program handed to us.
+    pub redirected: u64,
+    /// Frames that it passed on to the stack: none of ours, or the kernel owns the tuple.
+    pub passed: u64,
+    /// Frames that it passed on since they end early or contradict themselves.
+    pub malformed: u64,
+    /// Frames of ours that it passed on, since the queue that they came in by has no socket.
+    pub no_socket: u64,
+    /// By queue, in order.
+    pub queues: Vec<QueueCounts>,
 }
 
 /// Octets of memory.

@@ -1,7 +1,8 @@
 //! One JSON object a line: schema `keepsweep/1`.
 #![forbid(unsafe_code)]
 
-use super::{Layout, Record, Summary, peer_ip};
+use super::{Layout, Record, Summary, XdpCounts, peer_ip};
+use crate::io::QueueCounts;
 use crate::probe::classify::State;
 use crate::probe::evidence::{Seen, Sighting};
 use serde::Serialize;
@@ -101,6 +102,69 @@ struct SummaryObject<'a> {
     guard_dropped: u64,
     kernel_rsts: u64,
     corrections: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    xdp: Vec<XdpObject<'a>>,
+}
+
+#[derive(Serialize)]
+struct XdpObject<'a> {
+    interface: &'a str,
+    redirected: u64,
+    passed: u64,
+    malformed: u64,
+    no_socket: u64,
+    queues: Vec<QueueObject>,
+}
+
+#[derive(Serialize)]
+struct QueueObject {
+    queue: u32,
+    sent: u64,
+    received: u64,
+    rx_dropped: u64,
+    rx_ring_full: u64,
+    fill_ring_empty: u64,
+    rx_invalid_descs: u64,
+    tx_invalid_descs: u64,
+}
+
+impl<'a> From<&'a XdpCounts> for XdpObject<'a> {
+    fn from(counts: &'a XdpCounts) -> Self {
+        let XdpCounts { interface, redirected, passed, malformed, no_socket, queues } = counts;
+        XdpObject {
+            interface,
+            redirected: *redirected,
+            passed: *passed,
+            malformed: *malformed,
+            no_socket: *no_socket,
+            queues: queues.iter().copied().map(QueueObject::from).collect(),
+        }
+    }
+}
+
+impl From<QueueCounts> for QueueObject {
+    fn from(counts: QueueCounts) -> Self {
+        let QueueCounts {
+            queue,
+            sent,
+            received,
+            rx_dropped,
+            rx_ring_full,
+            fill_ring_empty,
+            rx_invalid_descs,
+            tx_invalid_descs,
+        } = counts;
+        QueueObject {
+            queue,
+            sent,
+            received,
+            rx_dropped,
+            rx_ring_full,
+            fill_ring_empty,
+            rx_invalid_descs,
+            tx_invalid_descs,
+        }
+    }
 }
 
 /// Returns whole microseconds.
@@ -179,6 +243,7 @@ impl Layout for Ndjson {
             guard_dropped: summary.guard_dropped,
             kernel_rsts: summary.kernel_rsts,
             corrections: summary.corrections,
+            xdp: summary.xdp.iter().map(XdpObject::from).collect(),
         };
         line(&object, out)
     }

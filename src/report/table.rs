@@ -1,7 +1,7 @@
 //! A table for people: rows stream out as they are known, so widths are fixed beforehand.
 #![forbid(unsafe_code)]
 
-use super::{Layout, Record, Summary};
+use super::{Layout, Record, Summary, XdpCounts};
 use crate::probe::classify::State;
 use crate::probe::evidence::Sighting;
 use comfy_table::presets::NOTHING;
@@ -162,6 +162,37 @@ fn in_all(total: u64, what: &str, parts: &BTreeMap<&'static str, u64>) -> String
     }
 }
 
+/// `131,072 redirected, 3 passed; queue 0 sent 131,072, received 65,536`: what is zero is left out.
+fn xdp(counts: &XdpCounts) -> String {
+    let told = |counts: &[(&str, u64)]| {
+        let counts = counts.iter().filter(|(_, n)| *n > 0);
+        counts.map(|(what, n)| format!("{} {what}", HumanCount(*n))).collect::<Vec<_>>().join(", ")
+    };
+    let by_program = told(&[
+        ("redirected", counts.redirected),
+        ("passed", counts.passed),
+        ("malformed", counts.malformed),
+        ("for a queue without a socket", counts.no_socket),
+    ]);
+    let by_queue = counts.queues.iter().map(|queue| {
+        let carried = told(&[
+            ("sent", queue.sent),
+            ("received", queue.received),
+            ("dropped for want of a free frame", queue.rx_dropped),
+            ("dropped at a full rx ring", queue.rx_ring_full),
+            ("times without a free frame", queue.fill_ring_empty),
+            ("bad addresses in the fill ring", queue.rx_invalid_descs),
+            ("bad descriptors in the tx ring", queue.tx_invalid_descs),
+        ]);
+        match carried.as_str() {
+            "" => format!("queue {} idle", queue.queue),
+            carried => format!("queue {}: {carried}", queue.queue),
+        }
+    });
+    let parts = [by_program].into_iter().chain(by_queue).filter(|part| !part.is_empty());
+    parts.collect::<Vec<_>>().join("; ")
+}
+
 fn grid(rows: impl IntoIterator<Item = Vec<Cell>>) -> String {
     columns(rows, ContentArrangement::Disabled)
 }
@@ -209,12 +240,17 @@ pub fn summary(summary: &Summary) -> String {
         line("frames sent", in_all(summary.frames_sent, "", &summary.sent_by_kind)),
         line("received", received),
         line("on our side", ours),
+    ];
+    frames.extend(
+        summary.xdp.iter().map(|counts| line(&format!("xdp {}", counts.interface), xdp(counts))),
+    );
+    frames.extend([
         line("probes lost", format!("{:.2} % (estimate)", summary.loss_estimate * 100.0)),
         line(
             "elapsed",
             format!("{}, {rate} frames/s, io {}", humantime::format_duration(elapsed), summary.io),
         ),
-    ];
+    ]);
     if let Some(memory) = summary.memory {
         let [peak, targets] = [memory.peak, memory.targets].map(BinaryBytes);
         frames.push(line("memory", format!("{peak} at most, {targets} of it for the targets")));

@@ -1,4 +1,5 @@
 use super::*;
+use crate::io::QueueCounts;
 use crate::probe::TargetId;
 use crate::probe::evidence::{Seen, Sighting};
 use crate::wire::{IcmpKind, SeqNumber};
@@ -85,6 +86,7 @@ fn summary() -> Summary {
         replies_matched: 131_090,
         replies_rejected: [("rst-seq", 7), ("no-flow", 3)].into(),
         rx_dropped: 0,
+        xdp: Vec::new(),
         guard_dropped: 131_090,
         kernel_rsts: 0,
         loss_estimate: 0.0125,
@@ -121,6 +123,45 @@ fn ndjson_is_the_agreed_format() {
 {"schema":"keepsweep/1","type":"summary","io":"packet","peers":65536,"alive":65530,"down":3,"rebooted":2,"unreachable":1,"undetermined":0,"frames_sent":196624,"frames_received":131100,"replies_matched":131090,"replies_rejected":{"no-flow":3,"rst-seq":7},"rx_dropped":0,"loss_estimate":0.0125,"elapsed_ms":4213,"rate_pps":46661,"reasons":{"alive/ack":65000,"alive/refused":530,"down/silent":3,"rebooted/reset":2,"unreachable/icmp-host":1},"sent_by_kind":{"ack":65541,"probe-0":65541,"syn":65542},"guard_dropped":131090,"kernel_rsts":0,"corrections":1}
 
 "#]].raw());
+}
+
+#[test]
+fn what_af_xdp_counted_is_in_the_summary() {
+    let carried = QueueCounts { queue: 0, sent: 1_300, received: 1_200, ..QueueCounts::default() };
+    let lossy = QueueCounts {
+        queue: 1,
+        rx_dropped: 5,
+        rx_ring_full: 4,
+        fill_ring_empty: 3,
+        rx_invalid_descs: 2,
+        tx_invalid_descs: 1,
+        ..QueueCounts::default()
+    };
+    let up0 = XdpCounts {
+        interface: "up0".into(),
+        redirected: 1_200,
+        passed: 9,
+        malformed: 8,
+        no_socket: 7,
+        queues: vec![carried, lossy, QueueCounts { queue: 2, ..QueueCounts::default() }],
+    };
+    let summary = Summary { io: "xdp".into(), xdp: vec![up0], ..summary() };
+    let mut out = Vec::new();
+    Ndjson.summary(&summary, &mut out).expect("encodes");
+    let written = String::from_utf8(out).expect("UTF-8");
+    let (_, xdp) = written.split_once(r#""corrections":1,"#).expect("the last field of all paths");
+    assert_data_eq!(xdp, str![[r#"
+"xdp":[{"interface":"up0","redirected":1200,"passed":9,"malformed":8,"no_socket":7,"queues":[{"queue":0,"sent":1300,"received":1200,"rx_dropped":0,"rx_ring_full":0,"fill_ring_empty":0,"rx_invalid_descs":0,"tx_invalid_descs":0},{"queue":1,"sent":0,"received":0,"rx_dropped":5,"rx_ring_full":4,"fill_ring_empty":3,"rx_invalid_descs":2,"tx_invalid_descs":1},{"queue":2,"sent":0,"received":0,"rx_dropped":0,"rx_ring_full":0,"fill_ring_empty":0,"rx_invalid_descs":0,"tx_invalid_descs":0}]}]}
+
+"#]].raw());
+    let table = table::summary(&summary);
+    let line = table.lines().find(|line| line.starts_with("xdp up0")).expect("a line");
+    assert_data_eq!(
+        line,
+        str![
+            "xdp up0      1,200 redirected, 9 passed, 8 malformed, 7 for a queue without a socket; queue 0: 1,300 sent, 1,200 received; queue 1: 5 dropped for want of a free frame, 4 dropped at a full rx ring, 3 times without a free frame, 2 bad addresses in the fill ring, 1 bad descriptors in the tx ring; queue 2 idle"
+        ]
+    );
 }
 
 #[test]

@@ -96,6 +96,7 @@ fn bad_interfaces_and_sources_are_named() {
         (&["10.99.0.1:8080", "--source-ports", "40000-41000"], 2, "40000-41000"),
         (&["10.96.3.255:8080"], 2, "10.96.3.255"),
         (&["10.98.0.1:8080", "--io", "packet"], 2, "10.98.0.1"),
+        (&["10.99.0.1:8080", "--cpus", "0,1023"], 2, "pin a thread on CPU 1023"),
         (&["10.99.0.1:8080", "--pcap", "/nonexistent/x.pcap"], 3, "/nonexistent/x.pcap"),
     ];
     for (args, code, named) in rows {

@@ -1,7 +1,7 @@
 //! Every cause that keepsweep tells apart, over each path and both address families at once, at 0, 1
 //! and 5 % loss each way: 0 wrong states.
 
-use crate::support::{Lab, pause};
+use crate::support::{Lab, assert_every_queue_heard, pause};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -38,53 +38,70 @@ fn prefixes(subnet: &str) -> [String; 2] {
     }
 }
 
-#[test]
-fn packet_matrix_without_loss() {
-    matrix("mp0", "packet", "0");
+/// One test a line: its name, the lab's, the path, and per cent lost each way.
+macro_rules! matrices {
+    ($($(#[$attribute:meta])* $test:ident: $lab:literal, $way:expr, $loss:literal;)*) => {
+        $(
+            #[test]
+            $(#[$attribute])*
+            fn $test() {
+                matrix($lab, $way, $loss);
+            }
+        )*
+    };
 }
 
-#[test]
-fn packet_matrix_at_1_percent_loss_each_way() {
-    matrix("mp1", "packet", "1");
+// Over AF_XDP every mode and number of queues, and every loss; all of it at once takes too long for
+// every run: cargo test --features lab --test lab -- --ignored xdp_matrix
+matrices! {
+    packet_matrix_without_loss: "mp0", PACKET, "0";
+    packet_matrix_at_1_percent_loss_each_way: "mp1", PACKET, "1";
+    packet_matrix_at_5_percent_loss_each_way: "mp5", PACKET, "5";
+    raw_matrix_without_loss: "mr0", RAW, "0";
+    raw_matrix_at_1_percent_loss_each_way: "mr1", RAW, "1";
+    raw_matrix_at_5_percent_loss_each_way: "mr5", RAW, "5";
+    #[ignore = "one of twelve"]
+    xdp_matrix_native_without_loss: "md0", xdp("drv", 1), "0";
+    #[ignore = "one of twelve"]
+    xdp_matrix_native_at_1_percent_loss_each_way: "md1", xdp("drv", 1), "1";
+    xdp_matrix_native_at_5_percent_loss_each_way: "md5", xdp("drv", 1), "5";
+    #[ignore = "one of twelve"]
+    xdp_matrix_native_on_2_queues_without_loss: "mD0", xdp("drv", 2), "0";
+    xdp_matrix_native_on_2_queues_at_1_percent_loss_each_way: "mD1", xdp("drv", 2), "1";
+    #[ignore = "one of twelve"]
+    xdp_matrix_native_on_2_queues_at_5_percent_loss_each_way: "mD5", xdp("drv", 2), "5";
+    xdp_matrix_generic_without_loss: "ms0", xdp("skb", 1), "0";
+    #[ignore = "one of twelve"]
+    xdp_matrix_generic_at_1_percent_loss_each_way: "ms1", xdp("skb", 1), "1";
+    #[ignore = "one of twelve"]
+    xdp_matrix_generic_at_5_percent_loss_each_way: "ms5", xdp("skb", 1), "5";
+    #[ignore = "one of twelve"]
+    xdp_matrix_generic_on_2_queues_without_loss: "mS0", xdp("skb", 2), "0";
+    #[ignore = "one of twelve"]
+    xdp_matrix_generic_on_2_queues_at_1_percent_loss_each_way: "mS1", xdp("skb", 2), "1";
+    xdp_matrix_generic_on_2_queues_at_5_percent_loss_each_way: "mS5", xdp("skb", 2), "5";
 }
 
-#[test]
-fn packet_matrix_at_5_percent_loss_each_way() {
-    matrix("mp5", "packet", "5");
+/// How probes leave and answers come back.
+struct Way {
+    io: &'static str,
+    options: &'static [&'static str],
+    queues: u32,
 }
 
-#[test]
-fn raw_matrix_without_loss() {
-    matrix("mr0", "raw", "0");
+const PACKET: Way = Way { io: "packet", options: &[], queues: 1 };
+const RAW: Way = Way { io: "raw", options: &[], queues: 1 };
+
+fn xdp(mode: &'static str, queues: u32) -> Way {
+    let options: &[&str] =
+        if mode == "drv" { &["--xdp-mode", "drv"] } else { &["--xdp-mode", "skb"] };
+    Way { io: "xdp", options, queues }
 }
 
-#[test]
-fn raw_matrix_at_1_percent_loss_each_way() {
-    matrix("mr1", "raw", "1");
-}
-
-#[test]
-fn raw_matrix_at_5_percent_loss_each_way() {
-    matrix("mr5", "raw", "5");
-}
-
-#[test]
-fn xdp_matrix_without_loss() {
-    matrix("mx0", "xdp", "0");
-}
-
-#[test]
-fn xdp_matrix_at_1_percent_loss_each_way() {
-    matrix("mx1", "xdp", "1");
-}
-
-#[test]
-fn xdp_matrix_at_5_percent_loss_each_way() {
-    matrix("mx5", "xdp", "5");
-}
-
-fn matrix(name: &str, io: &str, loss: &str) {
+fn matrix(name: &str, way: Way, loss: &str) {
+    let Way { io, options, queues } = way;
     let Some(lab) = Lab::up(name, &[]) else { return };
+    lab.set_queues(queues);
     let fault = |kind: &[&str], subnet: &str| {
         let [v4, v6] = prefixes(subnet);
         lab.script(&[&["fault"], kind, &[&v4, &v6]].concat());
@@ -109,7 +126,7 @@ fn matrix(name: &str, io: &str, loss: &str) {
     // repeat themselves (ICMP, refused) once in 45 runs; 63 s give six.
     let connect_timeout = if loss == "5" { "63s" } else { "31s" };
     // The idle time is long enough for what is broken meanwhile.
-    let sweep = lab.start(&[
+    let arguments = [
         "--format",
         "ndjson",
         "--io",
@@ -124,7 +141,8 @@ fn matrix(name: &str, io: &str, loss: &str) {
         connect_timeout,
         "--rate",
         "10000",
-    ]);
+    ];
+    let sweep = lab.start(&[&arguments[..], options].concat());
     // alive, and what breaks while idle: down, rebooted, ICMP, reset by the firewall.
     lab.await_connections("8080", 5 * 2 * PEERS);
     // The prober must know it too: with 5 % loss each way one handshake in ten is confirmed a
@@ -140,6 +158,9 @@ fn matrix(name: &str, io: &str, loss: &str) {
     let peers = 2 * ((CAUSES.len() - 1) * PEERS + ON_LINK);
     assert_eq!(sweep.peers.len(), peers, "{}", sweep.stderr);
     assert_eq!(sweep.summary["io"], io);
+    if io == "xdp" {
+        assert_every_queue_heard(&sweep, options[1], queues);
+    }
     let mut confusion: BTreeMap<(&str, &str, String), usize> = BTreeMap::new();
     let mut wrong = Vec::new();
     let mut undetermined = 0;
@@ -162,7 +183,7 @@ fn matrix(name: &str, io: &str, loss: &str) {
     for ((cause, family, said), count) in &confusion {
         writeln!(table, "{cause:26} {family} {said:28} {count:5}").expect("a string");
     }
-    println!("{io}, loss {loss} % each way\n{table}{}", sweep.summary);
+    println!("{io} {options:?}, {queues} queues, loss {loss} % each way\n{table}{}", sweep.summary);
     let some = &wrong[..wrong.len().min(3)];
     assert!(wrong.is_empty(), "{io}, loss {loss} %: {} wrong\n{table}{some:#?}", wrong.len());
     let allowed = if loss == "5" { sweep.peers.len() / 100 } else { 0 };

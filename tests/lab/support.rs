@@ -69,6 +69,16 @@ impl Lab {
         self.script(&["connections", port]).trim().parse().expect("a number")
     }
 
+    /// Gives both ends of the prober's links so many queues. The other end chooses by a hash of the flow
+    /// which of them an answer comes in by (veth(4), skb_tx_hash).
+    pub fn set_queues(&self, queues: u32) {
+        let queues = queues.to_string();
+        for end in [["prober", "up0"], ["router", "up0"], ["prober", "lan0"], ["fleet", "lan0"]] {
+            let [namespace, link] = end;
+            self.script(&["exec", namespace, "ethtool", "-L", link, "rx", &queues, "tx", &queues]);
+        }
+    }
+
     /// Returns a namespace's full name.
     pub fn namespace(&self, which: &str) -> String {
         format!("{}-{which}", self.name)
@@ -229,4 +239,31 @@ impl Sweep {
         );
         assert_eq!(number("kernel_rsts"), 0, "{}", self.summary);
     }
+}
+
+/// Checks that answers came in by every queue of the link to the router, and that every frame on the way
+/// through AF_XDP is accounted for. In generic mode veth says of each that it came in by queue 0.
+pub fn assert_every_queue_heard(sweep: &Sweep, mode: &str, queues: u32) {
+    let links = sweep.summary["xdp"].as_array().expect("a list");
+    let link = links.iter().find(|link| link["interface"] == "up0").expect("up0");
+    let counted = link["queues"].as_array().expect("a list");
+    assert_eq!(counted.len(), queues as usize, "{link}");
+    let mut handed_over = 0;
+    for queue in counted {
+        let received = queue["received"].as_u64().expect("a number");
+        let is_used = mode == "drv" || queue["queue"] == 0;
+        assert_eq!(received > 0, is_used, "queue {}: {link}", queue["queue"]);
+        handed_over += received;
+        for lost in ["rx_invalid_descs", "tx_invalid_descs"] {
+            assert_eq!(queue[lost], 0, "{link}");
+        }
+    }
+    assert_eq!(link["malformed"], 0, "{link}");
+    assert_eq!(link["no_socket"], 0, "{link}");
+    let dropped = sweep.summary["rx_dropped"].as_u64().expect("a number");
+    let redirected = link["redirected"].as_u64().expect("a number");
+    assert!(
+        handed_over <= redirected && redirected <= handed_over + dropped,
+        "frames unaccounted for: {link}"
+    );
 }

@@ -126,6 +126,7 @@ fn sweep(args: &Args, seed: u64) -> Result<(Summary, Faults)> {
         interface: None,
         source: None,
         source_ports: 61_000..=65_534,
+        cpus: None,
         pcap: None,
     };
     let swept = std::thread::spawn(move || -> Result<(Summary, Faults)> {

@@ -13,7 +13,8 @@ pub(super) mod space;
 pub use memory::peak as memory_peak;
 pub use names::Names;
 
-#[cfg(any(test, feature = "fuzz"))]
+// As `crate::fuzz`, which alone wants them here.
+#[cfg(any(all(test, not(loom)), feature = "fuzz"))]
 pub(crate) use entry::{parse_net, parse_target, read_lines};
 
 use crate::probe::TargetId;

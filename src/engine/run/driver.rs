@@ -5,7 +5,7 @@ use super::{LastOut, StopOnPanic};
 use crate::engine::Control;
 use crate::engine::capture::Capture;
 use crate::engine::watch::{HostEvent, Outlook};
-use crate::io::{IoError, PathId, Transmit, Unsent};
+use crate::io::{IoError, PathId, QueueCounts, Transmit, Unsent};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::probe::health::Scope;
 use crate::probe::receiver::Post;
@@ -115,6 +115,8 @@ impl Outlet {
 pub(super) struct Ended {
     pub sender: Sender,
     pub at: Instant,
+    /// By path, where one was sent through a queue.
+    pub queues: Vec<(PathId, QueueCounts)>,
     pub faults: Vec<String>,
 }
 
@@ -144,12 +146,17 @@ impl Driver<'_> {
                 None => {}
             }
         }
-        for Outlet { refused, refusal, .. } in &self.transmits {
+        let mut queues = Vec::new();
+        for Outlet { id, end, refused, refusal, .. } in &self.transmits {
+            match end.queue_counts() {
+                Ok(counts) => queues.extend(counts.map(|counts| (*id, counts))),
+                Err(error) => self.faults.push(error.to_string()),
+            }
             if let Some(error) = refusal {
                 self.faults.push(format!("{error}; {refused} frames were refused so"));
             }
         }
-        Ended { sender: self.sender, at: Clock.now(), faults: self.faults }
+        Ended { sender: self.sender, at: Clock.now(), queues, faults: self.faults }
     }
 
     /// Takes in what the receivers have heard and what happened to the host, and returns up to when

@@ -2,7 +2,7 @@
 
 use crate::engine::Control;
 use crate::engine::capture::Capture;
-use crate::io::{IoError, PathId, Receive};
+use crate::io::{IoError, PathId, QueueCounts, Receive};
 use crate::probe::receiver::{Post, Receiver, RxCounts};
 use crossbeam::sync::Unparker;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -61,8 +61,30 @@ pub(super) struct Listener<'a> {
     pub capture: Option<&'a Capture>,
 }
 
+/// What a receiver has to say when it ends.
+pub(super) struct Heard {
+    pub counts: RxCounts,
+    pub queue: Option<QueueCounts>,
+    pub error: Option<IoError>,
+}
+
 impl Listener<'_> {
-    pub fn run(mut self) -> (RxCounts, Option<IoError>) {
+    /// Returns which queue it hears, if it hears only one.
+    pub fn queue(&self) -> Option<u32> {
+        self.receive.queue_counts().ok().flatten().map(|counts| counts.queue)
+    }
+
+    pub fn run(mut self) -> Heard {
+        let error = self.listen_on();
+        let (queue, unread) = match self.receive.queue_counts() {
+            Ok(queue) => (queue, None),
+            Err(error) => (None, Some(error)),
+        };
+        Heard { counts: *self.receiver.counts(), queue, error: error.or(unread) }
+    }
+
+    /// Listens until nobody wants replies any more, or receiving fails.
+    fn listen_on(&mut self) -> Option<IoError> {
         let _last_heard = LastHeard(self.hearing);
         while !self.finished.load(Ordering::Acquire) {
             let Err(error) = self.listen() else { continue };
@@ -73,9 +95,9 @@ impl Listener<'_> {
                 continue;
             }
             self.hearing.failed.store(true, Ordering::Release);
-            return (*self.receiver.counts(), Some(error));
+            return Some(error);
         }
-        (*self.receiver.counts(), None)
+        None
     }
 
     fn listen(&mut self) -> Result<(), IoError> {

@@ -125,6 +125,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         redirects: Vec::new(),
         capture: None,
         watch: None,
+        cpus: None,
         peers: PEERS,
         io: "packet",
         notes: Vec::new(),

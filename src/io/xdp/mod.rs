@@ -10,6 +10,7 @@
 //! sockets, and overflows its cursors where overflow is checked.
 
 mod channels;
+mod completions;
 mod link;
 mod memory;
 mod program;

@@ -86,6 +86,11 @@ impl Producer {
         self.size - self.next.wrapping_sub(self.consumed)
     }
 
+    /// Returns how many entries the ring has.
+    pub const fn size(&self) -> u32 {
+        self.size
+    }
+
     /// Returns where the next entry is to be written, and moves on. There must be a free one.
     pub fn advance(&mut self) -> u32 {
         let at = self.next;

@@ -3,7 +3,7 @@
 use super::rings::{BadCursor, Consumer, Producer, Ring};
 use super::socket::{Sizes, Sockets};
 use super::umem::{Free, Ledger};
-use crate::io::{IoError, Receive, Received, RxFrame, RxStats};
+use crate::io::{IoError, QueueCounts, Receive, Received, RxFrame, RxStats};
 use crate::time::{Clock, Instant};
 use crate::wire::Checksums;
 use nix::errno::Errno;
@@ -193,5 +193,19 @@ impl Receive for XdpRx {
         let counts = self.sockets.receiving.statistics()?;
         let dropped = counts.rx_dropped + counts.rx_ring_full;
         Ok(RxStats { received: self.received + dropped, dropped })
+    }
+
+    fn queue_counts(&self) -> Result<Option<QueueCounts>, IoError> {
+        let socket = &self.sockets.receiving;
+        let counts = socket.statistics()?;
+        Ok(Some(QueueCounts {
+            queue: socket.queue_id,
+            received: self.received,
+            rx_dropped: counts.rx_dropped,
+            rx_ring_full: counts.rx_ring_full,
+            fill_ring_empty: counts.rx_fill_ring_empty_descs,
+            rx_invalid_descs: counts.rx_invalid_descs,
+            ..QueueCounts::default()
+        }))
     }
 }

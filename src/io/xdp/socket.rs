@@ -4,6 +4,7 @@
 //! it: poll() on a socket that can send would also send (xsk_poll, copy mode), and swallow the error.
 
 use super::ZeroCopy;
+use super::completions::Completions;
 use super::rings::{COMPLETION, FILL, Place, RX, Ring, TX};
 use super::rx::{Rings, XdpRx};
 use super::tx::XdpTx;
@@ -28,9 +29,12 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// A few milliseconds at a million packets a second, and 12 MiB; and what is taken if the memlock
-    /// limit, which is 8 MiB by default and counts for all queues of a user, does not allow it.
-    pub const TRIED: [Sizes; 4] = [
+    /// From 16 ms at a million packets a second, which a receiver on a busy machine may have to wait for
+    /// its turn, and 36 MiB; to what the memlock limit, which is 8 MiB by default and counts for all queues
+    /// of a user, allows.
+    pub const TRIED: [Sizes; 6] = [
+        Sizes { rx: 16_384, tx: 2048 },
+        Sizes { rx: 8192, tx: 2048 },
         Sizes { rx: 4096, tx: 2048 },
         Sizes { rx: 2048, tx: 1024 },
         Sizes { rx: 1024, tx: 512 },
@@ -83,8 +87,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The memory that a queue takes if it may, in octets.
-    pub const OCTETS: u64 = Sizes::TRIED[0].octets();
+    /// The memory that one of many queues takes if it may, in octets.
+    pub const OCTETS: u64 = Sizes { rx: 4096, tx: 2048 }.octets();
 
     /// Opens the sockets of one queue and fills its fill ring. Frames come in once the XDP program has
     /// been told of [`XdpRx::socket`].
@@ -95,7 +99,7 @@ impl Queue {
     /// [`IoError`] with a remedy: no CAP_NET_RAW, a memlock limit, no such queue, no zero-copy in the
     /// driver, another program on the queue, the interface down or gone.
     pub fn open(spec: QueueSpec<'_>) -> Result<Queue, IoError> {
-        Self::open_within(spec, u64::MAX)
+        Self::open_within(spec, Self::OCTETS)
     }
 
     /// The same with no more than `octets` of memory, or as little as a queue can do with.
@@ -133,50 +137,52 @@ impl Queue {
     fn open_with(spec: QueueSpec<'_>, sizes: Sizes) -> Result<Queue, IoError> {
         let umem = Umem::map(sizes.rx + sizes.tx, spec.interface)?;
         let receiving = Socket::new(spec)?;
-        let sending = Socket::new(spec)?;
         receiving.set("register the UMEM", libc::XDP_UMEM_REG, &umem.registration())?;
         receiving.set("size the fill ring", libc::XDP_UMEM_FILL_RING, &sizes.fill())?;
         receiving.set("size the completion ring", libc::XDP_UMEM_COMPLETION_RING, &sizes.tx)?;
         receiving.set("size the rx ring", libc::XDP_RX_RING, &sizes.rx)?;
-        sending.set("size the tx ring", libc::XDP_TX_RING, &sizes.tx)?;
-        // More is better and less is enough: older kernels do not know it.
-        let _ = sending.set("set XDP_MAX_TX_SKB_BUDGET", MAX_TX_SKB_BUDGET, &sizes.tx);
-        // A packet in copy mode is charged with its skb: the default (208 KiB) holds about 270.
-        let octets = 8 << 20;
-        if setsockopt(&sending.fd, sockopt::SndBufForce, &octets).is_err() {
-            setsockopt(&sending.fd, sockopt::SndBuf, &octets)
-                .map_err(|errno| sending.error("set SO_SNDBUF", errno))?;
-        }
 
         let offsets = receiving.offsets()?;
         let rx = receiving.map(RX, &offsets.rx, sizes.rx)?;
         let fill = receiving.map(FILL, &offsets.fr, sizes.fill())?;
         let completion = receiving.map(COMPLETION, &offsets.cr, sizes.tx)?;
-        let tx = sending.map(TX, &sending.offsets()?.tx, sizes.tx)?;
 
         let (umem, rx_frames, tx_frames) = umem.split(sizes.rx);
         let rings =
             Rings::filled(rx, fill, sizes, rx_frames).map_err(|bad| receiving.bad_ring(bad))?;
         receiving.bind_umem(spec)?;
-        sending
-            .bind(libc::XDP_SHARED_UMEM, spec.queue_id, receiving.fd.as_raw_fd() as u32)
-            .map_err(|errno| sending.error("bind the sending AF_XDP socket", errno))?;
+        let (sending, tx) = receiving.sending_end(sizes.tx)?;
         let zerocopy = receiving.is_zerocopy()?;
 
-        let sockets = Arc::new(Sockets { receiving, sending, _umem: umem });
+        let sockets = Arc::new(Sockets { receiving: Arc::new(receiving), sending, _umem: umem });
         let rx = rings.with_sockets(sockets.clone());
-        let tx = XdpTx::new(tx, completion, sizes, tx_frames, zerocopy, sockets);
+        let completions = Arc::new(Completions::new(completion, sizes.tx));
+        let tx = XdpTx::new(tx, completions, sizes, tx_frames, zerocopy, sockets);
         Ok(Queue { tx, rx, zerocopy, octets: sizes.octets() })
     }
 }
 
-/// The two sockets of a queue; the queue is free again when both halves are gone.
+/// The two sockets of a queue; the queue is free again when all its halves are gone.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    pub receiving: Socket,
+    pub receiving: Arc<Socket>,
     pub sending: Socket,
     // After the sockets: the kernel writes into it until they are closed.
     _umem: Arc<Umem>,
+}
+
+impl Sockets {
+    /// Opens another socket that sends through the same queue, from a tx ring of its own with `size`
+    /// entries.
+    pub fn with_another_sending(
+        &self,
+        size: u32,
+    ) -> Result<(Arc<Sockets>, Ring<libc::xdp_desc>), IoError> {
+        let (sending, tx) = self.receiving.sending_end(size)?;
+        let sockets =
+            Sockets { receiving: self.receiving.clone(), sending, _umem: self._umem.clone() };
+        Ok((Arc::new(sockets), tx))
+    }
 }
 
 /// Opens an AF_XDP socket and closes it again.
@@ -201,13 +207,38 @@ fn open_socket(object: &str) -> Result<OwnedFd, IoError> {
 pub(super) struct Socket {
     pub fd: OwnedFd,
     ifindex: u32,
+    pub queue_id: u32,
     object: String,
 }
 
 impl Socket {
     fn new(spec: QueueSpec<'_>) -> Result<Self, IoError> {
         let object = format!("{} queue {}", spec.interface, spec.queue_id);
-        Ok(Socket { fd: open_socket(&object)?, ifindex: spec.ifindex, object })
+        Self::open(object, spec.ifindex, spec.queue_id)
+    }
+
+    fn open(object: String, ifindex: u32, queue_id: u32) -> Result<Self, IoError> {
+        Ok(Socket { fd: open_socket(&object)?, ifindex, queue_id, object })
+    }
+
+    /// Opens a socket that sends through the queue of this one, whose UMEM it shares, from a tx ring of
+    /// `size` entries.
+    fn sending_end(&self, size: u32) -> Result<(Socket, Ring<libc::xdp_desc>), IoError> {
+        let sending = Self::open(self.object.clone(), self.ifindex, self.queue_id)?;
+        sending.set("size the tx ring", libc::XDP_TX_RING, &size)?;
+        // More is better and less is enough: older kernels do not know it.
+        let _ = sending.set("set XDP_MAX_TX_SKB_BUDGET", MAX_TX_SKB_BUDGET, &size);
+        // A packet in copy mode is charged with its skb: the default (208 KiB) holds about 270.
+        let octets = 8 << 20;
+        if setsockopt(&sending.fd, sockopt::SndBufForce, &octets).is_err() {
+            setsockopt(&sending.fd, sockopt::SndBuf, &octets)
+                .map_err(|errno| sending.error("set SO_SNDBUF", errno))?;
+        }
+        let tx = sending.map(TX, &sending.offsets()?.tx, size)?;
+        sending
+            .bind(libc::XDP_SHARED_UMEM, self.queue_id, self.fd.as_raw_fd() as u32)
+            .map_err(|errno| sending.error("bind the sending AF_XDP socket", errno))?;
+        Ok((sending, tx))
     }
 
     pub fn error(&self, operation: &'static str, errno: Errno) -> IoError {

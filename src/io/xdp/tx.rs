@@ -1,9 +1,10 @@
 //! Sending: frames written into the UMEM and handed to the driver, past the whole stack.
 
-use super::rings::{Consumer, Producer, Ring};
+use super::completions::Completions;
+use super::rings::{Producer, Ring};
 use super::socket::{Sizes, Sockets};
 use super::umem::{Free, Ledger};
-use crate::io::{FRAME_OCTETS, IoError, Transmit, Unsent};
+use crate::io::{FRAME_OCTETS, IoError, QueueCounts, Transmit, Unsent};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
 use std::collections::VecDeque;
@@ -12,6 +13,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The largest batch, in frames.
 const BATCH: usize = 256;
 
 /// How long a batch may make no progress before it is given up: other paths wait meanwhile.
@@ -26,8 +28,11 @@ pub struct XdpTx {
     // First, so that the rings are unmapped before their sockets close.
     tx: Ring<libc::xdp_desc>,
     producer: Producer,
-    completion: Ring<u64>,
-    consumer: Consumer,
+    completions: Arc<Completions>,
+    /// Which of the halves that send through this queue.
+    half: usize,
+    /// Addresses on their way from `completions` to `free`.
+    back: Vec<u64>,
     ledger: Ledger,
     free: Vec<Free>,
     /// The frame last reserved.
@@ -43,6 +48,8 @@ pub struct XdpTx {
     surplus: usize,
     scratch: Box<[u8; FRAME_OCTETS]>,
     frames: usize,
+    /// Frames that were taken, in all.
+    sent: u64,
     zerocopy: bool,
     sockets: Arc<Sockets>,
     clock: Clock,
@@ -69,18 +76,21 @@ impl fmt::Debug for XdpTx {
 impl XdpTx {
     pub(super) fn new(
         tx: Ring<libc::xdp_desc>,
-        completion: Ring<u64>,
+        completions: Arc<Completions>,
         sizes: Sizes,
         mut ledger: Ledger,
         zerocopy: bool,
         sockets: Arc<Sockets>,
     ) -> Self {
+        completions.share_out([&ledger].into_iter());
+        let free = ledger.issue();
         XdpTx {
             tx,
             producer: Producer::new(0, sizes.tx),
-            completion,
-            consumer: Consumer::new(0, sizes.tx),
-            free: ledger.issue(),
+            completions,
+            half: 0,
+            back: Vec::new(),
+            free,
             ledger,
             next: None,
             pending: VecDeque::with_capacity(BATCH),
@@ -90,34 +100,74 @@ impl XdpTx {
             surplus: 0,
             scratch: Box::new([0; FRAME_OCTETS]),
             frames: sizes.tx as usize,
+            sent: 0,
             zerocopy,
             sockets,
             clock: Clock,
         }
     }
 
+    /// Makes `count` more sending halves of this queue, each for a thread of its own. All of them
+    /// share the frames of this one, from which nothing may have been sent before.
+    ///
+    /// # Errors
+    /// The kernel gives no more sockets; EBUSY if frames are on their way, or too few.
+    pub fn share(&mut self, count: usize) -> Result<Vec<XdpTx>, IoError> {
+        let ring = self.frames as u32;
+        let each = self.frames / (count + 1);
+        let mut halves: Vec<XdpTx> = Vec::with_capacity(count);
+        for half in (1..=count).rev() {
+            let (sockets, tx) = self.sockets.with_another_sending(ring)?;
+            let split = (each > 1)
+                .then(|| self.ledger.split_off(self.frames - each, &mut self.free))
+                .flatten();
+            let Some((ledger, free)) = split else {
+                return Err(self.sockets.sending.error("share the tx frames", Errno::EBUSY));
+            };
+            self.frames -= each;
+            halves.push(XdpTx {
+                tx,
+                producer: Producer::new(0, ring),
+                completions: self.completions.clone(),
+                half,
+                back: Vec::new(),
+                ledger,
+                free,
+                next: None,
+                pending: VecDeque::with_capacity(BATCH),
+                withdrawn: Withdrawn::default(),
+                lost: None,
+                queued: 0,
+                surplus: 0,
+                scratch: Box::new([0; FRAME_OCTETS]),
+                frames: each,
+                sent: 0,
+                zerocopy: self.zerocopy,
+                sockets,
+                clock: self.clock,
+            });
+        }
+        let ledgers = [&*self].into_iter().chain(halves.iter().rev()).map(|half| &half.ledger);
+        self.completions.share_out(ledgers);
+        Ok(halves)
+    }
+
+    /// Frames that a batch holds: others are still on their way when it is filled.
+    fn batch(&self) -> usize {
+        BATCH.min(self.frames / 2)
+    }
+
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
         let socket = &self.sockets.sending;
-        let done = self
-            .consumer
-            .available(self.completion.producer())
-            .map_err(|bad| socket.bad_ring(bad))?;
-        for _ in 0..done {
-            let addr = self.completion.read(self.consumer.advance());
-            // Some kernels give back what they skip, others do not.
-            if addr == self.ledger.outside().addr {
-                continue;
-            }
+        self.completions.take(self.half, &mut self.back).map_err(|bad| socket.bad_ring(bad))?;
+        for addr in self.back.drain(..) {
             let frame = self.ledger.take_back(addr).map_err(|bad| socket.bad_ring(bad))?;
             for skipped in self.withdrawn.skipped_before(frame.index()) {
                 let skipped = self.ledger.withdraw(skipped).map_err(|bad| socket.bad_ring(bad))?;
                 self.free.push(skipped);
             }
             self.free.push(frame);
-        }
-        if done > 0 {
-            self.consumer.release(self.completion.consumer());
         }
         Ok(())
     }
@@ -134,8 +184,8 @@ impl XdpTx {
         }
     }
 
-    /// Says whether the tx ring has room, which only withdrawn frames can take: as many frames exist
-    /// as it has entries.
+    /// Says whether the tx ring has room, which only withdrawn frames can take: it has no
+    /// fewer entries than there are frames.
     fn has_room(&mut self) -> bool {
         self.producer.known_free() > 0 || (self.skip_withdrawn().is_ok() && self.room() > 0)
     }
@@ -148,8 +198,9 @@ impl XdpTx {
     /// skips one entry a call, and shows that when it looks for new ones (__xsk_generic_xmit,
     /// xskq_cons_get_entries).
     fn skip_withdrawn(&mut self) -> Result<(), IoError> {
-        for _ in 0..2 * self.frames {
-            if self.room() as usize + self.pending.len() >= self.frames {
+        let size = self.producer.size();
+        for _ in 0..2 * size {
+            if self.room() as usize + self.pending.len() >= size as usize {
                 break;
             }
             match self.kick() {
@@ -375,7 +426,7 @@ impl Drop for XdpTx {
 
 impl Transmit for XdpTx {
     fn reserve(&mut self) -> Option<&mut [u8]> {
-        if self.queued + self.surplus == BATCH {
+        if self.queued + self.surplus >= self.batch() {
             return None;
         }
         if self.next.is_none() {
@@ -416,14 +467,23 @@ impl Transmit for XdpTx {
         (self.queued, self.surplus) = (0, 0);
         let sent = first_unsent.unwrap_or(queued);
         let refused = queued + surplus - sent;
+        self.sent += sent as u64;
         let unsent = |error| Unsent { sent, refused, error };
         self.withdraw().map_err(unsent)?;
         result.map_err(unsent)?;
-        self.await_frames(BATCH.min(self.frames / 2), PATIENCE).map_err(unsent)?;
+        self.await_frames(self.batch(), PATIENCE).map_err(unsent)?;
         if surplus > 0 {
             return Err(unsent(self.shortage()));
         }
         Ok(queued)
+    }
+
+    fn queue_counts(&self) -> Result<Option<QueueCounts>, IoError> {
+        let socket = &self.sockets.sending;
+        let tx_invalid_descs = socket.statistics()?.tx_invalid_descs;
+        let sent = self.sent;
+        let queue = socket.queue_id;
+        Ok(Some(QueueCounts { queue, sent, tx_invalid_descs, ..QueueCounts::default() }))
     }
 }
 

@@ -55,6 +55,13 @@ pub(super) struct BadDescriptor {
     reason: &'static str,
 }
 
+impl BadDescriptor {
+    /// Reports an address that is nobody's.
+    pub const fn outside(addr: u64) -> Self {
+        BadDescriptor { addr, len: 0, reason: "outside the UMEM" }
+    }
+}
+
 /// A mapping of `frames` frames.
 #[derive(Debug)]
 pub(super) struct Umem {
@@ -152,6 +159,27 @@ impl Ledger {
         let frames = if self.unissued { self.lent.len() as u32 } else { 0 };
         self.unissued = false;
         (self.first..self.first + frames).map(Free).collect()
+    }
+
+    /// Gives the frames from number `at` of this share on away, with their tokens out of `free`. None
+    /// if one of them is in use.
+    pub fn split_off(&mut self, at: usize, free: &mut Vec<Free>) -> Option<(Ledger, Vec<Free>)> {
+        let first = self.first + u32::try_from(at).ok()?;
+        let count = self.lent.len().checked_sub(at)?;
+        if free.iter().filter(|frame| frame.0 >= first).count() != count {
+            return None;
+        }
+        let (kept, given) = free.drain(..).partition(|frame| frame.0 < first);
+        *free = kept;
+        self.lent = self.lent[..at].into();
+        let mut ledger = Ledger::new(self.umem.clone(), first, count as u32);
+        ledger.unissued = false;
+        Some((ledger, given))
+    }
+
+    /// Returns the address behind the last frame of this share.
+    pub fn end(&self) -> u64 {
+        (u64::from(self.first) + self.lent.len() as u64) * CHUNK as u64
     }
 
     /// Returns the octets of a frame that nobody uses, to be written.
@@ -278,6 +306,23 @@ mod tests {
         let packet = tx.take_packet(sent).unwrap();
         assert_eq!(tx.octets(&packet), b"hello");
         assert_eq!(packet.free().index(), 5);
+    }
+
+    #[test]
+    fn a_share_is_split_with_its_tokens() {
+        let (_, mut tx) = ledgers();
+        let mut free = tx.issue();
+        let lent = free.pop().unwrap();
+        assert!(tx.split_off(1, &mut free).is_none(), "frame 5 is in use");
+        free.push(lent);
+        let (mut other, given) = tx.split_off(1, &mut free).unwrap();
+        let indices = |frames: &[Free]| frames.iter().map(Free::index).collect::<Vec<_>>();
+        assert_eq!((indices(&free), indices(&given)), (vec![4], vec![5]));
+        assert!(other.issue().is_empty(), "one token a frame");
+        assert_eq!((tx.end(), other.end()), (5 * CHUNK as u64, 6 * CHUNK as u64));
+        let sent = other.lend_packet(given.into_iter().next().unwrap(), 1);
+        assert!(tx.take_back(sent.addr).is_err(), "of the other share now");
+        assert!(other.take_back(sent.addr).is_ok());
     }
 
     #[test]

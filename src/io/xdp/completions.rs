@@ -1,0 +1,116 @@
+//! The frames that the kernel gives back when they are sent, for all who send through one queue.
+
+use super::rings::{BadCursor, Consumer, Ring};
+use super::umem::{BadDescriptor, Ledger};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The completion ring of a queue.
+///
+/// A queue has one, whichever socket a frame was sent by: each sending half takes its own frames out of
+/// it, and puts those of the others by for them.
+pub(super) struct Completions(Mutex<Returned>);
+
+/// The ring, and what was read from it for others.
+pub(super) struct Returned {
+    pub ring: Ring<u64>,
+    pub consumer: Consumer,
+    halves: Vec<Half>,
+}
+
+/// The addresses of a half's frames that are back.
+struct Half {
+    /// Its frames lie in front of this address, and behind those of the half before it.
+    end: u64,
+    back: Vec<u64>,
+}
+
+impl fmt::Debug for Completions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completions").finish_non_exhaustive()
+    }
+}
+
+impl Completions {
+    /// Takes charge of a ring of `size` entries, in which nothing is yet.
+    pub fn new(ring: Ring<u64>, size: u32) -> Self {
+        let consumer = Consumer::new(0, size);
+        Completions(Mutex::new(Returned { ring, consumer, halves: Vec::new() }))
+    }
+
+    /// Says whose the frames of each half are: `ledgers` in the order of their frames.
+    pub fn share_out<'a>(&self, ledgers: impl Iterator<Item = &'a Ledger>) {
+        self.lock().halves =
+            ledgers.map(|ledger| Half { end: ledger.end(), back: Vec::new() }).collect();
+    }
+
+    /// Moves the addresses of the frames of half number `half` that are back to `to`.
+    ///
+    /// # Errors
+    /// [`BadCursor`]; or an address outside of all shares, in [`BadDescriptor`].
+    pub fn take(&self, half: usize, to: &mut Vec<u64>) -> Result<(), Error> {
+        let mut returned = self.lock();
+        let Returned { ring, consumer, halves } = &mut *returned;
+        let done = consumer.available(ring.producer())?;
+        for _ in 0..done {
+            let addr = ring.read(consumer.advance());
+            sort(addr, halves)?;
+        }
+        if done > 0 {
+            consumer.release(ring.consumer());
+        }
+        if let Some(own) = halves.get_mut(half) {
+            to.append(&mut own.back);
+        }
+        Ok(())
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Returned> {
+        // Nothing in here is left half done by a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn sort(addr: u64, halves: &mut [Half]) -> Result<(), BadDescriptor> {
+    // A frame that was withdrawn (Ledger::outside): some kernels give back what they skip, others do
+    // not.
+    if halves.last().is_some_and(|last| addr == last.end) {
+        return Ok(());
+    }
+    let owner = halves.iter_mut().find(|half| addr < half.end);
+    owner.ok_or(BadDescriptor::outside(addr))?.back.push(addr);
+    Ok(())
+}
+
+/// What the kernel wrote into the ring, or into its cursor, cannot be right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error(transparent)]
+    Cursor(#[from] BadCursor),
+    #[error(transparent)]
+    Address(#[from] BadDescriptor),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_frame_comes_back_to_its_half() {
+        let half = |end| Half { end, back: Vec::new() };
+        let mut halves = [half(100), half(200), half(300)];
+        for addr in [99, 100, 250, 0, 199] {
+            sort(addr, &mut halves).unwrap();
+        }
+        assert_eq!(halves.map(|half| half.back), [vec![99, 0], vec![100, 199], vec![250]]);
+    }
+
+    #[test]
+    fn an_address_behind_the_last_half_is_refused() {
+        let mut halves = [Half { end: 100, back: Vec::new() }];
+        assert!(sort(101, &mut halves).is_err());
+        // Nobody's, but not wrong: it stands for a frame that was withdrawn.
+        assert!(sort(100, &mut halves).is_ok() && halves[0].back.is_empty());
+        assert!(sort(u64::MAX, &mut halves).is_err());
+    }
+}
