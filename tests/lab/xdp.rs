@@ -255,10 +255,8 @@ fn run_with(lab: &Lab, capabilities: &[&str], limits: &[&str], args: &[&str]) ->
     let list = list.join(",");
     let sets = ["--inh-caps", "--ambient-caps"].map(|set| format!("{set}={list}"));
     // Nobody may look into the folder of whoever builds.
-    let copy = Path::new("/run/keepsweep-lab").join(format!("keepsweep-{}", std::process::id()));
-    if !copy.exists() {
-        std::fs::copy(env!("CARGO_BIN_EXE_keepsweep"), &copy).expect("copied");
-    }
+    let copy = Path::new("/run/keepsweep-lab").join(lab.namespace("keepsweep"));
+    std::fs::copy(env!("CARGO_BIN_EXE_keepsweep"), &copy).expect("copied");
     let mut command = Command::new("ip");
     command.args(["netns", "exec", &lab.namespace("prober"), "prlimit"]).args(limits);
     command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
