@@ -5,6 +5,7 @@
 //! say of how far they have heard. Peers are shared out between senders, so that at full rate every
 //! core sends; a paced sweep has one sender, which alone keeps the rate.
 
+pub mod bench;
 mod capture;
 mod given;
 mod open;

@@ -9,6 +9,7 @@
 //! both halves, uses what the kernel says in a descriptor unchecked, cannot share a UMEM between two
 //! sockets, and overflows its cursors where overflow is checked.
 
+mod bare;
 mod channels;
 mod completions;
 mod link;
@@ -20,7 +21,8 @@ mod socket;
 mod tx;
 mod umem;
 
-pub use channels::{queues, queues_of};
+pub use bare::BareRing;
+pub use channels::{enable_gro, queues, queues_of};
 pub use memory::lockable_per_queue;
 pub use program::{
     Attached, Attachment, Redirect, RedirectCounts, RedirectSpec, Standing, XdpMode, rehearse,

@@ -104,6 +104,11 @@ impl Producer {
         producer.store_release(self.next);
     }
 
+    /// Goes on at the cursor `at`, where the ring is empty: somebody else has written meanwhile.
+    pub fn restart(&mut self, at: u32) {
+        (self.next, self.consumed) = (at, at);
+    }
+
     /// Returns up to where the kernel had read at the last [`free`](Self::free).
     pub const fn consumed(&self) -> u32 {
         self.consumed
@@ -144,6 +149,16 @@ impl Consumer {
         }
         self.produced = theirs;
         Ok(unread)
+    }
+
+    /// Goes on at the cursor `at`, where the ring is empty: somebody else has read meanwhile.
+    pub fn restart(&mut self, at: u32) {
+        (self.next, self.produced) = (at, at);
+    }
+
+    /// Returns the cursor of the entry that is read next.
+    pub const fn next(&self) -> u32 {
+        self.next
     }
 
     /// Returns where the next entry is to be read, and moves on. There must be one.

@@ -1,9 +1,10 @@
 //! Sending: frames written into the UMEM and handed to the driver, past the whole stack.
 
+use super::bare::BareRing;
 use super::completions::Completions;
 use super::rings::{Producer, Ring};
 use super::socket::{Sizes, Sockets};
-use super::umem::{Free, Ledger};
+use super::umem::{CHUNK, Free, Ledger};
 use crate::io::{FRAME_OCTETS, IoError, QueueCounts, Transmit, Unsent};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
@@ -19,22 +20,32 @@ const BATCH: usize = 256;
 /// How long a batch may make no progress before it is given up: other paths wait meanwhile.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long the last frames may take on their way out.
-const LAST_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const LAST_PATIENCE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
+
+/// Octets of a cache line, and how many of them a packet may be moved away from its frame's start.
+const LINE: usize = 64;
+const COLOURS: usize = (CHUNK - FRAME_OCTETS) / LINE;
+
+/// Returns where in its frame a packet is written. Frames are 2 KiB apart: if all packets began with
+/// theirs, they would share two sets of the nearest cache, and a batch has ten times as many.
+const fn offset(index: u32) -> usize {
+    index as usize % COLOURS * LINE
+}
 
 /// Sends frames through one queue by AF_XDP.
 pub struct XdpTx {
     // First, so that the rings are unmapped before their sockets close.
-    tx: Ring<libc::xdp_desc>,
-    producer: Producer,
-    completions: Arc<Completions>,
+    pub(super) tx: Ring<libc::xdp_desc>,
+    pub(super) producer: Producer,
+    pub(super) completions: Arc<Completions>,
     /// Which of the halves that send through this queue.
     half: usize,
     /// Addresses on their way from `completions` to `free`.
     back: Vec<u64>,
-    ledger: Ledger,
-    free: Vec<Free>,
+    pub(super) ledger: Ledger,
+    pub(super) free: Vec<Free>,
     /// The frame last reserved.
     next: Option<Free>,
     /// What of the batch the kernel has not taken, in the order of the tx ring.
@@ -47,12 +58,12 @@ pub struct XdpTx {
     /// Those for which there was none: the kernel has not given back enough frames in time.
     surplus: usize,
     scratch: Box<[u8; FRAME_OCTETS]>,
-    frames: usize,
+    pub(super) frames: usize,
     /// Frames that were taken, in all.
     sent: u64,
-    zerocopy: bool,
-    sockets: Arc<Sockets>,
-    clock: Clock,
+    pub(super) zerocopy: bool,
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) clock: Clock,
 }
 
 /// A descriptor in the tx ring.
@@ -60,12 +71,15 @@ pub struct XdpTx {
 struct Pending {
     /// Where in the tx ring: its cursor then.
     cursor: u32,
-    /// Which frame of the batch.
-    position: usize,
     /// Which frame of the UMEM.
     index: u32,
-    len: usize,
+    /// Which frame of the batch.
+    position: u16,
+    len: u16,
 }
+
+const _: () = assert!(BATCH <= u16::MAX as usize);
+const _: () = assert!(FRAME_OCTETS <= u16::MAX as usize);
 
 impl fmt::Debug for XdpTx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -157,6 +171,15 @@ impl XdpTx {
         BATCH.min(self.frames / 2)
     }
 
+    /// Lends the rings to a loop that sends nothing but `frame`. Nothing may be in the batch, and nobody
+    /// else may send through the queue meanwhile.
+    ///
+    /// # Errors
+    /// Frames are still on their way, or `frame` is too long.
+    pub fn bare(&mut self, frame: &[u8]) -> Result<BareRing<'_>, IoError> {
+        BareRing::new(self, frame)
+    }
+
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
         let socket = &self.sockets.sending;
@@ -173,9 +196,9 @@ impl XdpTx {
     }
 
     /// Puts a frame into the tx ring, where there must be room.
-    fn enqueue(&mut self, position: usize, frame: Free, len: usize) {
+    fn enqueue(&mut self, position: u16, frame: Free, len: u16) {
         let index = frame.index();
-        let descriptor = self.ledger.lend_packet(frame, len);
+        let descriptor = self.ledger.lend_packet(frame, offset(index), usize::from(len));
         let cursor = self.producer.next();
         self.tx.write(self.producer.advance(), descriptor);
         self.pending.push_back(Pending { cursor, position, index, len });
@@ -215,7 +238,7 @@ impl XdpTx {
     }
 
     /// Makes the kernel look at the tx ring. In copy mode this call is what sends.
-    fn kick(&self) -> Result<(), Errno> {
+    pub(super) fn kick(&self) -> Result<(), Errno> {
         let fd = self.sockets.sending.fd.as_raw_fd();
         // SAFETY: neither a buffer nor an address is passed.
         let result = unsafe {
@@ -302,13 +325,13 @@ impl XdpTx {
     fn repeat(&mut self, lost: Pending) -> Result<(), IoError> {
         let Some(at) = self.free.iter().rposition(|frame| frame.index() == lost.index) else {
             // Not given back with the drop, as every kernel does (kfree_skb, then xsk_destruct_skb).
-            self.lost = Some(lost.position);
+            self.lost = Some(usize::from(lost.position));
             return Err(self.sockets.sending.error("send frames", Errno::EBUSY));
         };
         let socket = &self.sockets.sending;
         let room = self.producer.free(self.tx.consumer()).map_err(|bad| socket.bad_ring(bad))?;
         if room == 0 {
-            self.lost = Some(lost.position);
+            self.lost = Some(usize::from(lost.position));
             return Err(socket.error("send frames", Errno::ENOBUFS));
         }
         let frame = self.free.swap_remove(at);
@@ -318,7 +341,11 @@ impl XdpTx {
     }
 
     /// Waits until `wanted` frames have come back, for as long as `patience`.
-    fn await_frames(&mut self, wanted: usize, patience: Duration) -> Result<(), IoError> {
+    pub(super) fn await_frames(
+        &mut self,
+        wanted: usize,
+        patience: Duration,
+    ) -> Result<(), IoError> {
         self.reap()?;
         let begun = self.clock.now();
         let mut pause = FIRST_PAUSE;
@@ -361,12 +388,8 @@ fn strike(
 ) -> (usize, Option<Pending>) {
     let unread = next.wrapping_sub(consumed);
     let is_taken = |pending: &Pending| next.wrapping_sub(pending.cursor) > unread;
-    let mut taken = 0;
-    let mut last = None;
-    while pending.front().is_some_and(is_taken) {
-        last = pending.pop_front();
-        taken += 1;
-    }
+    let taken = pending.partition_point(is_taken);
+    let last = pending.drain(..taken).next_back();
     match (dropped, last) {
         (false, _) => (taken, None),
         (true, Some(last)) => (taken - 1, Some(last)),
@@ -435,7 +458,8 @@ impl Transmit for XdpTx {
         match &mut self.next {
             // In the order of the batch: nothing is sent behind what cannot be.
             Some(frame) if self.surplus == 0 => {
-                self.ledger.octets_mut(frame).get_mut(..FRAME_OCTETS)
+                let start = offset(frame.index());
+                self.ledger.octets_mut(frame).get_mut(start..start + FRAME_OCTETS)
             }
             _ => Some(&mut self.scratch[..]),
         }
@@ -447,7 +471,7 @@ impl Transmit for XdpTx {
         assert!(len <= FRAME_OCTETS, "frame of {len} octets in a buffer of {FRAME_OCTETS}");
         match self.next.take() {
             Some(frame) if self.surplus == 0 && self.has_room() => {
-                self.enqueue(self.queued, frame, len);
+                self.enqueue(self.queued as u16, frame, len as u16);
                 self.queued += 1;
             }
             kept => {
@@ -461,7 +485,7 @@ impl Transmit for XdpTx {
     /// has taken it. Frames that are refused do not leave later.
     fn flush(&mut self) -> Result<usize, Unsent> {
         let result = self.send_all();
-        let first_unsent = self.pending.iter().map(|pending| pending.position);
+        let first_unsent = self.pending.iter().map(|pending| usize::from(pending.position));
         let first_unsent = first_unsent.chain(self.lost.take()).min();
         let (queued, surplus) = (self.queued, self.surplus);
         (self.queued, self.surplus) = (0, 0);
@@ -495,7 +519,7 @@ mod tests {
     fn pending(start: u32, count: usize) -> VecDeque<Pending> {
         let frame = |position: usize| Pending {
             cursor: start.wrapping_add(position as u32),
-            position,
+            position: position as u16,
             index: position as u32,
             len: 60,
         };
