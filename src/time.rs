@@ -97,6 +97,11 @@ mod os {
             read(ClockId::CLOCK_REALTIME)
         }
 
+        /// Reads how long this thread has run on a CPU, in the kernel too (CLOCK_THREAD_CPUTIME_ID).
+        pub fn thread_cpu(&self) -> Duration {
+            Duration::from_nanos(read(ClockId::CLOCK_THREAD_CPUTIME_ID))
+        }
+
         /// Blocks this thread for `span`.
         #[allow(clippy::disallowed_methods)]
         pub fn sleep(&self, span: Duration) {

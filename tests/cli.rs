@@ -75,9 +75,28 @@ fn help() {
     keepsweep(&["sweep", "--help"]).assert().code(0).stdout_eq(file!["snapshots/sweep-help.txt"]);
     keepsweep(&["sweep", "-h"]).assert().code(0).stdout_eq(file!["snapshots/sweep-help-short.txt"]);
     keepsweep(&["doctor", "--help"]).assert().code(0).stdout_eq(file!["snapshots/doctor-help.txt"]);
+    keepsweep(&["bench", "--help"]).assert().code(0).stdout_eq(file!["snapshots/bench-help.txt"]);
     keepsweep(&["--help"]).assert().code(0).stdout_eq(file!["snapshots/help.txt"]);
     // Without a word: the same help, on standard error, as bad usage.
     keepsweep(&[]).assert().code(2).stdout_eq("").stderr_eq(file!["snapshots/no-arguments.txt"]);
+}
+
+#[test]
+fn what_bench_cannot_measure_is_told() {
+    for (args, why) in [
+        (&["rx", "-i", "eth0"][..], "bench rx takes no -i"),
+        (&["rx", "--io", "raw"], "--io packet measures it too"),
+        (&["match", "--io", "xdp"], "in memory"),
+        (&["tx", "--seconds", "0"], "0.1 to 3600 seconds"),
+        (&["tx", "--io", "dpdk"], "invalid value 'dpdk'"),
+        (&["everything"], "invalid value 'everything'"),
+    ] {
+        let output = keepsweep(&[&["bench"], args].concat()).output().expect("runs");
+        let said = String::from_utf8(output.stderr).expect("UTF-8");
+        assert!(said.contains(why), "{args:?}: {said}");
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
 }
 
 #[test]

@@ -244,7 +244,7 @@ fn batches_and_recovers_from_a_refused_frame() {
         assert_eq!(tx.flush().expect("flush"), batch as usize);
         assert_eq!(tx.flush().expect("flush an empty batch"), 0);
 
-        send(&mut tx, &[0; 200]);
+        send(&mut tx, &[0; 128]);
         let unsent = tx.flush().expect_err("longer than the MTU");
         assert_eq!((unsent.sent, unsent.refused), (0, 1));
         let error = unsent.error;

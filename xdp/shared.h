@@ -47,6 +47,11 @@ enum redirect_counter {
 	REDIRECT_COUNTERS,
 };
 
+/* Value of `frames`: an answer without options or data, and two octets of padding. */
+struct replay_frame {
+	__u64 words[7];
+};
+
 _Static_assert(sizeof(struct guard_source) == 20, "mirrored in src/io/guard.rs");
 _Static_assert(sizeof(struct guard_ports) == 4, "mirrored in src/io/guard.rs");
 _Static_assert(sizeof(struct guard_tuple) == 40, "mirrored in src/io/guard.rs");

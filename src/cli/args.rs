@@ -1,6 +1,10 @@
 //! Arguments as typed.
 #![forbid(unsafe_code)]
 
+mod bench;
+
+pub use bench::{BenchArgs, BenchFormat, BenchWhat};
+
 use crate::engine::Cpus;
 use crate::io::xdp::{XdpMode, ZeroCopy};
 use crate::probe::classify::State;
@@ -43,6 +47,9 @@ pub enum Command {
     /// Say what this machine can do, what is missing for a sweep, and what to do about it
     #[command(after_help = DOCTOR_FOOTER)]
     Doctor(DoctorArgs),
+    /// Say how fast this machine sends and receives by each I/O path
+    #[command(after_help = bench::FOOTER)]
+    Bench(BenchArgs),
 }
 
 const DOCTOR_FOOTER: &str = "\

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod bench;
 mod doctor;
 mod dry_run;
 mod exit;
@@ -31,6 +32,7 @@ pub fn main() -> ExitCode {
     let ended = match args.command {
         Command::Sweep(args) => sweep::run(*args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match ended {
         Ok(exit) => exit.into(),

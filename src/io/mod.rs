@@ -3,7 +3,13 @@
 #[cfg(feature = "os")]
 pub mod affinity;
 #[cfg(feature = "os")]
+pub mod bare;
+#[cfg(feature = "os")]
 mod batch;
+#[cfg(feature = "os")]
+pub mod claim;
+#[cfg(feature = "os")]
+pub mod cpu;
 #[cfg(feature = "os")]
 mod errno;
 #[cfg(feature = "os")]
@@ -21,10 +27,14 @@ pub mod privilege;
 #[cfg(feature = "os")]
 pub mod raw;
 #[cfg(feature = "os")]
+pub mod replay;
+#[cfg(feature = "os")]
 pub mod route;
 pub mod sim;
 #[cfg(feature = "os")]
 mod sockopt;
+#[cfg(feature = "os")]
+pub mod testbed;
 #[cfg(feature = "os")]
 pub mod watch;
 #[cfg(feature = "os")]
@@ -35,8 +45,8 @@ use crate::wire::{Checksums, LinkType, MacAddr};
 use std::time::Duration;
 
 /// Largest frame, in octets. The longest that keepsweep sends is a tagged IPv6 segment with all TCP
-/// options and one octet of data: 119.
-pub const FRAME_OCTETS: usize = 256;
+/// options and one octet of data: 119. Not more, so that a batch of them stays in the nearest cache.
+pub const FRAME_OCTETS: usize = 128;
 
 /// Which path instance (egress interface) a frame leaves through: an index.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -13,6 +13,7 @@
 //! loopback hears it. A second raw socket of protocol IPPROTO_TCP with an error queue would be told
 //! the same, no more, and be handed a copy of every TCP segment of this host besides.
 
+use super::bare::Bare;
 use super::batch::Batch;
 use super::sockopt::set_option;
 use super::{IoError, Transmit, Unsent};
@@ -20,11 +21,11 @@ use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
 };
 use std::io;
-use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 /// How long a packet may be refused for want of memory. Nearly always it is the neighbour table that
@@ -78,6 +79,8 @@ pub struct RawTx {
     batch: Batch,
     /// The interface of link-local addresses; 0 for the loopback.
     ifindex: u32,
+    /// The source address that the IPv4 socket is bound to.
+    bound: Option<Ipv4Addr>,
 }
 
 impl RawTx {
@@ -111,7 +114,12 @@ impl RawTx {
             Egress::Routes { index, .. } | Egress::Interface { index, .. } => index,
             Egress::Loopback => 0,
         };
-        Ok(Self { v4, v6, batch: Batch::addressed(), ifindex })
+        Ok(Self { v4, v6, batch: Batch::addressed(), ifindex, bound: None })
+    }
+
+    /// Lends the IPv4 socket to a loop that sends nothing but `packet`, to `to`.
+    pub fn bare(&mut self, packet: &[u8], to: Ipv4Addr) -> Bare<'_> {
+        Bare::new(self.v4.fd.as_fd(), &self.v4.interface, packet, Some(to))
     }
 
     fn send_all(&mut self, sent: &mut usize) -> Result<(), IoError> {
@@ -136,6 +144,16 @@ impl RawTx {
 }
 
 impl RawTx {
+    /// Binds the IPv4 socket to the source of its first packet, nearly always that of all: it selects a
+    /// route as the control message does that other sources take, and costs nothing then.
+    fn bind(&mut self, source: Ipv4Addr) {
+        let address = SockaddrIn::from(SocketAddrV4::new(source, 0));
+        // Refused if it is not an address of this host: what the message says of it, sending tells.
+        if bind(self.v4.fd.as_raw_fd(), &address).is_ok() {
+            self.bound = Some(source);
+        }
+    }
+
     fn why_no_route(&self) -> Errno {
         let name = &self.v4.interface;
         let Ok(mut interfaces) = getifaddrs() else { return Errno::ENETUNREACH };
@@ -158,7 +176,12 @@ impl Transmit for RawTx {
     /// reserved.
     fn submit(&mut self, len: usize) {
         let addresses = addresses(self.batch.submit(len));
-        self.batch.address(addresses, self.ifindex);
+        if self.bound.is_none()
+            && let Some((IpAddr::V4(source), _)) = addresses
+        {
+            self.bind(source);
+        }
+        self.batch.address(addresses, self.ifindex, self.bound);
     }
 
     fn flush(&mut self) -> Result<usize, Unsent> {

@@ -33,6 +33,12 @@ pub const fn update32(checksum: u16, old: u32, new: u32) -> u16 {
     !fold(!checksum as u64 + words32(!old) + words32(new))
 }
 
+/// Returns the checksum of words whose sum, as integers, is `sum`. A 32-bit field at an even offset may
+/// be added whole.
+pub const fn of_sum(sum: u64) -> u16 {
+    !fold(sum)
+}
+
 /// Returns the folded ones' complement sum of `bytes`, host order.
 pub(super) fn sum(bytes: &[u8]) -> u16 {
     // The sum does not depend on byte order (RFC 1071 §2 B): words are added as they are loaded,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Socket;
+use crate::io::bare::Bare;
 use crate::io::batch::{Batch, PATIENCE};
 use crate::io::{IoError, Transmit, Unsent};
 use nix::errno::Errno;
@@ -34,6 +35,13 @@ impl PacketTx {
         }
         socket.bind(0)?;
         Ok(Self { socket, batch: Batch::new() })
+    }
+}
+
+impl PacketTx {
+    /// Lends the socket to a loop that sends nothing but `frame`.
+    pub fn bare(&mut self, frame: &[u8]) -> Bare<'_> {
+        Bare::new(self.socket.fd.as_fd(), &self.socket.interface, frame, None)
     }
 }
 

@@ -3,7 +3,8 @@
 
 use crate::io::IoError;
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -61,6 +62,19 @@ impl Netlink {
         let (mut replies, _) =
             self.exchange(NLM_F_REQUEST, request).map_err(|source| failed(operation, source))?;
         replies.pop().ok_or_else(|| failed(operation, io::ErrorKind::UnexpectedEof.into()))
+    }
+
+    /// Makes what `request` describes, which must not exist yet, or changes what it names.
+    pub fn change(
+        &mut self,
+        operation: &'static str,
+        request: RouteNetlinkMessage,
+    ) -> Result<(), IoError> {
+        let flags = match &request {
+            RouteNetlinkMessage::SetLink(_) => NLM_F_REQUEST | NLM_F_ACK,
+            _ => NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+        };
+        self.exchange(flags, request).map(drop).map_err(|source| failed(operation, source))
     }
 
     /// Returns the answers, and whether what they tell of changed while they were written.

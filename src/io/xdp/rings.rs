@@ -80,6 +80,17 @@ impl Producer {
         Ok(())
     }
 
+    /// Returns how many entries could be written at the last [`free`](Self::free), less those written
+    /// since.
+    pub const fn known_free(&self) -> u32 {
+        self.size - self.next.wrapping_sub(self.consumed)
+    }
+
+    /// Returns how many entries the ring has.
+    pub const fn size(&self) -> u32 {
+        self.size
+    }
+
     /// Returns where the next entry is to be written, and moves on. There must be a free one.
     pub fn advance(&mut self) -> u32 {
         let at = self.next;
@@ -91,6 +102,11 @@ impl Producer {
     pub fn publish(&self, producer: &impl Cursor) {
         // Release: the entries before the cursor. loom: entries_survive.
         producer.store_release(self.next);
+    }
+
+    /// Goes on at the cursor `at`, where the ring is empty: somebody else has written meanwhile.
+    pub fn restart(&mut self, at: u32) {
+        (self.next, self.consumed) = (at, at);
     }
 
     /// Returns up to where the kernel had read at the last [`free`](Self::free).
@@ -133,6 +149,16 @@ impl Consumer {
         }
         self.produced = theirs;
         Ok(unread)
+    }
+
+    /// Goes on at the cursor `at`, where the ring is empty: somebody else has read meanwhile.
+    pub fn restart(&mut self, at: u32) {
+        (self.next, self.produced) = (at, at);
+    }
+
+    /// Returns the cursor of the entry that is read next.
+    pub const fn next(&self) -> u32 {
+        self.next
     }
 
     /// Returns where the next entry is to be read, and moves on. There must be one.

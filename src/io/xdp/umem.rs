@@ -210,14 +210,16 @@ impl Ledger {
         u64::from(frame.0) * CHUNK as u64
     }
 
-    /// Gives a frame whose first `len` octets are to be sent to the kernel, and returns its
+    /// Gives a frame whose `len` octets from `offset` on are to be sent to the kernel, and returns its
     /// descriptor for the tx ring.
     ///
     /// # Panics
     /// If it is not that long.
-    pub fn lend_packet(&mut self, frame: Free, len: usize) -> libc::xdp_desc {
-        assert!(len <= CHUNK, "packet of {len} octets in a frame of {CHUNK}");
-        libc::xdp_desc { addr: self.lend(frame), len: len as u32, options: 0 }
+    pub fn lend_packet(&mut self, frame: Free, offset: usize, len: usize) -> libc::xdp_desc {
+        let fits = offset.checked_add(len).is_some_and(|end| end <= CHUNK);
+        assert!(fits, "packet of {len} octets at {offset} in a frame of {CHUNK}");
+        let addr = self.lend(frame) + offset as u64;
+        libc::xdp_desc { addr, len: len as u32, options: 0 }
     }
 
     /// Takes back a frame that the kernel has sent, by its address from the completion ring.
@@ -227,6 +229,19 @@ impl Ledger {
     pub fn take_back(&mut self, addr: u64) -> Result<Free, BadDescriptor> {
         let (index, _) = self.locate(addr, 0)?;
         Ok(Free(index))
+    }
+
+    /// Returns a descriptor of nothing, which the kernel skips.
+    pub fn outside(&self) -> libc::xdp_desc {
+        libc::xdp_desc { addr: u64::from(self.umem.frames) * CHUNK as u64, len: 64, options: 0 }
+    }
+
+    /// Takes back a frame that was lent, and that the kernel has not read and will not read.
+    ///
+    /// # Errors
+    /// [`BadDescriptor`] if it was not lent.
+    pub fn withdraw(&mut self, index: u32) -> Result<Free, BadDescriptor> {
+        self.take_back(u64::from(index) * CHUNK as u64)
     }
 
     /// Takes back a frame that the kernel has filled, by its descriptor from the rx ring.
@@ -288,7 +303,7 @@ mod tests {
         assert!(tx.issue().is_empty(), "one token a frame");
         let mut frame = frames.pop().unwrap();
         tx.octets_mut(&mut frame)[..5].copy_from_slice(b"hello");
-        let sent = tx.lend_packet(frame, 5);
+        let sent = tx.lend_packet(frame, 0, 5);
         assert_eq!((sent.addr, sent.len), (5 * CHUNK as u64, 5));
         let packet = tx.take_packet(sent).unwrap();
         assert_eq!(tx.octets(&packet), b"hello");
@@ -307,7 +322,7 @@ mod tests {
         assert_eq!((indices(&free), indices(&given)), (vec![4], vec![5]));
         assert!(other.issue().is_empty(), "one token a frame");
         assert_eq!((tx.end(), other.end()), (5 * CHUNK as u64, 6 * CHUNK as u64));
-        let sent = other.lend_packet(given.into_iter().next().unwrap(), 1);
+        let sent = other.lend_packet(given.into_iter().next().unwrap(), 0, 1);
         assert!(tx.take_back(sent.addr).is_err(), "of the other share now");
         assert!(other.take_back(sent.addr).is_ok());
     }

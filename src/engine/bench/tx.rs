@@ -1,0 +1,409 @@
+//! How many keepalives a second leave through each path.
+#![forbid(unsafe_code)]
+
+use super::flows::{BenchFlow, NETWORK, ROUTER, SOURCE, flows, order};
+use super::slice::Slice;
+use super::{BenchPath, Spread, Watch, sink};
+use crate::engine::EngineError;
+use crate::io::bare::{BATCH, BareLoop};
+use crate::io::packet::PacketTx;
+use crate::io::raw::{Egress, RawTx};
+use crate::io::route::{Interface, interfaces};
+use crate::io::testbed::{self, LinkCounts};
+use crate::io::xdp::{Queue, QueueSpec, XdpTx, ZeroCopy};
+use crate::io::{FRAME_OCTETS, IoError, PathId, PathInfo, Transmit, affinity, cpu};
+use crate::probe::craft::Crafter;
+use crate::time::{Clock, Instant};
+use crate::wire::LinkType;
+use std::time::Duration;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct TxSetup {
+    /// Send through this interface; else through one of our own that swallows frames.
+    pub interface: Option<String>,
+    /// Which paths.
+    pub paths: Vec<BenchPath>,
+    /// How long, each path.
+    pub span: Duration,
+    /// Also where a default route leads through the interface.
+    pub yes: bool,
+}
+
+/// What a path has come to.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TxReport {
+    /// The path.
+    pub path: BenchPath,
+    /// The interface, and what it is ("ifb", "veth") if it is our own.
+    pub interface: (String, Option<&'static str>),
+    /// Whether the driver read our frames itself.
+    pub zerocopy: bool,
+    /// How often every loop had its turn.
+    pub rounds: usize,
+    /// Keepalives that the kernel took.
+    pub frames_sent: u64,
+    /// Keepalives that it refused, and why it did last.
+    pub frames_refused: (u64, Option<String>),
+    /// Constant frames that it took.
+    pub bare_frames_sent: u64,
+    /// By how much the interface's own counter of frames went up.
+    pub interface_frames: u64,
+    /// By how much its counter of frames thrown away went up; an `ifb` throws all away.
+    pub interface_drops: u64,
+    /// Keepalives a second.
+    pub pps: Spread,
+    /// Nanoseconds of CPU a keepalive.
+    pub cpu_ns: Spread,
+    /// Constant frames a second, by the barest loop over the same socket.
+    pub bare_pps: Spread,
+    /// Nanoseconds of CPU a constant frame.
+    pub bare_cpu_ns: Spread,
+    /// Keepalives a second beside constant frames a second, neighbouring slices.
+    pub ratio_to_bare: Spread,
+    /// Nanoseconds of CPU that crafting a keepalive takes, and reading its flow out of memory.
+    pub craft_ns: Spread,
+    /// Constant frames a second by `sendto`, one by one; raw sockets only.
+    pub sendto_pps: Option<Spread>,
+    /// How long something else had the CPU; not counted.
+    pub off_cpu: Duration,
+}
+
+/// Measures the paths one after the other, each on this thread, pinned to one CPU. `report` gets what
+/// each has come to; what could not be measured is among the errors returned.
+///
+/// Without an interface the calling thread is in another network namespace from then on.
+///
+/// # Errors
+/// [`EngineError::Usage`]: no such interface, or one that must not be flooded.
+/// [`EngineError::System`]: missing privilege, or the kernel refused.
+pub fn tx(
+    setup: &TxSetup,
+    watch: &Watch<'_>,
+    report: &mut dyn FnMut(TxReport),
+) -> Result<Vec<IoError>, EngineError> {
+    let (interface, kind, paths) = match &setup.interface {
+        Some(name) => (chosen(name, setup)?, None, setup.paths.clone()),
+        None => {
+            let (mut testbed, interface, kind) = sink()?;
+            testbed
+                .route(interface.index, SOURCE, (ROUTER, interface.mac), NETWORK)
+                .map_err(EngineError::system)?;
+            (interface, Some(kind), setup.paths.clone())
+        }
+    };
+    if kind == Some("veth") {
+        (watch.say)(
+            "this kernel has no ifb: measured on a veth pair, whose other end costs time too",
+        );
+    }
+    let cpus = cpu::allowed().map_err(EngineError::system)?;
+    if let Some(&cpu) = cpus.last() {
+        affinity::pin(cpu).map_err(EngineError::system)?;
+    }
+    let mut failed = Vec::new();
+    for &path in &paths {
+        if watch.is_stopped() {
+            break;
+        }
+        (watch.say)(&format!(
+            "{}: sending through {} for {:.1} s",
+            path.name(),
+            interface.name,
+            setup.span.as_secs_f64()
+        ));
+        match Sender::open(path, &interface) {
+            Ok(mut sender) => report(sender.run(setup.span, kind, watch)?),
+            Err(error) => failed.push(error),
+        }
+    }
+    Ok(failed)
+}
+
+/// Checks that frames may be poured into an interface of this host.
+fn chosen(name: &str, setup: &TxSetup) -> Result<Interface, EngineError> {
+    let all = interfaces().map_err(EngineError::system)?;
+    let Some(interface) = all.iter().find(|interface| interface.name == name) else {
+        let names: Vec<_> = all.iter().map(|known| known.name.as_str()).collect();
+        return Err(EngineError::Usage(format!(
+            "interface {name}: no such interface; there are {}",
+            names.join(", ")
+        )));
+    };
+    let usage = |why: &str| Err(EngineError::Usage(format!("interface {name}: {why}")));
+    if !interface.has_mac || interface.loopback {
+        return usage("without MAC addresses; bench sends Ethernet frames");
+    }
+    if !interface.up {
+        return Err(EngineError::System(format!(
+            "interface {name}: down; bring it up: ip link set {name} up"
+        )));
+    }
+    if setup.paths.contains(&BenchPath::Raw) {
+        return usage(
+            "raw sockets would have the kernel ask for 65,536 neighbours by ARP; measure raw without \
+             -i, and here --io packet,xdp",
+        );
+    }
+    let carries_default =
+        testbed::has_default_route(interface.index).map_err(EngineError::system)?;
+    if carries_default && !setup.yes {
+        return usage(&format!(
+            "the default route leads through it. bench would send as many frames as it takes for \
+             {:.0} s, to 198.19.0.0/16 with its own MAC address as destination, and crowd out other \
+             traffic; if that is what you want, say --yes",
+            setup.span.as_secs_f64() * setup.paths.len() as f64
+        ));
+    }
+    Ok(interface.clone())
+}
+
+enum End {
+    Raw(RawTx),
+    Packet(PacketTx),
+    Xdp(Box<Queue>),
+}
+
+impl End {
+    fn transmit(&mut self) -> &mut dyn Transmit {
+        match self {
+            End::Raw(end) => end,
+            End::Packet(end) => end,
+            End::Xdp(queue) => &mut queue.tx,
+        }
+    }
+
+    fn bare(&mut self, frame: &[u8]) -> Result<Box<dyn BareLoop + '_>, IoError> {
+        Ok(match self {
+            End::Raw(end) => Box::new(end.bare(frame, NETWORK)),
+            End::Packet(end) => Box::new(end.bare(frame)),
+            End::Xdp(queue) => Box::new(XdpTx::bare(&mut queue.tx, frame)?),
+        })
+    }
+}
+
+/// One path, and the frames that go through it.
+struct Sender<'a> {
+    path: BenchPath,
+    interface: &'a Interface,
+    end: End,
+    crafter: Crafter,
+    flows: Vec<BenchFlow>,
+    order: Vec<u32>,
+    /// The flows of the next batch.
+    gathered: Vec<BenchFlow>,
+    next: usize,
+    repeat: u16,
+    sent: u64,
+    refused: u64,
+    refusal: Option<IoError>,
+}
+
+impl<'a> Sender<'a> {
+    fn open(path: BenchPath, interface: &'a Interface) -> Result<Self, IoError> {
+        let Interface { index, name, .. } = interface;
+        let (link, end) = match path {
+            BenchPath::Raw => {
+                (LinkType::Ip, End::Raw(RawTx::open(Egress::Routes { index: *index, name })?))
+            }
+            BenchPath::Packet => (LinkType::Ethernet, End::Packet(PacketTx::open(*index, name)?)),
+            BenchPath::Xdp => {
+                let (ifindex, zerocopy) = (*index, ZeroCopy::Auto);
+                let spec = QueueSpec { ifindex, interface: name, queue_id: 0, zerocopy };
+                (LinkType::Ethernet, End::Xdp(Box::new(Queue::open(spec)?)))
+            }
+        };
+        let info = PathInfo {
+            id: PathId(0),
+            interface: name.clone(),
+            link,
+            mac: interface.mac,
+            mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
+        };
+        let crafter = Crafter::new(&info, SOURCE.into()).map_err(|error| IoError {
+            operation: "craft a template",
+            object: name.clone(),
+            source: std::io::Error::other(error),
+            remedy: "",
+        })?;
+        let (flows, order) = (flows(), order());
+        Ok(Sender {
+            path,
+            interface,
+            end,
+            crafter,
+            flows,
+            order,
+            gathered: Vec::with_capacity(BATCH),
+            next: 0,
+            repeat: 0,
+            sent: 0,
+            refused: 0,
+            refusal: None,
+        })
+    }
+
+    fn run(
+        &mut self,
+        span: Duration,
+        kind: Option<&'static str>,
+        watch: &Watch<'_>,
+    ) -> Result<TxReport, EngineError> {
+        let before = testbed::counts(self.interface.index).map_err(EngineError::system)?;
+        let mut frame = [0; FRAME_OCTETS];
+        let len = self.craft(0, &mut frame).map_err(EngineError::system)?;
+        let constant = &frame[..len];
+        let begun = Clock.now();
+        let is_over = |now: Instant| watch.is_stopped() || now.since(begun) >= span;
+        let (mut real, mut bare, mut sendto) = (Vec::new(), Vec::new(), Vec::new());
+        let mut crafted = Vec::new();
+        let mut buffer = vec![0; BATCH * FRAME_OCTETS];
+        let mut bare_sent = 0;
+        // The first round warms up: caches, the kernel's pools of memory.
+        for round in 0.. {
+            let slice = self.real_slice()?;
+            let reference =
+                bare_slice(&mut *self.end.bare(constant).map_err(EngineError::system)?)?;
+            bare_sent += reference.frames;
+            let mut pushed = (slice, reference, None);
+            if let End::Raw(end) = &mut self.end {
+                let one_by_one = bare_slice(&mut end.bare(constant, NETWORK).one_by_one())?;
+                bare_sent += one_by_one.frames;
+                pushed.2 = Some(one_by_one);
+            }
+            let crafting = Slice::of(|| self.craft_batch(&mut buffer))?;
+            if round > 0 {
+                crafted.push(crafting);
+                real.push(pushed.0);
+                bare.push(pushed.1);
+                sendto.extend(pushed.2);
+            }
+            // No room for a single frame: the path takes none.
+            if slice.frames == 0
+                && let Some(error) = self.refusal.take()
+            {
+                return Err(EngineError::system(error));
+            }
+            if round > 0 && is_over(Clock.now()) {
+                break;
+            }
+        }
+        let after = testbed::counts(self.interface.index).map_err(EngineError::system)?;
+        // What an `ifb` is given it counts as received.
+        let frames = |counts: LinkCounts| match kind {
+            Some("ifb") => counts.rx_packets,
+            _ => counts.tx_packets,
+        };
+        let drops = |counts: LinkCounts| counts.rx_dropped + counts.tx_dropped;
+        let pps = |slices: &[Slice]| Spread::of(slices.iter().map(Slice::pps));
+        let cpu_ns = |slices: &[Slice]| Spread::of(slices.iter().map(Slice::cpu_ns));
+        let ratios = real.iter().zip(&bare).map(|(real, bare)| real.pps() / bare.pps());
+        let all = real.iter().chain(&bare).chain(&sendto);
+        Ok(TxReport {
+            path: self.path,
+            interface: (self.interface.name.clone(), kind),
+            zerocopy: matches!(&self.end, End::Xdp(queue) if queue.zerocopy),
+            rounds: real.len(),
+            frames_sent: self.sent,
+            frames_refused: (self.refused, self.refusal.as_ref().map(IoError::to_string)),
+            bare_frames_sent: bare_sent,
+            interface_frames: frames(after).saturating_sub(frames(before)),
+            interface_drops: drops(after).saturating_sub(drops(before)),
+            pps: pps(&real),
+            cpu_ns: cpu_ns(&real),
+            bare_pps: pps(&bare),
+            bare_cpu_ns: cpu_ns(&bare),
+            ratio_to_bare: Spread::of(ratios),
+            craft_ns: cpu_ns(&crafted),
+            sendto_pps: (!sendto.is_empty()).then(|| pps(&sendto)),
+            off_cpu: all.map(|slice| slice.waited).sum(),
+        })
+    }
+
+    fn craft(&self, flow: u32, buf: &mut [u8]) -> Result<usize, crate::probe::craft::CraftError> {
+        let outgoing = self.flows[flow as usize].keepalive(self.interface.mac, self.repeat);
+        self.crafter.emit(&outgoing, buf)
+    }
+
+    fn real_slice(&mut self) -> Result<Slice, EngineError> {
+        Slice::of(|| self.batch())
+    }
+
+    /// Crafts and sends a batch, as the engine does, and returns how many frames left.
+    fn batch(&mut self) -> Result<u64, EngineError> {
+        self.gather();
+        let mac = self.interface.mac;
+        let Sender { end, crafter, gathered, repeat, .. } = self;
+        let transmit = end.transmit();
+        let (mut sent, mut refused, mut refusal) = (0, 0, None);
+        let mut flush = |transmit: &mut dyn Transmit, mut left: usize| {
+            while left > 0 {
+                match transmit.flush() {
+                    Ok(_) => {
+                        sent += left as u64;
+                        return;
+                    }
+                    Err(unsent) => {
+                        sent += unsent.sent as u64;
+                        refused += unsent.refused as u64;
+                        // At least one, so that this ends whatever the path claims.
+                        left = left.saturating_sub(unsent.sent + unsent.refused.max(1));
+                        refusal = Some(unsent.error);
+                    }
+                }
+            }
+        };
+        let mut put = 0;
+        let mut due = gathered.iter();
+        let mut next = due.next();
+        while let Some(flow) = next {
+            let Some(buf) = transmit.reserve() else {
+                if put == 0 {
+                    // No room in an empty batch: as if all were refused.
+                    break;
+                }
+                flush(transmit, put);
+                put = 0;
+                continue;
+            };
+            let outgoing = flow.keepalive(mac, *repeat);
+            let len = crafter.emit(&outgoing, buf).map_err(EngineError::system)?;
+            transmit.submit(len);
+            put += 1;
+            next = due.next();
+        }
+        flush(transmit, put);
+        self.sent += sent;
+        self.refused += refused;
+        self.refusal = refusal.or(self.refusal.take());
+        Ok(sent)
+    }
+
+    /// Crafts a batch and sends nothing.
+    fn craft_batch(&mut self, buffer: &mut [u8]) -> Result<u64, EngineError> {
+        self.gather();
+        for (flow, buf) in self.gathered.iter().zip(buffer.chunks_exact_mut(FRAME_OCTETS)) {
+            let outgoing = flow.keepalive(self.interface.mac, self.repeat);
+            self.crafter.emit(&outgoing, buf).map_err(EngineError::system)?;
+        }
+        Ok(self.gathered.len() as u64)
+    }
+
+    /// Reads the next flows out of memory. Together, since they are all over it: so the waits for them
+    /// overlap.
+    fn gather(&mut self) {
+        let end = (self.next + BATCH).min(self.order.len());
+        let chosen = self.order[self.next..end].iter().map(|&flow| self.flows[flow as usize]);
+        self.gathered.clear();
+        self.gathered.extend(chosen);
+        self.next = end;
+        if end == self.order.len() {
+            self.next = 0;
+            self.repeat = self.repeat.wrapping_add(1);
+        }
+    }
+}
+
+fn bare_slice(bare: &mut dyn BareLoop) -> Result<Slice, EngineError> {
+    Slice::of(|| bare.send().map(|sent| sent as u64).map_err(EngineError::system))
+}
