@@ -17,6 +17,7 @@ mod xdp;
 pub use host::given;
 pub use open::preview;
 
+use crate::io::claim::Claim;
 use crate::io::xdp::{Redirect, XdpMode, ZeroCopy};
 use crate::io::{PathInfo, Receive, Transmit, guard::Guard};
 use crate::probe::Slot;
@@ -153,6 +154,8 @@ pub struct Sweep {
     watch: Option<HostWatch>,
     /// What reads the kernel's connections again, and of which sockets.
     kernel: Option<(Kernel, HashMap<u64, Slot>)>,
+    /// Held to the end, so that no other sweep takes our answers.
+    _claims: Vec<Claim>,
     cpus: Option<Cpus>,
     peers: usize,
     /// The paths taken, as the summary names them.

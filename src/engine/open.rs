@@ -8,6 +8,7 @@ use super::given;
 use super::watch::HostWatch;
 use super::xdp::most_senders;
 use super::{Cpus, EngineError, IoKind, Setup, Sweep};
+use crate::io::claim::{self, Claim, ClaimError, Hears};
 use crate::io::ports::PortsError;
 use crate::io::watch::Watch;
 use crate::io::{PathId, PathInfo, affinity, ports, privilege};
@@ -56,6 +57,7 @@ impl Sweep {
                 error => EngineError::Usage(error.to_string()),
             })?;
         }
+        let claims = claims(&setup)?;
         let capture = match &setup.pcap {
             None => None,
             Some(path) => Some(Capture::create(path, layout.link()).map_err(|error| {
@@ -69,7 +71,7 @@ impl Sweep {
         let notes = given::notes(&layout.given, unreadable).into_iter().chain(notes).collect();
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
-        let watch = HostWatch::new(watch, layout.baseline(&paths));
+        let watch = HostWatch::new(watch, layout.baseline(&paths)).with_programs(&redirects);
         let kernel = layout.kernel.take().map(|kernel| (kernel, layout.cookies()));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
@@ -84,6 +86,7 @@ impl Sweep {
             capture,
             watch,
             kernel,
+            _claims: claims,
             cpus: setup.cpus,
             peers,
             io,
@@ -95,6 +98,24 @@ impl Sweep {
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
+}
+
+/// Says on which ports this sweep hears, alone where an XDP program takes the answers.
+fn claims(setup: &Setup) -> Result<Vec<Claim>, EngineError> {
+    let hears = match setup.io {
+        IoKind::Xdp(_) => Hears::Alone,
+        _ => Hears::Too,
+    };
+    let opened = (!setup.targets.is_empty()).then(|| (setup.source_ports.clone(), hears));
+    // Answers on given flows go past the program.
+    let given = setup.flows.iter().map(|flow| flow.local.port());
+    let given = given.clone().min().zip(given.max()).map(|(lo, hi)| (lo..=hi, Hears::Too));
+    let wanted = opened.into_iter().chain(given);
+    let claims = wanted.map(|(ports, hears)| claim::claim(&ports, hears));
+    claims.collect::<Result<_, _>>().map_err(|error| match error {
+        ClaimError::Io(error) => EngineError::system(error),
+        taken => EngineError::Usage(taken.to_string()),
+    })
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together

@@ -3,10 +3,13 @@
 //! One thread is told that something changed, reads links, addresses and routes anew, and compares
 //! them with what the sweep began with.
 
+mod programs;
+
 use super::Control;
 use crate::io::raw::Likeness;
 use crate::io::route::{Constraint, Interface, NeighbourTable, Route, Routes, interfaces};
 use crate::io::watch::{Waker, Watch, Woken};
+use crate::io::xdp::Redirect;
 use crate::io::{IoError, PathId};
 use crate::probe::Slot;
 use crate::probe::evidence::Seen;
@@ -15,6 +18,7 @@ use crate::probe::sender::Readings;
 use crate::time::{Clock, Instant};
 use crate::wire::MacAddr;
 use crossbeam::channel;
+use programs::Programs;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -177,6 +181,7 @@ pub(super) struct HostWatch {
     /// Next hops last told to be unresolved.
     unresolved: BTreeSet<(PathId, IpAddr)>,
     is_blind: bool,
+    programs: Programs,
 }
 
 impl HostWatch {
@@ -198,9 +203,15 @@ impl HostWatch {
             told: HashMap::new(),
             unresolved: BTreeSet::new(),
             is_blind: false,
+            programs: Programs::default(),
             watch,
             baseline,
         }
+    }
+
+    /// Watches these XDP programs too.
+    pub fn with_programs(self, redirects: &[Redirect]) -> Self {
+        HostWatch { programs: Programs::new(redirects, &self.baseline.egress), ..self }
     }
 
     /// Returns what ends [`run`](Self::run).
@@ -238,10 +249,14 @@ impl HostWatch {
             true => Instant::FAR_FUTURE,
             false => Instant::ZERO,
         };
+        let mut programs_next = match self.programs.is_empty() {
+            true => Instant::FAR_FUTURE,
+            false => Instant::ZERO,
+        };
         loop {
             let now = Clock.now();
             let wait = routes_due.map_or(LONG, |_| routes_next.since(now));
-            let wait = wait.min(look_next.since(now));
+            let wait = wait.min(look_next.since(now)).min(programs_next.since(now));
             match self.watch.wait(wait)? {
                 Woken::Called => return Ok(()),
                 Woken::Changed => {
@@ -267,6 +282,13 @@ impl HostWatch {
             if now >= look_next {
                 look_next = now + LOOK_EVERY;
                 let events = self.look(control, now);
+                if !events.is_empty() {
+                    tell(events);
+                }
+            }
+            if now >= programs_next {
+                programs_next = now + programs::LOOK_EVERY;
+                let events = self.programs.look(control);
                 if !events.is_empty() {
                     tell(events);
                 }

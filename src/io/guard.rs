@@ -439,7 +439,7 @@ fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
 }
 
 /// Returns the present name of an interface, or `None` if there is no such interface any more.
-fn interface_name(index: u32) -> io::Result<Option<String>> {
+pub(super) fn interface_name(index: u32) -> io::Result<Option<String>> {
     // Not nix 0.31's wrapper: it takes the null pointer of a failure for success.
     let mut name = [0_u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the IF_NAMESIZE octets that if_indextoname writes at most.

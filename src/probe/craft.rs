@@ -215,10 +215,8 @@ impl Template {
         match segment.peer.ip() {
             IpAddr::V4(dst) => {
                 let ip = ip.first_chunk_mut::<20>()?;
-                let ip_sum = self.ip_sum
-                    + u64::from(segment.tos)
-                    + u64::from(segment.ip_id)
-                    + u64::from(dst.to_bits());
+                let ip_sum = self.ip_sum + u64::from(segment.ip_id) + u64::from(dst.to_bits());
+                let ip_sum = ip_sum + u64::from(segment.tos);
                 ip[1] = segment.tos;
                 ip[4..6].copy_from_slice(&segment.ip_id.to_be_bytes());
                 ip[10..12].copy_from_slice(&checksum::of_sum(ip_sum).to_be_bytes());

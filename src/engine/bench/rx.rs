@@ -216,12 +216,9 @@ impl Bed {
         let Interface { index, name, mac, .. } = &self.ours;
         if path != BenchPath::Xdp {
             let ports = PortRanges::covering([ports::DEFAULT]);
-            let filter = FilterSpec {
-                addresses: vec![SOURCE.into()],
-                ports,
-                bare_ports: PortRanges::default(),
-                mac: *mac,
-            };
+            let bare_ports = PortRanges::default();
+            let filter =
+                FilterSpec { addresses: vec![SOURCE.into()], ports, bare_ports, mac: *mac };
             let receive = PacketRx::open(*index, name, &filter, RxOptions::default())?;
             return Ok(End { receive: Box::new(receive), redirect: None });
         }

@@ -208,7 +208,15 @@ impl Layout {
         let (transmits, beside) = match setup.io {
             IoKind::Xdp(options) => {
                 let GuardSpec { sources, ports, .. } = self.guard_spec(setup);
-                let spec = XdpSpec { info: &info, ifindex, senders, sources, ports, options };
+                let spec = XdpSpec {
+                    info: &info,
+                    ifindex,
+                    senders,
+                    sources,
+                    ports,
+                    options,
+                    interfaces: self.egress.len(),
+                };
                 let (transmits, beside) = spec.open().map_err(EngineError::system)?;
                 (transmits, Some(beside))
             }

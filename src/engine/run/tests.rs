@@ -116,6 +116,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         loopback: false,
     };
     Sweep {
+        _claims: Vec::new(),
         senders: vec![sender.expect("a sender")],
         paths: (0u8..).zip(paths).map(path).collect(),
         table,
