@@ -55,7 +55,7 @@ A closed pipe ends the run quietly with 0.";
 pub struct AuditArgs {
     /// Look into this network namespace, or into 'all' [default: this one, or that of --pid]
     ///
-    /// As `ip netns` names it, or as records do: net:[4026531840].
+    /// As `ip netns` names it, or as records do: `net:[4026531840]`.
     #[arg(long, value_name = "NAME|all", help_heading = "Connections")]
     pub netns: Option<String>,
 

@@ -37,7 +37,6 @@ impl BenchFlow {
     /// Returns the keepalive that is sent for the `repeat`th time.
     pub fn keepalive(&self, mac: MacAddr, repeat: u16) -> Outgoing {
         Outgoing {
-            tos: 0,
             kind: SegmentKind::Probe0,
             mac,
             local_port: self.local_port,
