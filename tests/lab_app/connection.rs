@@ -34,8 +34,8 @@ pub enum Part {
     Stream(Box<Stream>),
     /// Reads until the other end closes, and closes.
     Follow,
-    /// Closes, in turn with FIN and RST, and opens the connection anew.
-    Reopen { group: Rc<Group>, index: usize, times: u32 },
+    /// Now and then closes, with FIN or RST, and opens the connection anew.
+    Reopen { group: Rc<Group>, index: usize, rng: fastrand::Rng },
 }
 
 /// A conversation with an end that echoes.
@@ -136,14 +136,14 @@ impl Connection {
             }
             Part::Fill if is_turn => self.fill(),
             Part::Stream(stream) => stream.tick(&self.stream, finishing),
-            Part::Reopen { group, index, times } if is_turn => {
-                if *times % 2 == 1 {
+            Part::Reopen { group, index, rng } if is_turn && rng.u8(0..8) == 0 => {
+                if rng.bool() {
                     let reset = libc::linger { l_onoff: 1, l_linger: 0 };
                     setsockopt(&self.stream, sockopt::Linger, &reset)?;
                 }
-                let (group, index, times) = (group.clone(), *index, *times + 1);
+                let (group, index, rng) = (group.clone(), *index, rng.clone());
                 *self = open::connect(&group, self.group, index)?;
-                self.part = Part::Reopen { group, index, times };
+                self.part = Part::Reopen { group, index, rng };
             }
             Part::Hold
             | Part::Drain

@@ -144,7 +144,10 @@ pub fn connect(group: &Rc<Group>, number: usize, index: usize) -> Result<Connect
         Condition::Busy => Part::Ping(Box::new(Ping::new(seed))),
         Condition::ZeroWindow => Part::Fill,
         Condition::Stream => Part::Stream(Box::new(Stream::new(seed, true))),
-        Condition::Brief => Part::Reopen { group: group.clone(), index, times: 0 },
+        Condition::Brief => {
+            let rng = fastrand::Rng::with_seed(seed);
+            Part::Reopen { group: group.clone(), index, rng }
+        }
         Condition::FinWait2 => {
             stream.shutdown(Shutdown::Write)?;
             Part::Hold

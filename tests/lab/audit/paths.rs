@@ -123,6 +123,8 @@ fn closed_and_opened_all_the_time() {
         audit.assert_only_probes();
     }
     println!("{states:?}");
+    // Some were closed before their turn came, and some were not.
+    assert!(states.len() > 1, "{states:?}");
     drop(app);
 }
 
