@@ -136,7 +136,10 @@ impl Connection {
             }
             Part::Fill if is_turn => self.fill(),
             Part::Stream(stream) => stream.tick(&self.stream, finishing),
-            Part::Reopen { group, index, rng } if is_turn && rng.u8(0..8) == 0 => {
+            Part::Reopen { group, index, rng } if is_turn => {
+                if rng.u8(0..8) > 0 {
+                    return Ok(());
+                }
                 if rng.bool() {
                     let reset = libc::linger { l_onoff: 1, l_linger: 0 };
                     setsockopt(&self.stream, sockopt::Linger, &reset)?;
