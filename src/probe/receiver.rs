@@ -347,9 +347,13 @@ impl Receiver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::table::Family;
-    use crate::wire::{Arp, Checksums, LinkHeader, Nd};
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use crate::probe::table::{Expect, Family, FlowKey, Past, Phase};
+    use crate::wire::icmp::emit_error;
+    use crate::wire::{
+        Arp, Checksums, Flags, IpHeader, LinkHeader, Nd, Options, Segment, SeqNumber,
+    };
+    use proptest::prelude::*;
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
     const US: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
     const THEIRS: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
@@ -422,5 +426,162 @@ mod tests {
         let other = Ipv4Addr::new(10, 0, 0, 253);
         assert_eq!(heard(other, ArpOp::Reply), (None, Some(Rejection::ArpUnasked)));
         assert_eq!(heard(ROUTER_V4, ArpOp::Request), (None, Some(Rejection::OtherProtocol)));
+    }
+
+    /// A frame to a receiver whose table holds [`FLOWS`] flows.
+    #[derive(Clone, Debug)]
+    enum Incoming {
+        Segment { flow: u16, flags: u8, seq: u32, ack: u32, len: usize, damaged: bool },
+        Error { flow: u16, seq: u32 },
+        Arp { known: bool },
+        Garbage(Vec<u8>),
+    }
+
+    const FLOWS: u16 = 40;
+
+    fn incoming() -> impl Strategy<Value = Incoming> {
+        // Beyond the flows there are, in both directions of every number, and often right.
+        let flow = || 0..FLOWS + 4;
+        let near = || prop_oneof![4 => Just(0u32), 1 => 0u32..3, 1 => any::<u32>()];
+        let flags = prop_oneof![4 => Just(0x10u8), 1 => Just(0x04), 1 => Just(0x12), 1 => 0u8..32];
+        let segment = (flow(), flags, near(), near(), 0..3usize, prop::bool::weighted(0.05));
+        prop_oneof![
+            12 => segment.prop_map(|(flow, flags, seq, ack, len, damaged)| {
+                Incoming::Segment { flow, flags, seq, ack, len, damaged }
+            }),
+            2 => (flow(), near()).prop_map(|(flow, seq)| Incoming::Error { flow, seq }),
+            1 => any::<bool>().prop_map(|known| Incoming::Arp { known }),
+            1 => prop::collection::vec(any::<u8>(), 0..80).prop_map(Incoming::Garbage),
+        ]
+    }
+
+    fn ends(flow: u16, v6: bool) -> (SocketAddr, SocketAddr) {
+        let ip = |net: u8, host: u8| match v6 {
+            true => IpAddr::from([0xfd00, net.into(), 0, 0, 0, 0, 0, host.into()]),
+            false => IpAddr::from([10, net, 0, host]),
+        };
+        (SocketAddr::new(ip(98, 1), 61_000 + flow), SocketAddr::new(ip(99, flow as u8), 80))
+    }
+
+    fn table_of_flows(family: Family, v6: impl Fn(u16) -> bool) -> Table {
+        let table = Table::with_capacity(FLOWS.into(), family, [1, 2]);
+        for flow in 0..FLOWS {
+            let (local, peer) = ends(flow, v6(flow));
+            let una = SeqNumber(u32::from(flow));
+            let expect = Expect {
+                phase: [Phase::Open, Phase::SynSent, Phase::Closed, Phase::Open]
+                    [usize::from(flow % 4)],
+                snd_una: una,
+                snd_nxt: una,
+                rcv_nxt: SeqNumber(u32::MAX),
+                past: Past::UNKNOWN,
+                probe_ack: SeqNumber(u32::MAX),
+                probe_outstanding: flow % 3 != 0,
+                given: flow % 5 == 0,
+            };
+            table.insert(Slot(flow.into()), &FlowKey { local, peer }, &expect).unwrap();
+        }
+        table
+    }
+
+    fn emit(incoming: &Incoming, v6: bool) -> Vec<u8> {
+        let link = LinkHeader::Ethernet { src: THEIRS, dst: US, vlan: None };
+        let mut buf = [0; 512];
+        let segment = |from: SocketAddr, to: SocketAddr, flags, seq, ack| Segment {
+            ip: IpHeader { src: from.ip(), dst: to.ip(), ttl: 60, id: 0 },
+            src_port: from.port(),
+            dst_port: to.port(),
+            seq,
+            ack,
+            flags: Flags(flags),
+            wnd: 100,
+            options: Options::default(),
+            payload: &[],
+        };
+        let len = match incoming {
+            &Incoming::Segment { flow, flags, seq, ack, len, damaged } => {
+                let (local, peer) = ends(flow, v6);
+                let (seq, ack) = (SeqNumber(u32::MAX) + seq, SeqNumber(u32::from(flow)) + ack);
+                let payload = &[7; 3][..len];
+                let segment = Segment { payload, ..segment(peer, local, flags, seq, ack) };
+                let len = segment.emit(&link, &mut buf).unwrap();
+                buf[len - 1] ^= u8::from(damaged);
+                len
+            }
+            &Incoming::Error { flow, seq } => {
+                let (local, peer) = ends(flow, v6);
+                let una = SeqNumber(u32::from(flow));
+                let mut quoted = [0; 128];
+                let probe = segment(local, peer, 0x10, una - 1 + seq, SeqNumber(0));
+                let len = probe.emit(&LinkHeader::Ip, &mut quoted).unwrap();
+                let ip = IpHeader { src: peer.ip(), dst: local.ip(), ttl: 63, id: 0 };
+                let (icmp_type, code) = if v6 { (1, 3) } else { (3, 1) };
+                emit_error(&ip, icmp_type, code, &quoted[..len], &link, &mut buf).unwrap()
+            }
+            &Incoming::Arp { known } => {
+                let sender_ip = if known { ROUTER_V4 } else { Ipv4Addr::new(10, 0, 0, 1) };
+                let target_ip = Ipv4Addr::new(10, 0, 0, 2);
+                let arp = Arp {
+                    op: ArpOp::Reply,
+                    sender_mac: THEIRS,
+                    sender_ip,
+                    target_mac: US,
+                    target_ip,
+                };
+                arp.emit(&link, &mut buf).unwrap()
+            }
+            Incoming::Garbage(bytes) => return bytes.clone(),
+        };
+        buf[..len].to_vec()
+    }
+
+    proptest! {
+        #[test]
+        fn taken_in_together_or_one_by_one_frames_come_to_the_same(
+            frames in prop::collection::vec((incoming(), any::<bool>()), 0..150),
+            room in 1usize..40,
+            settled_each in 1usize..70,
+            both in any::<bool>(),
+        ) {
+            // A table for IPv4 alone is also met by IPv6.
+            let (family, v6): (_, fn(u16) -> bool) =
+                if both { (Family::V6, |flow| flow % 2 == 1) } else { (Family::V4, |_| false) };
+            let table = Arc::new(table_of_flows(family, v6));
+            let receiver = |post: &Arc<Post>| {
+                let next_hops = HashSet::from([ROUTER_V4.into()]);
+                Receiver::new(PathId(3), LinkType::Ethernet, table.clone(), next_hops, post.clone())
+            };
+            let (one_post, some_post) =
+                (Arc::new(Post::new(1, 1, 200)), Arc::new(Post::new(1, 1, room)));
+            let (mut one, mut some) = (receiver(&one_post), receiver(&some_post));
+            let take = |post: &Post| std::iter::from_fn(|| post.pop(0)).collect::<Vec<_>>();
+            let mut heard = Vec::new();
+            let mut stuck = |message| {
+                heard.extend(take(&some_post));
+                assert_eq!(some_post.push(message), Ok(()), "there is room");
+            };
+            for (number, (incoming, odd)) in (1..).zip(&frames) {
+                let flow_v6 = match *incoming {
+                    Incoming::Segment { flow, .. } | Incoming::Error { flow, .. } => v6(flow) != (*odd && flow >= FLOWS),
+                    _ => false,
+                };
+                let bytes = emit(incoming, flow_v6);
+                let at = Instant::from_nanos(number as u64);
+                let frame = RxFrame { bytes: &bytes, at, checksums: Checksums::Verify };
+                prop_assert_eq!(one.handle_frame(frame), Ok(()));
+                some.take_in(frame, &mut stuck);
+                if number % settled_each == 0 {
+                    some.settle(&mut stuck);
+                }
+            }
+            some.settle(&mut stuck);
+            heard.extend(take(&some_post));
+            prop_assert_eq!(heard, take(&one_post));
+            prop_assert_eq!(one.counts(), some.counts());
+            let counts = some.counts();
+            let rejected: u64 = counts.rejected.iter().sum();
+            prop_assert_eq!(counts.frames, frames.len() as u64);
+            prop_assert_eq!(counts.matched + rejected, counts.frames);
+        }
     }
 }
