@@ -25,6 +25,7 @@ fn outgoing(kind: SegmentKind, n: u32) -> Outgoing {
         seq: SeqNumber(n.wrapping_mul(0x9e37_79b9)),
         ack: (kind != SegmentKind::Syn).then_some(SeqNumber(!n)),
         wnd: WINDOW - (n % 8) as u16,
+        tos: 0,
         ip_id: n as u16,
         timestamps: None,
     }

@@ -14,10 +14,21 @@
 //! the flow's owner. At full rate there is a sender on every core; there is a receiver for every
 //! interface.
 //!
+//! An audit asks about the connections that this host's own kernel has. It stands before the
+//! targets, and behind the verdicts:
+//!
+//! ```text
+//! kernel ─Connection→ io.host ─→ audit: filter, whose are they ─flows→ a sweep in each namespace
+//!                                  └──────────── join ◀─Verdict───────────┘
+//!                                                 └─Outcome→ report
+//! ```
+//!
 //! The core ([`wire`], [`probe`]) is sans-IO: it is given frames and instants and never reads a
 //! clock or touches a socket. [`io`] moves frames, for real or in a simulation; the engine drives
 //! both, and the command line says what to do.
 
+#[cfg(feature = "os")]
+pub mod audit;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "os")]

@@ -74,6 +74,8 @@ fn dry_peers(args: &str) -> Vec<String> {
 fn help() {
     keepsweep(&["sweep", "--help"]).assert().code(0).stdout_eq(file!["snapshots/sweep-help.txt"]);
     keepsweep(&["sweep", "-h"]).assert().code(0).stdout_eq(file!["snapshots/sweep-help-short.txt"]);
+    keepsweep(&["audit", "--help"]).assert().code(0).stdout_eq(file!["snapshots/audit-help.txt"]);
+    keepsweep(&["audit", "-h"]).assert().code(0).stdout_eq(file!["snapshots/audit-help-short.txt"]);
     keepsweep(&["doctor", "--help"]).assert().code(0).stdout_eq(file!["snapshots/doctor-help.txt"]);
     keepsweep(&["bench", "--help"]).assert().code(0).stdout_eq(file!["snapshots/bench-help.txt"]);
     keepsweep(&["--help"]).assert().code(0).stdout_eq(file!["snapshots/help.txt"]);
@@ -138,9 +140,10 @@ fn what_is_not_built_yet_is_not_offered() {
     for option in missing {
         keepsweep(&["sweep", "10.0.0.1:80", "--dry-run", option]).assert().code(2).stdout_eq("");
     }
-    for command in ["audit", "explain", "bench"] {
-        keepsweep(&[command]).assert().code(2).stdout_eq("");
+    for option in ["--kill=down", "--arm=60,5,3", "--yes"] {
+        keepsweep(&["audit", "--dry-run", option]).assert().code(2).stdout_eq("");
     }
+    keepsweep(&["explain"]).assert().code(2).stdout_eq("");
 }
 
 #[test]

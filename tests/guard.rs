@@ -22,6 +22,7 @@ use keepsweep::io::ports::{self, PortsError};
 use keepsweep::io::privilege::{self, Capability};
 use keepsweep::io::raw::{Egress, RawTx};
 use lab::{Lab, PacketSocket, await_that, set_sysctl};
+use nix::sys::socket::{setsockopt, sockopt};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -37,6 +38,7 @@ fn spec() -> GuardSpec {
         sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()],
         ports: PORTS,
         tuples: Vec::new(),
+        holds: 0,
     }
 }
 
@@ -139,6 +141,7 @@ fn exact_tuples_are_guarded_even_on_the_port_of_a_listener() {
         sources: Vec::new(),
         ports: PORTS,
         tuples: vec![tuple(false, 5_000), tuple(true, 5_000), tuple(false, 5_002)],
+        holds: 0,
     };
     let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
     const ACK: u8 = 0x10;
@@ -178,6 +181,69 @@ fn exact_tuples_are_guarded_even_on_the_port_of_a_listener() {
     let counts = guard.counts().unwrap();
     assert!(counts.passed_owned >= 1, "{counts:?}");
     assert_eq!((counts.dropped, counts.kernel_rsts), (0, 0));
+}
+
+/// What would end a connection of the kernel's is kept from it while it is held, and nothing else is.
+#[test]
+fn a_held_connection_survives_a_reset_that_fits_and_only_while_it_is_held() {
+    let Some(lab) = Lab::new() else { return };
+    let spec = GuardSpec { sources: Vec::new(), ports: PORTS, tuples: Vec::new(), holds: 2 };
+    let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
+    let holds = guard.holds();
+    for (v6, held) in [(false, true), (true, true), (false, false), (true, false)] {
+        let (peer, ours) = lab::addresses(v6);
+        let listener = TcpListener::bind(SocketAddr::new(ours, 444)).unwrap();
+        let local = listener.local_addr().unwrap();
+        let mut theirs = lab.peer.run(move || TcpStream::connect(local).unwrap());
+        let (mut stream, peer_end) = listener.accept().unwrap();
+        assert_eq!(peer_end.ip(), peer);
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let before = guard.counts().unwrap().held;
+        if held {
+            // By whom has no privilege any more, as in a sweep.
+            let unprivileged = {
+                let holds = guard.holds();
+                std::thread::spawn(move || {
+                    privilege::drop_all().unwrap();
+                    holds.hold(local, peer_end)
+                })
+            };
+            unprivileged.join().unwrap().unwrap();
+            assert_eq!(holds.count().unwrap(), 1);
+            // It answers such a SYN with an ACK, which the peer would answer with RST.
+            lab.peer.send("b0", ethernet(&Segment::new(peer_end, local, 0x02)));
+            await_that(|| guard.counts().unwrap().held == before + 1);
+        }
+        theirs.write_all(b"hello").unwrap();
+        stream.read_exact(&mut [0; 5]).unwrap();
+        // A reset at RCV.NXT.
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&theirs, sockopt::Linger, &linger).unwrap();
+        lab.peer.run(move || drop(theirs));
+        if held {
+            await_that(|| guard.counts().unwrap().held == before + 2);
+            assert!(stream.take_error().unwrap().is_none());
+            stream.set_nonblocking(true).unwrap();
+            let error = stream.read(&mut [0]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+            holds.let_go(local, peer_end).unwrap();
+            assert!(holds.let_go(local, peer_end).is_err(), "it is not held any more");
+        } else {
+            let error = stream.read(&mut [0]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+            assert_eq!(guard.counts().unwrap().held, before);
+        }
+        assert_eq!(holds.count().unwrap(), 0);
+    }
+    // Whom a listener would answer has no connection yet.
+    let (peer, ours) = lab::addresses(false);
+    let _listener = TcpListener::bind(SocketAddr::new(ours, 445)).unwrap();
+    let (local, peer) = (SocketAddr::new(ours, 445), SocketAddr::new(peer, 5_005));
+    holds.hold(local, peer).unwrap();
+    let before = guard.counts().unwrap();
+    let theirs = lab.peer.run(move || lab::connect_from(peer, local));
+    assert_eq!(theirs.local_addr().unwrap(), peer);
+    assert_eq!(guard.counts().unwrap(), before);
 }
 
 #[test]

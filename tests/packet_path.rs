@@ -36,6 +36,7 @@ fn receiver(name: &str, options: RxOptions) -> PacketRx {
     let filter = FilterSpec {
         addresses: vec![OURS.into()],
         ports: (61000..=65534).into(),
+        bare_ports: Default::default(),
         mac: interface.mac,
     };
     PacketRx::open(interface.index, name, &filter, options).expect("open the receiving end")
@@ -273,8 +274,12 @@ fn names_an_interface_that_is_down_or_gone() {
         assert_names(&tx.flush().expect_err("down").error, libc::ENETDOWN, FAR);
         let down = rx.receive(DEADLINE, &mut |_| {}).expect_err("down");
         assert_names(&down, libc::ENETDOWN, FAR);
-        let filter =
-            FilterSpec { addresses: vec![OURS.into()], ports: (1..=2).into(), mac: far.mac };
+        let filter = FilterSpec {
+            addresses: vec![OURS.into()],
+            ports: (1..=2).into(),
+            bare_ports: Default::default(),
+            mac: far.mac,
+        };
         let open = PacketRx::open(far.index, FAR, &filter, RxOptions::default());
         assert_names(&open.expect_err("down"), libc::ENETDOWN, FAR);
 

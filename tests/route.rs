@@ -156,10 +156,10 @@ fn obeys_constraints() {
         let mut routes = Routes::open().expect("open");
         let dst = address("10.64.1.129");
         let source = address("10.2.0.9");
-        let constraint = Constraint { oif: None, source: Some(source) };
+        let constraint = Constraint { source: Some(source), ..Constraint::default() };
         let route = routes.lookup(dst, &constraint).expect("look up");
         assert_eq!(route, Route::Via { ifindex: two, next_hop: dst, source });
-        let constraint = Constraint { oif: Some(two), source: None };
+        let constraint = Constraint { oif: Some(two), ..Constraint::default() };
         let Route::Via { ifindex, .. } =
             routes.lookup(address("10.200.0.1"), &constraint).expect("look up")
         else {
@@ -167,7 +167,7 @@ fn obeys_constraints() {
         };
         assert_eq!(ifindex, two);
         for (foreign, oif) in [("10.9.9.9", None), ("10.9.9.9", Some(two)), ("fd01::1", None)] {
-            let constraint = Constraint { oif, source: Some(address(foreign)) };
+            let constraint = Constraint { oif, source: Some(address(foreign)), mark: 0 };
             let error = routes.lookup(dst, &constraint).expect_err("not a source for this");
             assert!(error.to_string().contains(foreign), "{error}");
         }
@@ -175,7 +175,7 @@ fn obeys_constraints() {
         ip("route add local 10.9.0.0/16 dev lo");
         let mut routes = Routes::open().expect("open");
         let source = address("10.9.9.9");
-        let constraint = Constraint { oif: None, source: Some(source) };
+        let constraint = Constraint { source: Some(source), ..Constraint::default() };
         let route = routes.lookup(dst, &constraint).expect("look up");
         assert_eq!(route, Route::Via { ifindex: two, next_hop: dst, source });
         ip("route add 10.72.0.0/16 via inet6 fe80::1 dev two");
@@ -208,6 +208,7 @@ fn chooses_ipv6_sources_as_the_kernel_does() {
         let bound = |oif: u32, source: Option<&str>| Constraint {
             oif: (oif > 0).then_some(oif),
             source: source.map(address),
+            mark: 0,
         };
         let mut of = |dst, constraint| routes.lookup(address(dst), &constraint).expect("look up");
         let via = |ifindex, next_hop, source| Route::Via {
@@ -280,7 +281,8 @@ fn a_route_without_a_source_is_none() {
         let dst = address("2001:db8:2::7");
         let route = routes.lookup(dst, &Constraint::default()).expect("look up");
         assert_eq!(route, Route::None(NoRoute::NoSource), "not even ::1");
-        let tentative = Constraint { oif: None, source: Some(address("2001:db8:2::1")) };
+        let tentative =
+            Constraint { source: Some(address("2001:db8:2::1")), ..Constraint::default() };
         let error = routes.lookup(dst, &tentative).expect_err("not usable");
         assert!(error.to_string().contains("2001:db8:2::1"), "{error}");
     });
@@ -297,9 +299,9 @@ fn agrees_with_the_kernel_for_random_addresses() {
         let mut answered = 0;
         for constraint in ["", "oif two", "from 10.2.0.9"] {
             let bound = match constraint {
-                "oif two" => Constraint { oif: Some(index_of("two")), source: None },
+                "oif two" => Constraint { oif: Some(index_of("two")), ..Constraint::default() },
                 "" => Constraint::default(),
-                _ => Constraint { oif: None, source: Some(address("10.2.0.9")) },
+                _ => Constraint { source: Some(address("10.2.0.9")), ..Constraint::default() },
             };
             for _ in 0..150 {
                 // Mostly where the prefixes overlap.

@@ -7,6 +7,7 @@
 // clippy.toml allows it in tests, but takes the lab's own functions for something else.
 #![allow(clippy::unwrap_used, dead_code)]
 
+mod bpf;
 #[path = "guard/frames.rs"]
 mod frames;
 #[path = "guard/lab.rs"]
@@ -16,7 +17,7 @@ use frames::{Segment, ethernet};
 use keepsweep::io::guard::{Guard, GuardSpec};
 use keepsweep::io::packet::PacketTx;
 use keepsweep::io::xdp::{
-    Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode, ZeroCopy,
+    Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, Standing, XdpMode, ZeroCopy,
 };
 use keepsweep::io::{IoError, Receive, Transmit};
 use keepsweep::time::Clock;
@@ -294,7 +295,12 @@ fn no_frame_comes_behind_the_claim() {
 #[test]
 fn without_the_program_the_tap_hears_and_the_guard_holds() {
     let Some(lab) = Lab::new() else { return };
-    let spec = GuardSpec { sources: vec![lab::OURS_V4.into()], ports: PORTS, tuples: Vec::new() };
+    let spec = GuardSpec {
+        sources: vec![lab::OURS_V4.into()],
+        ports: PORTS,
+        tuples: Vec::new(),
+        holds: 0,
+    };
     let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
     let (mut queue, redirect) = path(XdpMode::Drv);
     send_from_peer(&lab, vec![to_us(1)]);
@@ -309,30 +315,70 @@ fn without_the_program_the_tap_hears_and_the_guard_holds() {
     assert_eq!(guard.counts().unwrap().kernel_rsts, 0);
 }
 
-#[test]
-fn a_dead_link_sends_nothing_and_says_so() {
-    let Some(_lab) = Lab::new() else { return };
-    let (mut queue, _redirect) = path(XdpMode::Drv);
-    ip("link set a0 down");
-    // More batches than there are frames: the ring fills up with what cannot be sent.
-    for _ in 0..12 {
-        for _ in 0..256 {
-            let frame = from_us(1);
-            queue.tx.reserve().unwrap()[..frame.len()].copy_from_slice(&frame);
-            queue.tx.submit(frame.len());
-        }
-        assert!(queue.tx.reserve().is_none());
-        let unsent = queue.tx.flush().unwrap_err();
-        assert_eq!((unsent.sent, unsent.refused), (0, 256));
-        assert!(unsent.to_string().contains("a0 queue 0"), "{unsent}");
-    }
-    ip("link set a0 up");
-    await_that(|| {
-        let frame = from_us(1);
-        queue.tx.reserve().unwrap()[..frame.len()].copy_from_slice(&frame);
+/// Puts `frames` into one batch and flushes it.
+fn flush(queue: &mut Queue, frames: &[Vec<u8>]) -> Result<usize, keepsweep::io::Unsent> {
+    for frame in frames {
+        queue.tx.reserve().unwrap()[..frame.len()].copy_from_slice(frame);
         queue.tx.submit(frame.len());
-        queue.tx.flush().is_ok_and(|sent| sent == 1)
-    });
+    }
+    queue.tx.flush()
+}
+
+/// Listens at the peer's end while `job` runs, and returns the source ports of our frames up to the
+/// one that `job` is to send last.
+fn heard_by_peer(lab: &Lab, last: u16, job: impl FnOnce()) -> Vec<u16> {
+    let (ready, go) = channel();
+    std::thread::scope(|scope| {
+        let peer = &lab.peer;
+        let reader = scope.spawn(move || {
+            peer.run(move || {
+                let socket = PacketSocket::open("b0", false);
+                ready.send(()).unwrap();
+                let mut seen = Vec::new();
+                while seen.last() != Some(&last) {
+                    let frame = socket.receive_until(|frame| frame[..6] == lab::PEER_MAC);
+                    seen.push(source_port(&frame));
+                }
+                seen
+            })
+        });
+        go.recv().unwrap();
+        job();
+        reader.join().unwrap()
+    })
+}
+
+/// Sends frame 9 once the link takes frames again.
+fn send_when_open(queue: &mut Queue) {
+    await_that(|| flush(queue, &[from_us(9)]).is_ok_and(|sent| sent == 1));
+}
+
+/// What was refused is owed again: it must not leave as well when the link is back.
+#[test]
+fn a_dead_link_sends_nothing_and_nothing_later() {
+    for mode in MODES {
+        let Some(lab) = Lab::new() else { return };
+        let (mut queue, _redirect) = path(mode);
+        ip("link set a0 down");
+        // More batches than there are frames: the ring fills up with what cannot be sent.
+        for _ in 0..12 {
+            let unsent = flush(&mut queue, &vec![from_us(1); 256]).unwrap_err();
+            assert_eq!((unsent.sent, unsent.refused), (0, 256));
+            assert!(unsent.to_string().contains("a0 queue 0"), "{unsent}");
+            assert_eq!(unsent.error.source.raw_os_error(), Some(libc::ENETDOWN), "{unsent}");
+        }
+        let seen = heard_by_peer(&lab, 9, || {
+            ip("link set a0 up");
+            send_when_open(&mut queue);
+        });
+        assert_eq!(seen, [9], "{mode:?}");
+        // And it goes on: no more than the reader's socket holds.
+        let numbers: Vec<u16> = (10..110).collect();
+        let seen = heard_by_peer(&lab, 109, || {
+            transmit(&mut queue.tx, &numbers.iter().map(|&n| from_us(n)).collect::<Vec<_>>());
+        });
+        assert_eq!(seen, numbers);
+    }
 }
 
 #[test]
@@ -340,21 +386,66 @@ fn a_link_without_carrier_is_reported_too() {
     let Some(lab) = Lab::new() else { return };
     let (mut queue, _redirect) = path(XdpMode::Drv);
     lab.peer.run(|| ip("link set b0 down"));
-    let mut send = |frames: usize| {
-        let frame = from_us(1);
-        for _ in 0..frames {
-            queue.tx.reserve().unwrap()[..frame.len()].copy_from_slice(&frame);
-            queue.tx.submit(frame.len());
-        }
-        queue.tx.flush()
-    };
-    for _ in 0..2 {
-        let unsent = send(10).unwrap_err();
-        assert_eq!((unsent.sent, unsent.refused), (0, 10));
+    // More often than the ring has entries: each try spends one.
+    for _ in 0..12 {
+        let begun = Clock.now();
+        let unsent = flush(&mut queue, &vec![from_us(1); 256]).unwrap_err();
+        assert_eq!((unsent.sent, unsent.refused), (0, 256));
         assert!(unsent.to_string().contains("see whether its link is up"), "{unsent}");
+        assert!(unsent.is_of_path(), "{unsent}");
+        // Other paths wait meanwhile.
+        assert!(Clock.now().since(begun) < Duration::from_millis(900), "{unsent}");
     }
     lab.peer.run(|| ip("link set b0 up"));
-    await_that(|| send(1).is_ok_and(|sent| sent == 1));
+    // Up is not yet open: the carrier comes later.
+    let seen = heard_by_peer(&lab, 9, || send_when_open(&mut queue));
+    assert_eq!(seen, [9]);
+}
+
+/// The kernel refuses at once, and for good.
+#[test]
+fn an_interface_that_is_gone_takes_nothing() {
+    let Some(_lab) = Lab::new() else { return };
+    let (mut queue, redirect) = path(XdpMode::Drv);
+    ip("link del a0");
+    for _ in 0..12 {
+        let unsent = flush(&mut queue, &vec![from_us(1); 256]).unwrap_err();
+        assert_eq!((unsent.sent, unsent.refused), (0, 256));
+        assert!(unsent.error.is_of_link(), "{unsent}");
+        assert!(unsent.to_string().contains("the interface is gone"), "{unsent}");
+        let received = queue.rx.receive(Duration::ZERO, &mut |_| panic!("a frame"));
+        received.unwrap();
+    }
+    let attachment = redirect.attachment().unwrap();
+    assert_eq!(attachment.standing().unwrap(), Standing::Detached);
+}
+
+#[test]
+fn what_becomes_of_the_program_is_known() {
+    let Some(_lab) = Lab::new() else { return };
+    let (_queue, redirect) = path(XdpMode::Drv);
+    let attachment = redirect.attachment().unwrap();
+    assert_eq!((attachment.interface(), attachment.ifindex()), ("a0", index("a0")));
+    assert_eq!(attachment.standing().unwrap(), Standing::Attached);
+    // By netlink a link cannot be taken off.
+    let off = ["link", "set", "a0", "xdp", "off"];
+    let output = std::process::Command::new("ip").args(off).output().unwrap();
+    println!("xdp off: {}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(attachment.standing().unwrap(), Standing::Attached);
+    for change in ["set a0 down", "set a0 name z0", "set z0 up"] {
+        ip(&format!("link {change}"));
+    }
+    assert_eq!(attachment.standing().unwrap(), Standing::Attached);
+
+    let mut other = load();
+    other.attach(index("c0"), XdpMode::Skb).unwrap();
+    let other = other.attachment().unwrap();
+    bpf::replace(attachment.program(), other.program());
+    assert_eq!(attachment.standing().unwrap(), Standing::Replaced(other.program()));
+    bpf::replace(other.program(), attachment.program());
+    bpf::detach(attachment.program());
+    let standings = [&attachment, &other].map(|one| one.standing().unwrap());
+    assert!(standings.contains(&Standing::Detached), "{standings:?}");
 }
 
 #[test]

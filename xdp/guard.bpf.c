@@ -35,6 +35,7 @@ static __always_inline int read(struct __sk_buff *skb, __u32 offset, void *to, _
 #define HEADERS_MAX 256
 #define VLAN_VID_MASK 0x0fff
 #define TCP_FLAGS 13
+#define TCP_SYN 0x02
 #define TCP_RST 0x04
 
 struct {
@@ -50,6 +51,14 @@ struct {
 	__type(key, struct guard_tuple);
 	__type(value, __u8);
 } tuples SEC(".maps");
+
+/* Filled and emptied by Rust while the programs run. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* set by Rust */
+	__type(key, struct guard_tuple);
+	__type(value, __u8);
+} held SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -92,6 +101,11 @@ static __always_inline int is_given(const struct guard_tuple *flow)
 	return bpf_map_lookup_elem(&tuples, flow) != 0;
 }
 
+static __always_inline int is_held(const struct guard_tuple *flow)
+{
+	return bpf_map_lookup_elem(&held, flow) != 0;
+}
+
 /* `inbound`: our end is the destination. */
 static __always_inline void flow_of(const struct segment *segment, int inbound,
 				    struct guard_tuple *flow)
@@ -119,6 +133,31 @@ static __always_inline void flow_of(const struct segment *segment, int inbound,
 	flow->peer_port = bpf_ntohs(inbound ? sport : dport);
 }
 
+/* Keeps from a socket what would end its connection, and nothing else. */
+static __always_inline int hold(struct __sk_buff *skb, struct segment *segment)
+{
+	struct bpf_sock *sk;
+	__u32 tuple_len;
+	__u8 flags;
+	int listens;
+
+	if (read(skb, segment->upper + TCP_FLAGS, &flags, sizeof(flags)))
+		return NEXT;
+	if (!(flags & (TCP_RST | TCP_SYN)))
+		return NEXT;
+	tuple_len = segment->version == 4 ? sizeof(segment->tuple.ipv4) : sizeof(segment->tuple.ipv6);
+	sk = bpf_skc_lookup_tcp(skb, &segment->tuple, tuple_len, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return NEXT;
+	// The connection is over, and this may be the next one.
+	listens = sk->state == BPF_TCP_LISTEN;
+	bpf_sk_release(sk);
+	if (listens)
+		return NEXT;
+	count(GUARD_HELD);
+	return DROP;
+}
+
 SEC("classifier")
 int guard_ingress(struct __sk_buff *skb)
 {
@@ -139,6 +178,8 @@ int guard_ingress(struct __sk_buff *skb)
 		return NEXT;
 
 	flow_of(&segment, 1, &flow);
+	if (is_held(&flow))
+		return hold(skb, &segment);
 	given = is_given(&flow);
 	if (!given && !is_ours(&flow))
 		return NEXT;
@@ -187,7 +228,7 @@ int guard_egress(struct __sk_buff *skb)
 		return NEXT;
 
 	flow_of(&segment, 0, &flow);
-	if (!is_ours(&flow) && !is_given(&flow))
+	if (!is_ours(&flow) && !is_given(&flow) && !is_held(&flow))
 		return NEXT;
 	if (read(skb, segment.upper + TCP_FLAGS, &flags, sizeof(flags)))
 		return NEXT;

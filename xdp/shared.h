@@ -20,7 +20,8 @@ struct guard_ports {
 	__u16 hi;
 };
 
-/* Key of `tuples`: a flow that was given, and that the kernel does not own. The value means nothing. */
+/* Key of `tuples`: a flow that was given, and that the kernel does not own; and of `held`: one that the
+ * kernel owns, and whose RSTs and SYNs it must not get. The value means nothing. */
 struct guard_tuple {
 	struct guard_source local;
 	__u8 peer_addr[16];  /* as in guard_source */
@@ -33,6 +34,7 @@ enum guard_counter {
 	GUARD_DROPPED,       /* ingress: of a guarded flow, the kernel does not know the tuple */
 	GUARD_PASSED_OWNED,  /* ingress: of a guarded flow, the kernel owns the tuple */
 	GUARD_KERNEL_RSTS,   /* egress: RST of a guarded flow that the stack sent */
+	GUARD_HELD,          /* ingress: RST or SYN of a held flow that the kernel owns */
 	GUARD_COUNTERS,
 };
 

@@ -1,8 +1,10 @@
 //! Arguments as typed.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod bench;
 
+pub use audit::{AuditArgs, OneOrAll};
 pub use bench::{BenchArgs, BenchFormat, BenchWhat};
 
 use crate::engine::Cpus;
@@ -44,6 +46,10 @@ pub enum Command {
     /// report the state of every peer
     #[command(after_help = SHORT_FOOTER, after_long_help = LONG_FOOTER)]
     Sweep(Box<SweepArgs>),
+    /// Ask the peers of this host's own connections, without touching an application: which are
+    /// dead, whose are they, and why
+    #[command(after_help = audit::SHORT_FOOTER, after_long_help = audit::LONG_FOOTER)]
+    Audit(Box<AuditArgs>),
     /// Say what this machine can do, what is missing for a sweep, and what to do about it
     #[command(after_help = DOCTOR_FOOTER)]
     Doctor(DoctorArgs),
@@ -111,9 +117,10 @@ pub struct SweepArgs {
     ///
     /// NDJSON or CSV with a header line: local_ip, local_port, peer_ip, peer_port, snd_una, rcv_nxt
     /// and optionally snd_nxt, wnd, ts_recent with ts_offset_ms, name; other fields are ignored.
-    /// Nothing but keepalives is sent on them. Not probed, and reported as undetermined, are those
-    /// with data in flight (snd_nxt beyond snd_una), those that this host's kernel still owns, and
-    /// those whose local_ip is not of this host. May be given together with targets.
+    /// Nothing but keepalives is sent on them. Those that this host's kernel still owns are probed with
+    /// its numbers, by raw sockets. Not probed, and reported as undetermined, are those with data in
+    /// flight (snd_nxt beyond snd_una), and those whose local_ip is not of this host. May be given
+    /// together with targets.
     #[arg(long, value_name = "FILE", help_heading = "Targets")]
     pub flows: Option<PathBuf>,
 
@@ -135,9 +142,9 @@ pub struct SweepArgs {
     #[arg(long, help_heading = "Targets")]
     pub allow_public: bool,
 
-    /// Keepalive settings to start from: idle/interval/count
-    #[arg(long, value_name = "NAME", default_value = "fast", help_heading = "Probing")]
-    pub profile: Profile,
+    /// What keepalives are sent.
+    #[command(flatten)]
+    pub keepalive: KeepaliveArgs,
 
     /// How long a connection rests before its first keepalive (TCP_KEEPIDLE) [default: the profile's]
     ///
@@ -145,29 +152,6 @@ pub struct SweepArgs {
     /// connection, and the rest is 500ms at least.
     #[arg(long, value_name = "D", value_parser = duration, help_heading = "Probing")]
     pub idle: Option<Duration>,
-
-    /// Time between keepalives on one connection (TCP_KEEPINTVL) [default: the profile's]
-    ///
-    /// At least 500ms unless --probe-bytes 1: Linux answers one empty probe per 500 ms.
-    #[arg(long, value_name = "D", value_parser = duration, help_heading = "Probing")]
-    pub interval: Option<Duration>,
-
-    /// Unanswered keepalives before silence is believed (TCP_KEEPCNT) [default: the profile's]
-    #[arg(long, value_name = "N", value_parser = count, help_heading = "Probing")]
-    pub count: Option<u16>,
-
-    /// Octets in a keepalive; auto: 0, then 1 in the second half of the plan
-    ///
-    /// The first keepalive of a connection is always empty, and so is every one until the peer has
-    /// answered one, or while its window is zero.
-    #[arg(
-        long,
-        value_name = "auto|0|1",
-        default_value = "auto",
-        hide_possible_values = true,
-        help_heading = "Probing"
-    )]
-    pub probe_bytes: ProbeBytes,
 
     /// How long an unanswered SYN is repeated
     #[arg(long, value_name = "D", default_value = "15s", value_parser = positive_duration,
@@ -184,20 +168,15 @@ pub struct SweepArgs {
     )]
     pub close: Close,
 
-    /// Frames per second, every kind counted, or 'max'
-    #[arg(long, value_name = "PPS|max", default_value = "10000", value_parser = rate,
-          help_heading = "Probing")]
-    pub rate: Rate,
+    /// How fast, and in which order.
+    #[command(flatten)]
+    pub pace: PaceArgs,
 
     /// Most frames per second towards one IPv4 /24 or IPv6 /48 [default: as --rate]
     ///
     /// ARP and ND aside. Meanwhile the others are probed.
     #[arg(long, value_name = "PPS", value_parser = positive_rate, help_heading = "Probing")]
     pub rate_per_prefix: Option<u64>,
-
-    /// Seed of the probing order, sequence numbers and source ports [default: random]
-    #[arg(long, value_name = "N", value_parser = seed, help_heading = "Probing")]
-    pub seed: Option<u64>,
 
     /// How frames leave and arrive; auto picks for each interface
     ///
@@ -252,6 +231,62 @@ pub struct SweepArgs {
           help_heading = "I/O")]
     pub source_ports: RangeInclusive<u16>,
 
+    /// Where results go.
+    #[command(flatten)]
+    pub reporting: OutputArgs,
+
+    /// Print what would be sent, with --pcap also as frames, and send nothing; needs no privilege
+    #[arg(long, help_heading = "Output")]
+    pub dry_run: bool,
+}
+
+/// What keepalives are sent: the same of a sweep and of an audit.
+#[derive(Debug, clap::Args)]
+pub struct KeepaliveArgs {
+    /// Keepalive settings to start from: idle/interval/count
+    #[arg(long, value_name = "NAME", default_value = "fast", help_heading = "Probing")]
+    pub profile: Profile,
+
+    /// Time between keepalives on one connection (TCP_KEEPINTVL) [default: the profile's]
+    ///
+    /// At least 500ms unless --probe-bytes 1: Linux answers one empty probe per 500 ms.
+    #[arg(long, value_name = "D", value_parser = duration, help_heading = "Probing")]
+    pub interval: Option<Duration>,
+
+    /// Unanswered keepalives before silence is believed (TCP_KEEPCNT) [default: the profile's]
+    #[arg(long, value_name = "N", value_parser = count, help_heading = "Probing")]
+    pub count: Option<u16>,
+
+    /// Octets in a keepalive; auto: 0, then 1 in the second half of the plan
+    ///
+    /// The first keepalive of a connection is always empty, and so is every one until the peer has
+    /// answered one, or while its window is zero.
+    #[arg(
+        long,
+        value_name = "auto|0|1",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Probing"
+    )]
+    pub probe_bytes: ProbeBytes,
+}
+
+/// How fast is sent, and in which order.
+#[derive(Debug, clap::Args)]
+pub struct PaceArgs {
+    /// Frames per second, every kind counted, or 'max'
+    #[arg(long, value_name = "PPS|max", default_value = "10000", value_parser = rate,
+          help_heading = "Probing")]
+    pub rate: Rate,
+
+    /// Seed of the probing order, sequence numbers and source ports [default: random]
+    #[arg(long, value_name = "N", value_parser = seed, help_heading = "Probing")]
+    pub seed: Option<u64>,
+}
+
+/// What is written of the results, and where to.
+#[derive(Debug, clap::Args)]
+pub struct OutputArgs {
     /// How results are written
     #[arg(
         long,
@@ -284,10 +319,6 @@ pub struct SweepArgs {
     /// Say on standard error what is being done; twice for more
     #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
     pub verbose: u8,
-
-    /// Print what would be sent, with --pcap also as frames, and send nothing; needs no privilege
-    #[arg(long, help_heading = "Output")]
-    pub dry_run: bool,
 }
 
 /// The arguments of `keepsweep doctor`.

@@ -2,13 +2,16 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod audit;
 mod bench;
 mod doctor;
 mod dry_run;
 mod exit;
 pub(crate) mod flows;
 mod output;
+mod plan;
 mod progress;
+mod session;
 mod sweep;
 pub(crate) mod targets;
 
@@ -31,6 +34,7 @@ pub fn main() -> ExitCode {
     };
     let ended = match args.command {
         Command::Sweep(args) => sweep::run(*args),
+        Command::Audit(args) => audit::run(*args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -145,23 +145,36 @@ impl Output {
         output
     }
 
-    /// Takes one record. A correction is always written: the record that it overturns may have been.
+    /// Takes one record. A correction or a change is always written: the record that it overturns may
+    /// have been.
     pub fn record(&mut self, record: &Record<'_>) {
         let verdict = record.verdict;
-        if !(self.only.is_empty() || verdict.correction || self.only.contains(&verdict.state)) {
+        let is_update = verdict.correction || record.is_change();
+        if !(self.only.is_empty() || is_update || self.only.contains(&verdict.state)) {
             return;
         }
         self.due += 1;
         if self.error.is_some() {
             return;
         }
+        let before = self.pending.len();
         match self.layout.record(record, &mut self.pending) {
+            // Held back to be sorted.
+            Ok(()) if self.pending.len() == before => {}
             Ok(()) => self.ends.push(self.pending.len()),
             Err(error) => self.error = Some(error),
         }
         if self.pending.len() >= BATCH {
             self.flush();
         }
+    }
+
+    /// Takes what the layout has held back so far, and writes it.
+    pub fn end_round(&mut self) {
+        if self.error.is_none() {
+            self.error = self.layout.rest(&mut self.pending, &mut self.ends).err();
+        }
+        self.flush();
     }
 
     /// Writes what has been taken. After a failure nothing more is written: half a record in the
@@ -196,6 +209,7 @@ impl Output {
 
     /// Writes what is left, with the summary if the run came to one.
     pub fn finish(mut self, summary: Option<&Summary>) -> Written {
+        self.end_round();
         if self.error.is_none()
             && let Some(summary) = summary
         {
@@ -213,7 +227,7 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::sweep::tests::verdict;
+    use crate::cli::session::tests::verdict;
     use crate::report::Csv;
     use std::sync::Mutex;
 
@@ -243,13 +257,21 @@ mod tests {
     fn output(room: usize, error: io::ErrorKind, only: &[State]) -> (Output, Arc<Mutex<Vec<u8>>>) {
         let content = Arc::new(Mutex::new(Vec::new()));
         let disk = Disk { content: Arc::clone(&content), room, error };
-        (Output::new(Box::new(disk), Box::new(Csv), ProgressBar::hidden(), only.to_vec()), content)
+        (
+            Output::new(
+                Box::new(disk),
+                Box::new(Csv::default()),
+                ProgressBar::hidden(),
+                only.to_vec(),
+            ),
+            content,
+        )
     }
 
     fn take(output: &mut Output, states: &[State]) {
         for (index, state) in states.iter().enumerate() {
             let verdict = verdict(index as u32, *state);
-            output.record(&Record { verdict: &verdict, name: None, label: None });
+            output.record(&Record { verdict: &verdict, name: None, label: None, connection: None });
         }
     }
 
@@ -290,7 +312,7 @@ mod tests {
         take(&mut output, &[State::Alive, State::Down, State::Rebooted]);
         let mut late = verdict(1, State::Alive);
         late.correction = true;
-        output.record(&Record { verdict: &late, name: None, label: None });
+        output.record(&Record { verdict: &late, name: None, label: None, connection: None });
         assert!(matches!(output.finish(None), Written::InFull));
         let content = content.lock().expect("no panic");
         let text = std::str::from_utf8(&content).expect("UTF-8");

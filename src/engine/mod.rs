@@ -8,15 +8,19 @@
 pub mod bench;
 mod capture;
 mod given;
+mod host;
 mod open;
 mod run;
 mod watch;
 mod xdp;
 
+pub use host::given;
 pub use open::preview;
 
+use crate::io::claim::Claim;
 use crate::io::xdp::{Redirect, XdpMode, ZeroCopy};
 use crate::io::{PathInfo, Receive, Transmit, guard::Guard};
+use crate::probe::Slot;
 use crate::probe::given::Given;
 use crate::probe::plan::Plan;
 use crate::probe::receiver::Post;
@@ -24,7 +28,8 @@ use crate::probe::sender::Sender;
 use crate::probe::table::{Family, Table};
 use capture::Capture;
 use crossbeam::queue::SegQueue;
-use std::collections::HashSet;
+use host::Kernel;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -129,7 +134,8 @@ struct Path {
     info: PathInfo,
     next_hops: HashSet<IpAddr>,
     transmits: Vec<Box<dyn Transmit>>,
-    receive: Box<dyn Receive>,
+    /// `None` where another path on the same interface hears its answers.
+    receive: Option<Box<dyn Receive>>,
     /// Whether all that it receives comes from this host itself.
     loopback: bool,
 }
@@ -146,6 +152,10 @@ pub struct Sweep {
     redirects: Vec<Redirect>,
     capture: Option<Capture>,
     watch: Option<HostWatch>,
+    /// What reads the kernel's connections again, and of which sockets.
+    kernel: Option<(Kernel, HashMap<u64, Slot>)>,
+    /// Held to the end, so that no other sweep takes our answers.
+    _claims: Vec<Claim>,
     cpus: Option<Cpus>,
     peers: usize,
     /// The paths taken, as the summary names them.

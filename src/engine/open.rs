@@ -8,19 +8,20 @@ use super::given;
 use super::watch::HostWatch;
 use super::xdp::most_senders;
 use super::{Cpus, EngineError, IoKind, Setup, Sweep};
+use crate::io::claim::{self, Claim, ClaimError, Hears};
 use crate::io::ports::PortsError;
 use crate::io::watch::Watch;
 use crate::io::{PathId, PathInfo, affinity, ports, privilege};
-use crate::probe::TargetId;
 use crate::probe::given::Given;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Keepalive, Plan};
 use crate::probe::receiver::Post;
 use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
+use crate::probe::{Slot, TargetId};
 use crate::time::{Clock, Instant};
 use crate::wire::EmitError;
-use layout::Layout;
+use layout::{Egress, Layout};
 use paths::Opened;
 use std::collections::{HashMap, HashSet};
 use std::num::NonZero;
@@ -43,7 +44,7 @@ impl Sweep {
     pub fn open(setup: Setup) -> Result<Sweep, EngineError> {
         // First: what changes from here on is noticed.
         let watch = Watch::open().map_err(EngineError::system)?;
-        let layout = Layout::new(&setup)?;
+        let mut layout = Layout::new(&setup)?;
         privilege::require(privilege::SWEEP).map_err(EngineError::system)?;
         if let Some(Cpus { senders, receivers }) = &setup.cpus {
             let check = |cpus| affinity::check(cpus).map_err(|e| EngineError::Usage(e.to_string()));
@@ -56,19 +57,22 @@ impl Sweep {
                 error => EngineError::Usage(error.to_string()),
             })?;
         }
+        let claims = claims(&setup)?;
         let capture = match &setup.pcap {
             None => None,
-            Some(path) => Some(Capture::create(path, layout.link(&setup)).map_err(|error| {
+            Some(path) => Some(Capture::create(path, layout.link()).map_err(|error| {
                 EngineError::System(format!("create {}: {error}", path.display()))
             })?),
         };
         let senders = layout.number_of_senders(&setup)?;
         let Opened { guard, redirects, paths, notes } = layout.open_paths(&setup, senders)?;
         let peers = layout.targets.len();
-        let notes = given::notes(&layout.given).into_iter().chain(notes).collect();
+        let unreadable = layout.unreadable.as_deref();
+        let notes = given::notes(&layout.given, unreadable).into_iter().chain(notes).collect();
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
-        let watch = HostWatch::new(watch, layout.baseline(&paths));
+        let watch = HostWatch::new(watch, layout.baseline(&paths)).with_programs(&redirects);
+        let kernel = layout.kernel.take().map(|kernel| (kernel, layout.cookies()));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;
         let watch = Some(watch);
@@ -81,6 +85,8 @@ impl Sweep {
             redirects,
             capture,
             watch,
+            kernel,
+            _claims: claims,
             cpus: setup.cpus,
             peers,
             io,
@@ -92,6 +98,24 @@ impl Sweep {
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
+}
+
+/// Says on which ports this sweep hears, alone where an XDP program takes the answers.
+fn claims(setup: &Setup) -> Result<Vec<Claim>, EngineError> {
+    let hears = match setup.io {
+        IoKind::Xdp(_) => Hears::Alone,
+        _ => Hears::Too,
+    };
+    let opened = (!setup.targets.is_empty()).then(|| (setup.source_ports.clone(), hears));
+    // Answers on given flows go past the program.
+    let given = setup.flows.iter().map(|flow| flow.local.port());
+    let given = given.clone().min().zip(given.max()).map(|(lo, hi)| (lo..=hi, Hears::Too));
+    let wanted = opened.into_iter().chain(given);
+    let claims = wanted.map(|(ports, hears)| claim::claim(&ports, hears));
+    claims.collect::<Result<_, _>>().map_err(|error| match error {
+        ClaimError::Io(error) => EngineError::system(error),
+        taken => EngineError::Usage(taken.to_string()),
+    })
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together
@@ -109,7 +133,7 @@ pub fn preview(
     show: &mut dyn FnMut(TargetId, &PathInfo, &[u8]),
 ) -> Result<Vec<Given>, EngineError> {
     let layout = Layout::new(setup)?;
-    let infos = layout.path_infos(setup);
+    let infos = layout.path_infos();
     let given = layout.given.clone();
     let mut setup = setup.clone();
     // Without a rest, so that the first frame of a given flow is there to be seen.
@@ -131,6 +155,16 @@ pub fn preview(
 }
 
 impl Layout {
+    /// The sockets of the given flows that the kernel owns and that are probed.
+    fn cookies(&self) -> HashMap<u64, Slot> {
+        let first = self.targets.len() - self.given.len();
+        let flows = self.given.iter().enumerate();
+        flows
+            .filter(|(_, flow)| flow.obstacle.is_none())
+            .filter_map(|(index, flow)| Some((flow.host?.cookie, Slot((first + index) as u32))))
+            .collect()
+    }
+
     /// How many senders a sweep is worth: one for each core at full rate, unless there are few peers
     /// or, by AF_XDP, few queues to send through.
     fn number_of_senders(&self, setup: &Setup) -> Result<usize, EngineError> {
@@ -140,7 +174,7 @@ impl Layout {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let mut most = cores.min((setup.targets.len() + setup.flows.len()) / PEERS_WORTH_A_SENDER);
         if matches!(setup.io, IoKind::Xdp(_)) {
-            for interface in &self.egress {
+            for Egress { interface, .. } in self.egress.iter().filter(|egress| !egress.is_raw) {
                 let senders = most_senders(&interface.name).map_err(EngineError::system)?;
                 most = most.min(senders);
             }
@@ -162,11 +196,14 @@ impl Layout {
         }
         let family = Family::of(self.targets.iter().map(|target| target.peer.ip()));
         let table = Arc::new(Table::with_capacity(self.targets.len(), family, hash_key));
-        let paths = self.path_infos(setup);
+        let paths = self.path_infos();
         // The slot of the first given flow.
         let owned = self.targets.len() - self.given.len();
-        let loopback = self.egress.iter().position(|interface| interface.loopback);
-        let loopback = loopback.map(|index| PathId(index as u8));
+        let loopback: Vec<_> = (0u8..)
+            .map(PathId)
+            .zip(&self.egress)
+            .filter_map(|(path, egress)| egress.interface.loopback.then_some(path))
+            .collect();
         let asks_as: HashSet<_> = self
             .hops
             .iter()
@@ -193,11 +230,18 @@ impl Layout {
             }
             // A dry run has nobody who looks, and believes nothing.
             let sender = if resolve { sender.with_looks() } else { sender };
-            Ok(sender.with_loopback(loopback))
+            let sender = if is_forced() { sender.forced() } else { sender };
+            Ok(sender.with_loopback(loopback.clone()))
         });
         let senders: Result<Vec<_>, EmitError> = shares.collect();
         Ok((senders.map_err(EngineError::system)?, table))
     }
+}
+
+/// Says whether connections of the kernel's are to be probed whatever is in flight: a switch of the test
+/// network, which shows that it does no harm.
+fn is_forced() -> bool {
+    cfg!(feature = "lab") && std::env::var_os("KEEPSWEEP_TEST_PROBE_IN_FLIGHT").is_some()
 }
 
 /// Keeps only the hops that `targets` name, so that no sender carries those of another.

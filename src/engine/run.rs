@@ -4,6 +4,7 @@ mod driver;
 mod listener;
 
 use super::capture::Capture;
+use super::host::{KernelWatch, Wanted};
 use super::watch::{HostEvent, Outlook, deal_out};
 use super::{Control, EngineError, Path, Sweep};
 use crate::io::guard::{Guard, GuardCounts};
@@ -80,6 +81,7 @@ impl Sweep {
             redirects,
             mut capture,
             watch,
+            kernel,
             cpus,
             peers,
             io,
@@ -89,9 +91,11 @@ impl Sweep {
             guard.as_ref().map_or(Ok(GuardCounts::default()), Guard::counts)
         };
         let kernel_before = guard_counts(&guard).map_err(EngineError::system)?;
+        let holds = guard.as_ref().map(Guard::holds);
         let interfaces: HashMap<_, _> =
             paths.iter().map(|path| (path.info.id, path.info.interface.clone())).collect();
-        let hearings: Vec<_> = paths.iter().map(|path| Hearing::new(path.info.id)).collect();
+        let heard = paths.iter().filter(|path| path.receive.is_some());
+        let hearings: Vec<_> = heard.map(|path| Hearing::new(path.info.id)).collect();
         let outlook = Outlook::new();
         let finished = AtomicBool::new(false);
         let parkers: Vec<_> = senders.iter().map(|_| Parker::new()).collect();
@@ -99,6 +103,9 @@ impl Sweep {
         let (verdicts, reported) = channel::unbounded();
         let (events_to, events): (Vec<_>, Vec<_>) =
             senders.iter().map(|_| channel::unbounded()).unzip();
+        let told = events_to.clone();
+        let reader = Parker::new();
+        let wanted = &Wanted::new(reader.unparker().clone());
         let begun = Clock.now();
         tracing::info!(peers, "probing begins");
         let file = capture.as_mut().and_then(Capture::take_file);
@@ -121,11 +128,15 @@ impl Sweep {
             let (sender_cpus, receiver_cpus) =
                 cpus.map_or_else(Default::default, |cpus| (cpus.senders, cpus.receivers));
             let mut listeners = Vec::with_capacity(paths.len());
-            for (index, (path, hearing)) in paths.into_iter().zip(&hearings).enumerate() {
+            let mut hearing = hearings.iter().enumerate();
+            for path in paths {
                 let Path { info, next_hops, transmits: ends, receive, loopback } = path;
                 for (transmits, end) in transmits.iter_mut().zip(ends) {
                     transmits.push(Outlet::new(info.id, info.link, end));
                 }
+                // Another path on the same interface hears for it.
+                let Some(receive) = receive else { continue };
+                let Some((index, hearing)) = hearing.next() else { continue };
                 let receiver =
                     Receiver::new(info.id, info.link, table.clone(), next_hops, post.clone());
                 let listener = Listener {
@@ -162,6 +173,19 @@ impl Sweep {
                     })
                 })
             });
+            let kernel = kernel.map(|(kernel, cookies)| {
+                let watch = KernelWatch {
+                    kernel,
+                    cookies,
+                    wanted,
+                    parker: reader,
+                    finished: &finished,
+                    control,
+                    events: told,
+                    senders: &unparkers,
+                };
+                scope.spawn(move || watch.run())
+            });
             let mut drivers = Vec::with_capacity(senders.len());
             for ((((index, sender), transmits), parker), events) in
                 senders.into_iter().enumerate().zip(transmits).zip(parkers).zip(events)
@@ -174,6 +198,8 @@ impl Sweep {
                     hearings: &hearings,
                     heard: vec![(0, 0); hearings.len()],
                     events,
+                    holds: holds.clone(),
+                    wanted,
                     outlook: &outlook,
                     last_out,
                     parker,
@@ -183,6 +209,7 @@ impl Sweep {
                     last_turn: Clock.now(),
                     suspended: Clock.suspended(),
                     faults: Vec::new(),
+                    is_hold_told: false,
                     sent: 0,
                 };
                 let cpu = in_turn(&sender_cpus, index);
@@ -200,14 +227,18 @@ impl Sweep {
             }
             // The drivers have let go of their ends: the last verdict is known.
             let ended: Vec<_> = drivers.into_iter().map(|driver| driver.join()).collect();
+            wanted.wake();
             // While the listeners close their rings: letting go of the guard waits for the kernel too.
-            let kernel = guard_counts(&guard);
+            let counted = guard_counts(&guard);
             drop(guard);
             let heard: Vec<_> = listeners.into_iter().map(|listener| listener.join()).collect();
             match watcher.map(|watcher| watcher.join()) {
                 None | Some(Ok(Ok(()))) => {}
                 Some(Ok(Err(error))) => faults.push(error.to_string()),
                 Some(Err(_)) => faults.push("the thread that watches this host panicked".into()),
+            }
+            if kernel.is_some_and(|kernel| kernel.join().is_err()) {
+                faults.push("the thread that reads this host's connections panicked".into());
             }
             drop(close_capture);
             match writer.map(|writer| writer.join()) {
@@ -221,7 +252,7 @@ impl Sweep {
                     Err(error) => faults.push(error.to_string()),
                 }
             }
-            (ended, heard, kernel)
+            (ended, heard, counted)
         });
         let ended: Result<Vec<Ended>, _> = ended.into_iter().collect();
         let ended = ended.map_err(|_| EngineError::System("a sending thread panicked".into()))?;

@@ -3,18 +3,25 @@
 //! One thread is told that something changed, reads links, addresses and routes anew, and compares
 //! them with what the sweep began with.
 
+mod programs;
+
 use super::Control;
+use crate::io::raw::Likeness;
 use crate::io::route::{Constraint, Interface, NeighbourTable, Route, Routes, interfaces};
 use crate::io::watch::{Waker, Watch, Woken};
+use crate::io::xdp::Redirect;
 use crate::io::{IoError, PathId};
 use crate::probe::Slot;
 use crate::probe::evidence::Seen;
 use crate::probe::health::Scope;
+use crate::probe::sender::Readings;
 use crate::time::{Clock, Instant};
 use crate::wire::MacAddr;
 use crossbeam::channel;
+use programs::Programs;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -32,7 +39,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(3600);
 
 /// Something that senders must know.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(super) enum HostEvent {
     /// Silence proves nothing until that instant.
     Trouble(Scope, Seen, Instant),
@@ -42,6 +49,8 @@ pub(super) enum HostEvent {
     Neighbour(PathId, IpAddr, bool, Instant),
     /// Of the look that began then everything was told.
     Looked(Instant),
+    /// What the kernel says of its connections.
+    Read(Arc<Readings>),
 }
 
 /// What the senders must know of the watch before they believe silence.
@@ -99,6 +108,8 @@ pub(super) struct Way {
     pub ifindex: u32,
     pub next_hop: IpAddr,
     pub source: IpAddr,
+    /// In whose name the kernel routes them.
+    pub likeness: Likeness,
 }
 
 /// What the sweep began with.
@@ -170,6 +181,7 @@ pub(super) struct HostWatch {
     /// Next hops last told to be unresolved.
     unresolved: BTreeSet<(PathId, IpAddr)>,
     is_blind: bool,
+    programs: Programs,
 }
 
 impl HostWatch {
@@ -191,9 +203,15 @@ impl HostWatch {
             told: HashMap::new(),
             unresolved: BTreeSet::new(),
             is_blind: false,
+            programs: Programs::default(),
             watch,
             baseline,
         }
+    }
+
+    /// Watches these XDP programs too.
+    pub fn with_programs(self, redirects: &[Redirect]) -> Self {
+        HostWatch { programs: Programs::new(redirects, &self.baseline.egress), ..self }
     }
 
     /// Returns what ends [`run`](Self::run).
@@ -231,10 +249,14 @@ impl HostWatch {
             true => Instant::FAR_FUTURE,
             false => Instant::ZERO,
         };
+        let mut programs_next = match self.programs.is_empty() {
+            true => Instant::FAR_FUTURE,
+            false => Instant::ZERO,
+        };
         loop {
             let now = Clock.now();
             let wait = routes_due.map_or(LONG, |_| routes_next.since(now));
-            let wait = wait.min(look_next.since(now));
+            let wait = wait.min(look_next.since(now)).min(programs_next.since(now));
             match self.watch.wait(wait)? {
                 Woken::Called => return Ok(()),
                 Woken::Changed => {
@@ -260,6 +282,13 @@ impl HostWatch {
             if now >= look_next {
                 look_next = now + LOOK_EVERY;
                 let events = self.look(control, now);
+                if !events.is_empty() {
+                    tell(events);
+                }
+            }
+            if now >= programs_next {
+                programs_next = now + programs::LOOK_EVERY;
+                let events = self.programs.look(control);
                 if !events.is_empty() {
                     tell(events);
                 }
@@ -295,20 +324,19 @@ impl HostWatch {
         self.is_blind = false;
         let mut events = Vec::new();
         for entry in found {
-            let paths = &self.baseline.kernel_neighbours;
-            let Some(&(path, _)) = paths.iter().find(|(_, index)| *index == entry.ifindex) else {
-                continue;
-            };
-            let key = (path, entry.address);
-            let is_news = match entry.is_resolved {
-                true => self.unresolved.remove(&key),
-                false => {
-                    self.unresolved.insert(key);
-                    true
+            let paths = self.baseline.kernel_neighbours.iter();
+            for &(path, _) in paths.filter(|(_, index)| *index == entry.ifindex) {
+                let key = (path, entry.address);
+                let is_news = match entry.is_resolved {
+                    true => self.unresolved.remove(&key),
+                    false => {
+                        self.unresolved.insert(key);
+                        true
+                    }
+                };
+                if is_news {
+                    events.push(HostEvent::Neighbour(path, entry.address, entry.is_resolved, now));
                 }
-            };
-            if is_news {
-                events.push(HostEvent::Neighbour(path, entry.address, entry.is_resolved, now));
             }
         }
         events.push(HostEvent::Looked(now));
@@ -429,7 +457,10 @@ impl HostWatch {
             };
             let given = (slot >= baseline.first_given).then_some(way.source);
             let source = given.or(baseline.constraint.source);
-            let compared = baseline.compare(way, &routes.lookup(peer, &Constraint { oif, source }));
+            let Likeness { mark, bound_interface } = way.likeness;
+            let bound = (bound_interface != 0).then_some(bound_interface);
+            let constraint = Constraint { oif: bound.or(oif), source, mark };
+            let compared = baseline.compare(way, &routes.lookup(peer, &constraint));
             let before = told.get(&slot).copied().unwrap_or(Compared::Same);
             if compared == before {
                 continue;
@@ -499,8 +530,11 @@ pub(super) fn deal_out(
                     pile.push(event);
                 }
             }
-            HostEvent::Trouble(..) | HostEvent::Neighbour(..) | HostEvent::Looked(_) => {
-                piles.iter_mut().for_each(|pile| pile.push(event))
+            HostEvent::Trouble(..)
+            | HostEvent::Neighbour(..)
+            | HostEvent::Looked(_)
+            | HostEvent::Read(_) => {
+                piles.iter_mut().for_each(|pile| pile.push(event.clone()));
             }
         }
     }
@@ -539,15 +573,17 @@ mod tests {
         let everyone = trouble(Scope::Path(PathId(0)), Seen::LinkDown, Instant::ZERO);
         let one = trouble(Scope::Flow(Slot(10)), Seen::RouteChanged, Instant::ZERO);
         let beyond = HostEvent::Redirect(Slot(99), PathId(0), IpAddr::from([10, 0, 0, 1]));
-        deal_out(vec![everyone, one, beyond], 10, &senders);
+        deal_out(vec![everyone.clone(), one.clone(), beyond], 10, &senders);
         let got: Vec<_> = receivers.iter().map(|receiver| receiver.try_recv()).collect();
-        assert_eq!(got, [Ok(vec![everyone]), Ok(vec![everyone, one]), Ok(vec![everyone])]);
+        let all = Ok(vec![everyone.clone()]);
+        assert_eq!(got, [all.clone(), Ok(vec![everyone, one]), all]);
     }
 
     #[test]
     fn only_another_next_hop_on_the_same_way_can_be_followed() {
         let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
-        let way = Way { path: PathId(0), ifindex: 3, next_hop: ip(1), source: ip(9) };
+        let likeness = Likeness::default();
+        let way = Way { path: PathId(0), ifindex: 3, next_hop: ip(1), source: ip(9), likeness };
         let via = |ifindex, next_hop, source| Ok(Route::Via { ifindex, next_hop, source });
         let baseline = Baseline::default();
         let looped = Way { next_hop: ip(9), ..way };

@@ -2,16 +2,13 @@
 
 use super::{Path, XdpOptions};
 use crate::io::xdp::{
-    self, Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode, ZeroCopy,
+    self, Attached, MAX_QUEUES, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode,
+    ZeroCopy,
 };
 use crate::io::{IoError, PathInfo, Transmit};
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-
-/// Queues beyond this many get no socket of ours: what comes in by them passes to the AF_PACKET
-/// socket. Each takes a thread and at least [`Queue::OCTETS`], memory permitting.
-const MAX_QUEUES: u32 = 16;
 
 /// What the queues of an interface share if that is more: the fewer there are, the more comes in by each.
 const OCTETS: u64 = 64 << 20;
@@ -34,6 +31,8 @@ pub(super) struct XdpSpec<'a> {
     pub sources: Vec<IpAddr>,
     pub ports: RangeInclusive<u16>,
     pub options: XdpOptions,
+    /// How many interfaces there are to share what memory may be locked.
+    pub interfaces: usize,
 }
 
 /// What there is beside the sending halves.
@@ -48,7 +47,7 @@ pub(super) struct Beside {
 impl XdpSpec<'_> {
     /// Opens a socket on every queue, and then attaches the program: it would find none before.
     pub fn open(self) -> Result<(Vec<Box<dyn Transmit>>, Beside), IoError> {
-        let XdpSpec { info, ifindex, senders, sources, ports, options } = self;
+        let XdpSpec { info, ifindex, senders, sources, ports, options, interfaces } = self;
         let interface = &info.interface;
         let queues = xdp::queues(interface)?.min(MAX_QUEUES);
         let spec = RedirectSpec { mac: info.mac, sources, ports, queues, frame_octets: RX_OCTETS };
@@ -61,10 +60,14 @@ impl XdpSpec<'_> {
         let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
         let mut receiving = Vec::with_capacity(queues as usize);
         let mut copied = false;
+        let mut octets = Queue::OCTETS;
+        let share = queues.saturating_mul(u32::try_from(interfaces).unwrap_or(u32::MAX));
+        let lockable = xdp::lockable_per_queue(share);
         for queue_id in 0..queues {
             let spec = QueueSpec { ifindex, interface, queue_id, zerocopy };
             let room = (OCTETS / u64::from(queues)).max(Queue::OCTETS);
-            let mut queue = Queue::open_within(spec, room)?;
+            let mut queue = Queue::open_within(spec, room.min(lockable))?;
+            octets = octets.min(queue.octets);
             redirect.set_socket(queue_id, queue.rx.socket())?;
             copied |= !queue.zerocopy;
             // Evenly: the first queues have one more where they do not come out even.
@@ -79,7 +82,7 @@ impl XdpSpec<'_> {
                 info: info.clone(),
                 next_hops: HashSet::new(),
                 transmits: Vec::new(),
-                receive: Box::new(queue.rx),
+                receive: Some(Box::new(queue.rx)),
                 loopback: false,
             });
         }
@@ -90,9 +93,19 @@ impl XdpSpec<'_> {
             match attached {
                 Attached::Drv => "driver",
                 Attached::Skb => "stack (skb)",
+                Attached::Hw => "card",
             },
             if copied { "frames are copied" } else { "zero-copy" },
         )];
+        if octets < Queue::OCTETS {
+            notes.push(format!(
+                "{interface}: {} KiB of frames a queue instead of {}, since no more memory may be \
+                 locked: at a high rate answers may be dropped, and are then not believed to be \
+                 missing; grant cap_ipc_lock too, or raise ulimit -l",
+                octets >> 10,
+                Queue::OCTETS >> 10
+            ));
+        }
         notes.extend(why.map(|why| format!("{interface}: not in the driver: {why}")));
         Ok((transmits, Beside { queues: receiving, redirect, notes }))
     }

@@ -6,12 +6,15 @@
 //! from our addresses and ports all the same. Flows that were given are guarded in the same way, each
 //! by its exact tuple.
 //!
+//! Of a connection that the kernel does own, RSTs and SYNs can be held back for a while ([`Holds`]): a
+//! probe whose answer may be a RST must not cost the connection.
+//!
 //! Limits: it knows sockets, not NAT. A connection that this host forwards, and whose translated
 //! port falls into the guarded range, is dropped too. So is one whose socket is bound to a device
 //! above the one that the segment came in by (SO_BINDTODEVICE to a bridge or VLAN), if its port is
 //! in the range; [`super::ports::check`] refuses a range that holds such a socket.
 
-use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use aya::programs::tc::{TcAttachOptions, TcError};
 use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
@@ -23,6 +26,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.bpf.o"));
 
@@ -98,6 +102,7 @@ enum Counter {
     Dropped = 0,
     PassedOwned = 1,
     KernelRsts = 2,
+    Held = 3,
 }
 
 /// An interface to be guarded.
@@ -122,6 +127,8 @@ pub struct GuardSpec {
     /// Flows that are guarded besides, by local and peer address and port. A listener does not own
     /// such a tuple, though it has the port.
     pub tuples: Vec<(SocketAddr, SocketAddr)>,
+    /// How many connections of the kernel's can be held at one time.
+    pub holds: usize,
 }
 
 /// What the guard has done since it was attached, on all interfaces together.
@@ -133,6 +140,8 @@ pub struct GuardCounts {
     pub passed_owned: u64,
     /// RSTs that the kernel sent on guarded flows. Must stay 0.
     pub kernel_rsts: u64,
+    /// Inbound RSTs and SYNs that were held back from connections of the kernel's.
+    pub held: u64,
 }
 
 /// Why there is no guard, or no answer from it.
@@ -157,6 +166,16 @@ pub enum GuardError {
     /// A flow could not be put under the guard.
     #[error("guard the flow {local} → {peer}: {reason}")]
     ConfigureFlow {
+        /// Its local end.
+        local: SocketAddr,
+        /// The peer's.
+        peer: SocketAddr,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A connection of the kernel's could not be held, or let go.
+    #[error("hold back resets of {local} → {peer}: {reason}")]
+    Hold {
         /// Its local end.
         local: SocketAddr,
         /// The peer's.
@@ -204,6 +223,65 @@ pub struct Guard {
     // Owns the programs, and they own their links.
     _programs: Ebpf,
     counters: PerCpuArray<MapData, u64>,
+    holds: Arc<Holds>,
+}
+
+/// The connections of the kernel's whose RSTs and SYNs are held back from it.
+///
+/// Whoever has this may change them, without any privilege (the kernel asks for none to update a map
+/// that is open). What is held is let go when the [`Guard`] is detached, at the latest.
+pub struct Holds(Mutex<HashMap<MapData, Tuple, u8>>);
+
+impl fmt::Debug for Holds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Holds").finish_non_exhaustive()
+    }
+}
+
+impl Holds {
+    /// Holds back RSTs and SYNs from the kernel's connection of these ends, from now on.
+    ///
+    /// # Errors
+    /// [`GuardError::Hold`]: more are held than was said there would be, or the kernel refuses.
+    pub fn hold(&self, local: SocketAddr, peer: SocketAddr) -> Result<(), GuardError> {
+        self.change(local, peer, |held, tuple| held.insert(tuple, 1, 0))
+    }
+
+    /// Lets them through again, from now on.
+    ///
+    /// # Errors
+    /// [`GuardError::Hold`]: it was not held, or the kernel refuses.
+    pub fn let_go(&self, local: SocketAddr, peer: SocketAddr) -> Result<(), GuardError> {
+        self.change(local, peer, |held, tuple| held.remove(&tuple))
+    }
+
+    /// Counts the connections that are held.
+    ///
+    /// # Errors
+    /// [`GuardError::Counters`].
+    pub fn count(&self) -> Result<usize, GuardError> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 0;
+        for tuple in held.keys() {
+            tuple.map_err(|error| GuardError::Counters { reason: chain(&error) })?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn change(
+        &self,
+        local: SocketAddr,
+        peer: SocketAddr,
+        change: impl FnOnce(&mut HashMap<MapData, Tuple, u8>, Tuple) -> Result<(), MapError>,
+    ) -> Result<(), GuardError> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut held, Tuple::from(&(local, peer))).map_err(|error| GuardError::Hold {
+            local,
+            peer,
+            reason: chain(&error),
+        })
+    }
 }
 
 impl fmt::Debug for Guard {
@@ -247,7 +325,18 @@ impl Guard {
             .ok_or_else(|| GuardError::Counters { reason: "no such map".to_owned() })?;
         let counters = PerCpuArray::try_from(counters)
             .map_err(|error| GuardError::Counters { reason: chain(&error) })?;
-        Ok(Guard { _programs: programs, counters })
+        let held = programs
+            .take_map("held")
+            .ok_or_else(|| GuardError::Counters { reason: "no map held".to_owned() })?;
+        let held = HashMap::try_from(held)
+            .map_err(|error| GuardError::Counters { reason: chain(&error) })?;
+        let holds = Arc::new(Holds(Mutex::new(held)));
+        Ok(Guard { _programs: programs, counters, holds })
+    }
+
+    /// Returns what holds back resets from the kernel's own connections.
+    pub fn holds(&self) -> Arc<Holds> {
+        Arc::clone(&self.holds)
     }
 
     /// Returns what the guard has counted so far. Needs no privilege.
@@ -259,6 +348,7 @@ impl Guard {
             dropped: self.count(Counter::Dropped)?,
             passed_owned: self.count(Counter::PassedOwned)?,
             kernel_rsts: self.count(Counter::KernelRsts)?,
+            held: self.count(Counter::Held)?,
         })
     }
 
@@ -276,8 +366,8 @@ impl Guard {
 /// # Errors
 /// [`GuardError::Load`]: what the kernel said and what to do.
 pub fn rehearse() -> Result<(), GuardError> {
-    load(&GuardSpec { sources: Vec::new(), ports: super::ports::DEFAULT, tuples: Vec::new() })
-        .map(drop)
+    let ports = super::ports::DEFAULT;
+    load(&GuardSpec { sources: Vec::new(), ports, tuples: Vec::new(), holds: 0 }).map(drop)
 }
 
 /// Returns the names of the tcx programs on an interface, on ingress and egress, those on ingress
@@ -318,6 +408,7 @@ fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
     let mut programs = EbpfLoader::new()
         .map_max_entries("sources", capacity(spec.sources.len()))
         .map_max_entries("tuples", capacity(spec.tuples.len()))
+        .map_max_entries("held", capacity(spec.holds))
         .load(OBJECT)
         .map_err(|error| load_error(&error))?;
 
@@ -348,7 +439,7 @@ fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
 }
 
 /// Returns the present name of an interface, or `None` if there is no such interface any more.
-fn interface_name(index: u32) -> io::Result<Option<String>> {
+pub(super) fn interface_name(index: u32) -> io::Result<Option<String>> {
     // Not nix 0.31's wrapper: it takes the null pointer of a failure for success.
     let mut name = [0_u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the IF_NAMESIZE octets that if_indextoname writes at most.

@@ -60,6 +60,16 @@ pub enum Egress<'a> {
     Loopback,
 }
 
+/// What routing looks at in the socket that packets are sent in the name of, beside what stands in
+/// them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Likeness {
+    /// Its mark (SO_MARK).
+    pub mark: u32,
+    /// The interface that it is bound to (SO_BINDTODEVICE), also a VRF; 0 for none.
+    pub bound_interface: u32,
+}
+
 /// Sends IPv4 and IPv6 packets through one interface by raw sockets.
 #[derive(Debug)]
 pub struct RawTx {
@@ -79,10 +89,18 @@ impl RawTx {
     /// # Errors
     /// No CAP_NET_RAW. That an interface is down or gone shows on flushing.
     pub fn open(egress: Egress<'_>) -> Result<Self, IoError> {
-        let v4 = Socket::open(AddressFamily::Inet, egress)?;
+        Self::open_like(egress, Likeness::default())
+    }
+
+    /// Opens a sending end whose packets are routed as those of a socket with this likeness.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); a mark needs CAP_NET_ADMIN or CAP_NET_RAW.
+    pub fn open_like(egress: Egress<'_>, likeness: Likeness) -> Result<Self, IoError> {
+        let v4 = Socket::open(AddressFamily::Inet, egress, likeness)?;
         // Else a packet that the queueing discipline drops counts as sent.
         v4.set("set IP_RECVERR", libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
-        let v6 = match Socket::open(AddressFamily::Inet6, egress) {
+        let v6 = match Socket::open(AddressFamily::Inet6, egress, likeness) {
             Ok(v6) => {
                 v6.set("set IPV6_RECVERR", libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
                 // A source of ours need not be on an interface: whole prefixes can be local.
@@ -207,7 +225,11 @@ struct Socket {
 }
 
 impl Socket {
-    fn open(family: AddressFamily, egress: Egress<'_>) -> Result<Self, IoError> {
+    fn open(
+        family: AddressFamily,
+        egress: Egress<'_>,
+        likeness: Likeness,
+    ) -> Result<Self, IoError> {
         let interface = match egress {
             Egress::Routes { name, .. } | Egress::Interface { name, .. } => name,
             Egress::Loopback => "the loopback",
@@ -220,7 +242,16 @@ impl Socket {
             setsockopt(&socket.fd, sockopt::SndBuf, &SEND_BUFFER)
                 .map_err(|errno| socket.error("set SO_SNDBUF", errno))?;
         }
-        if let Egress::Interface { index, .. } = egress {
+        if likeness.mark != 0 {
+            setsockopt(&socket.fd, sockopt::Mark, &likeness.mark)
+                .map_err(|errno| socket.error("set SO_MARK", errno))?;
+        }
+        let bound = match (likeness.bound_interface, egress) {
+            (0, Egress::Interface { index, .. }) => Some(index),
+            (0, _) => None,
+            (index, _) => Some(index),
+        };
+        if let Some(index) = bound {
             let index = libc::c_int::try_from(index)
                 .map_err(|_| socket.error("bind raw socket", Errno::ENODEV))?;
             socket.set("bind raw socket", libc::SOL_SOCKET, SO_BINDTOIFINDEX, index)?;

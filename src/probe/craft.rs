@@ -51,6 +51,8 @@ pub struct Outgoing {
     pub ack: Option<SeqNumber>,
     /// SEG.WND.
     pub wnd: u16,
+    /// The TOS or traffic class octet.
+    pub tos: u8,
     /// IPv4 identification.
     pub ip_id: u16,
     /// The timestamps option; a SYN never has it.
@@ -214,6 +216,8 @@ impl Template {
             IpAddr::V4(dst) => {
                 let ip = ip.first_chunk_mut::<20>()?;
                 let ip_sum = self.ip_sum + u64::from(segment.ip_id) + u64::from(dst.to_bits());
+                let ip_sum = ip_sum + u64::from(segment.tos);
+                ip[1] = segment.tos;
                 ip[4..6].copy_from_slice(&segment.ip_id.to_be_bytes());
                 ip[10..12].copy_from_slice(&checksum::of_sum(ip_sum).to_be_bytes());
                 ip[16..20].copy_from_slice(&dst.octets());
@@ -221,6 +225,9 @@ impl Template {
             }
             IpAddr::V6(dst) => {
                 let ip = ip.first_chunk_mut::<40>()?;
+                // The traffic class stands across octets; no checksum covers it.
+                ip[0] |= segment.tos >> 4;
+                ip[1] |= segment.tos << 4;
                 ip[24..40].copy_from_slice(&dst.octets());
                 let words = dst.segments();
                 sum += words.into_iter().map(u64::from).sum::<u64>();
@@ -312,7 +319,7 @@ mod tests {
         fn patched_equals_emitted(
             v4: bool, ethernet: bool, kind in 0usize..6, src: u128, dst: u128, mac: [u8; 6],
             ports: (u16, u16), seq: u32, ack: Option<u32>, wnd: u16, ip_id: u16,
-            timestamps: Option<(u32, u32)>,
+            tos: u8, timestamps: Option<(u32, u32)>,
         ) {
             let address = |bits: u128| -> IpAddr {
                 if v4 { Ipv4Addr::from_bits(bits as u32).into() } else { Ipv6Addr::from_bits(bits).into() }
@@ -327,6 +334,7 @@ mod tests {
                 seq: SeqNumber(seq),
                 ack: ack.map(SeqNumber),
                 wnd,
+                tos,
                 ip_id: if v4 { ip_id } else { 0 },
                 timestamps: timestamps.map(|(tsval, tsecr)| Timestamps { tsval, tsecr }),
             };
@@ -357,6 +365,18 @@ mod tests {
             };
             let mut emitted = [0; 128];
             let full = segment.emit(&link, &mut emitted).unwrap();
+            // The TOS octet, whose checksum is verified below.
+            let ip = if ethernet { 14 } else { 0 };
+            match v4 {
+                true => {
+                    emitted[ip + 1] = tos;
+                    emitted[ip + 10..ip + 12].copy_from_slice(&patched[ip + 10..ip + 12]);
+                }
+                false => {
+                    emitted[ip] |= tos >> 4;
+                    emitted[ip + 1] |= tos << 4;
+                }
+            }
             prop_assert_eq!(&patched[..len], &emitted[..full]);
             let parsed = parse(&patched[..len], path.link, Checksums::Verify);
             prop_assert_eq!(parsed, Ok(Packet::Tcp(segment)));
@@ -407,6 +427,7 @@ mod tests {
             seq: SeqNumber(1),
             ack: None,
             wnd: WINDOW,
+            tos: 0,
             ip_id: 0,
             timestamps: None,
         };

@@ -73,6 +73,25 @@ pub enum Seen {
     NotLocal,
     /// The target's name has no address.
     Unresolved,
+    /// This host's kernel has data of the flow in flight; so many timeouts in a row.
+    InFlight(u8),
+    /// The kernel's socket is in a state in which there is nothing to keep alive: its name, as
+    /// `tcp-time-wait`.
+    TcpState(&'static str),
+    /// The segments of the kernel's socket are signed (TCP-MD5, TCP-AO), and we have no key.
+    Signed,
+    /// The kernel's socket was there at first, and is no more.
+    SocketGone,
+    /// The kernel could not be asked again about its socket.
+    NotRead,
+    /// The guard could not be told to keep resets from the kernel's socket.
+    NotHeld,
+    /// The kernel says that an acknowledgment came.
+    KernelAck,
+    /// The kernel says that data came.
+    KernelData,
+    /// The kernel says that a FIN came.
+    KernelFin,
 }
 
 impl Seen {
@@ -109,6 +128,15 @@ impl Seen {
             Seen::KernelOwned => "kernel-owned",
             Seen::NotLocal => "not-local",
             Seen::Unresolved => "unresolved",
+            Seen::InFlight(_) => "data-in-flight",
+            Seen::TcpState(name) => name,
+            Seen::Signed => "signed",
+            Seen::SocketGone => "socket-gone",
+            Seen::NotRead => "not-read",
+            Seen::NotHeld => "not-held",
+            Seen::KernelAck => "kernel-ack",
+            Seen::KernelData => "kernel-data",
+            Seen::KernelFin => "kernel-fin",
         }
     }
 }

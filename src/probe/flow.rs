@@ -10,11 +10,12 @@
 //! ```
 //!
 //! One that was given ([`Origin::Given`]) goes from `Resolving` to `Resting` or `Probing`, and from
-//! the verdict to `Lingering`.
+//! the verdict to `Lingering`. One of this host's kernel stays there while the kernel is read again.
 #![forbid(unsafe_code)]
 
 mod close;
 mod handshake;
+mod host;
 mod local;
 mod resume;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use self::handshake::MAX_OPENS;
 
 use self::close::{MAX_FINS, RST_SPACING, RSTS_UNDER_LOSS};
 use self::handshake::UNHELD;
+use self::host::HostSide;
 use crate::probe::evidence::{Facts, Seen, Sighting};
 use crate::probe::given::Origin;
 use crate::probe::plan::{EMPTY_PROBE_SPACING, Plan};
@@ -138,6 +140,8 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Flow {
     origin: Origin,
+    /// Beside, if this host's kernel owns it.
+    host: Option<Box<HostSide>>,
     pub(crate) stage: Stage,
     owed: Owed,
     pub(crate) queued: bool,
@@ -195,6 +199,7 @@ impl Flow {
     pub fn new() -> Self {
         Flow {
             origin: Origin::Owned,
+            host: None,
             stage: Stage::Unstarted,
             owed: Owed::default(),
             queued: false,
@@ -274,7 +279,7 @@ impl Flow {
                 _ => Phase::Open,
             },
             snd_una: self.snd_una(),
-            snd_nxt: self.snd_nxt(),
+            snd_nxt: self.host.as_ref().map_or(self.snd_nxt(), |host| host.snd_nxt()),
             rcv_nxt: self.rcv_nxt,
             past: Past::between(self.irs, self.rcv_nxt),
             probe_ack: self.probe_ack,
@@ -309,8 +314,11 @@ impl Flow {
             Owed::PROBE => {
                 let one =
                     self.confirmed && !self.peer_window_zero && plan.probe_carries_data(self.asked);
+                self.probe_ack = match &mut self.host {
+                    Some(host) => host.acknowledge(self.asked, plan),
+                    None => self.rcv_nxt,
+                };
                 self.count_probe(now);
-                self.probe_ack = self.rcv_nxt;
                 let spacing = plan.keepalive.interval;
                 let spacing = if one { spacing } else { spacing.max(EMPTY_PROBE_SPACING) };
                 self.deadline = now + spacing;
@@ -442,7 +450,10 @@ impl Flow {
     pub fn ends_in_silence(&self, plan: &Plan) -> bool {
         match self.stage {
             Stage::SynSent => self.deadline >= self.opened_at + plan.connect_timeout,
-            Stage::Confirming | Stage::Probing => self.asked >= plan.keepalive.count,
+            Stage::Confirming | Stage::Probing => {
+                let probes = self.host.as_ref().map(|host| host.probes(plan));
+                self.asked >= probes.unwrap_or(plan.keepalive.count)
+            }
             _ => false,
         }
     }
@@ -453,6 +464,7 @@ impl Flow {
         // Not `now`: it may be later than what the receivers have heard.
         let due = std::mem::replace(&mut self.deadline, Instant::FAR_FUTURE);
         match self.stage {
+            _ if self.host.is_some() && !self.is_judged() => self.expire_host(due),
             _ if is_over => self.exhausted(),
             Stage::SynSent => self.owe_again(Owed::SYN),
             Stage::Confirming | Stage::Probing => self.owe_again(self.keepalive()),
@@ -587,6 +599,7 @@ impl Flow {
             ReplyKind::OldConnection if self.origin.is_owned() && self.opens < MAX_OPENS => {
                 Step::Reopen
             }
+            ReplyKind::OldConnection if self.is_host() => self.look(reply.at),
             // Every tuple is taken. The SYN is repeated: the leftover may go away.
             ReplyKind::OldConnection => {
                 self.facts.taken = true;
@@ -617,6 +630,9 @@ impl Flow {
         match reply.kind {
             // Nobody has asked yet.
             _ if matches!(self.stage, Stage::Unstarted | Stage::Resolving) => None,
+            ReplyKind::OldConnection if self.is_host() => {
+                (self.stage == Stage::Probing).then_some(reply.kind)
+            }
             ReplyKind::OldConnection if !self.origin.is_owned() => is_asking.then_some(reply.kind),
             // The peer repeats it while it waits for the owner's ACK: it is not silent.
             ReplyKind::SynAck if !self.origin.is_owned() => Some(ReplyKind::Ack),
@@ -667,6 +683,7 @@ impl Flow {
     fn handle_life(&mut self, at: Instant, plan: &Plan) -> Step {
         self.confirmed = self.unheld < UNHELD;
         match self.stage {
+            Stage::Probing if self.is_forced(plan) => Step::Continue,
             Stage::Probing => Step::Verdict,
             Stage::Confirming if plan.keepalive.idle.is_zero() => Step::Verdict,
             Stage::Confirming => {
@@ -730,6 +747,14 @@ impl Flow {
             seg_ack: from.is_none().then(|| relative(reply.seg_ack, self.iss)),
             from,
         });
+    }
+
+    /// Returns the SEG.ACK of a segment that is sent now.
+    pub(crate) fn seg_ack(&self, kind: SegmentKind) -> SeqNumber {
+        match kind {
+            SegmentKind::Probe0 | SegmentKind::Probe1 => self.probe_ack,
+            _ => self.rcv_nxt,
+        }
     }
 
     /// RST and FIN know RCV.NXT only once the peer has said its initial sequence number.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::probe::evidence::Seen;
+use crate::probe::host::Host;
 use crate::time::Instant;
 use crate::wire::{SeqNumber, Timestamps};
 use std::net::SocketAddr;
@@ -25,6 +26,9 @@ pub struct Given {
     pub clock: Option<TimestampClock>,
     /// What is known from the start to forbid probing it.
     pub obstacle: Option<Seen>,
+    /// What the kernel of this host says of it, if it is one of its connections. Then the numbers are
+    /// those of the newest reading.
+    pub host: Option<Host>,
 }
 
 impl Given {
@@ -32,7 +36,9 @@ impl Given {
     pub fn obstacle(&self) -> Option<Seen> {
         // A one-octet probe at SND.NXT − 1 was seen to reach the application; one at SND.UNA − 1 of
         // a flow in flight may be answered by a peer that is about to acknowledge more.
-        let in_flight = (self.snd_nxt != self.snd_una).then_some(Seen::DataInFlight);
+        let is_in_flight = self.snd_nxt != self.snd_una;
+        // The kernel's own can be read again.
+        let in_flight = (is_in_flight && self.host.is_none()).then_some(Seen::DataInFlight);
         self.obstacle.or(in_flight)
     }
 }
@@ -42,16 +48,19 @@ impl Given {
 pub struct TimestampClock {
     /// The peer's latest TSval: what we echo.
     pub ts_recent: u32,
-    /// Our TSval less the milliseconds of CLOCK_MONOTONIC, modulo 2^32: what Linux calls `tsoffset`
-    /// (include/net/tcp.h).
-    pub ts_offset_ms: u32,
+    /// Our TSval less the milliseconds, or microseconds, of CLOCK_MONOTONIC, modulo 2^32: what Linux
+    /// calls `tsoffset` (include/net/tcp.h).
+    pub ts_offset: u32,
+    /// Whether the clock runs in microseconds (`tcp_usec_ts`).
+    pub in_microseconds: bool,
 }
 
 impl TimestampClock {
     /// Returns the option of a segment that is sent at `now`.
     pub fn timestamps(&self, now: Instant) -> Timestamps {
-        let monotonic_ms = (now.as_nanos() / 1_000_000) as u32;
-        Timestamps { tsval: monotonic_ms.wrapping_add(self.ts_offset_ms), tsecr: self.ts_recent }
+        let unit = if self.in_microseconds { 1_000 } else { 1_000_000 };
+        let monotonic = (now.as_nanos() / unit) as u32;
+        Timestamps { tsval: monotonic.wrapping_add(self.ts_offset), tsecr: self.ts_recent }
     }
 }
 
@@ -67,6 +76,8 @@ pub enum Origin {
         wnd: u16,
         /// The flow's timestamps.
         clock: Option<TimestampClock>,
+        /// The TOS or traffic class octet.
+        tos: u8,
     },
 }
 
@@ -91,11 +102,13 @@ mod tests {
 
     #[test]
     fn timestamps_follow_the_clock_and_wrap() {
-        let clock = TimestampClock { ts_recent: 7, ts_offset_ms: u32::MAX };
+        let clock = TimestampClock { ts_recent: 7, ts_offset: u32::MAX, in_microseconds: false };
         let at = |ms: u64| clock.timestamps(Instant::from_nanos(ms * 1_000_000 + 999_999));
         assert_eq!(at(0), Timestamps { tsval: u32::MAX, tsecr: 7 });
         assert_eq!(at(1).tsval, 0);
         assert_eq!(at(1 << 32).tsval, u32::MAX);
+        let fine = TimestampClock { in_microseconds: true, ..clock };
+        assert_eq!(fine.timestamps(Instant::from_nanos(5_999)).tsval, 4);
     }
 
     #[test]
@@ -112,6 +125,7 @@ mod tests {
             wnd,
             clock,
             obstacle,
+            host: None,
         };
         assert_eq!(given.obstacle(), None);
         assert_eq!(Given { snd_nxt: number + 1, ..given }.obstacle(), Some(Seen::DataInFlight));

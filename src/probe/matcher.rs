@@ -286,9 +286,11 @@ fn judge_open(segment: &Gist, expect: &Expect) -> Result<ReplyKind, Rejection> {
         // keepalive (SND.UNA − 1): only whoever has the connection can acknowledge SND.NXT.
         let aborts = segment.flags.contains(Flags::ACK) && segment.ack == expect.snd_nxt;
         let drawn = expect.probe_outstanding && !aborts;
+        // No probe acknowledges RCV.NXT, so that none has drawn it.
+        let is_old_ack = expect.given && expect.probe_ack != expect.rcv_nxt;
         return if drawn && segment.seq == expect.probe_ack {
             Ok(ReplyKind::RstToProbe)
-        } else if !drawn && segment.seq == expect.rcv_nxt {
+        } else if segment.seq == expect.rcv_nxt && (!drawn || is_old_ack) {
             Ok(ReplyKind::Rst)
         } else {
             Err(Rejection::RstSeq)

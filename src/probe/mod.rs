@@ -9,6 +9,7 @@ pub mod evidence;
 pub mod flow;
 pub mod given;
 pub mod health;
+pub mod host;
 pub mod kernel_hops;
 pub mod matcher;
 pub mod neighbour;

@@ -2,13 +2,15 @@
 //! milliseconds. Both halves of the core run as they do in a sweep, on real frames.
 
 use crate::io::{PathId, PathInfo, RxFrame};
+use crate::probe::Slot;
 use crate::probe::evidence::Verdict;
 use crate::probe::given::Given;
+use crate::probe::host::{Host, Reading};
 use crate::probe::matcher::Rejection;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
 use crate::probe::receiver::{Heard, Post, Receiver};
-use crate::probe::sender::{Poll, Sender, Start, Target};
+use crate::probe::sender::{Poll, Readings, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
 use crate::time::Instant;
 use crate::wire::icmp::emit_error;
@@ -92,6 +94,8 @@ pub(crate) struct Script {
     /// The options of what the peer says.
     pub(crate) options: Options,
     pub(crate) done: bool,
+    /// What the kernel says of the connection, if it is one of its own.
+    reading: Option<Reading>,
 }
 
 impl Script {
@@ -121,9 +125,75 @@ impl Script {
             wnd: 502,
             clock: None,
             obstacle: None,
+            host: None,
         };
         change(&mut given);
         Script::begin(plan, LinkType::Ip, MacAddr([2, 0, 0, 0, 0, 1]), vec![given], ENDS)
+    }
+
+    /// Begins a sweep of one connection of this host's kernel, as `change` says that it was read at
+    /// first and then, when the sweep began. Relative to its numbers SND.UNA and RCV.NXT are 1, and the
+    /// peer has sent 100 octets.
+    pub(crate) fn host(plan: Plan, change: impl FnOnce(&mut Host)) -> Self {
+        let reading = Reading {
+            at: START,
+            obstacle: None,
+            snd_una: SeqNumber(1001),
+            snd_nxt: SeqNumber(1001),
+            rcv_nxt: IRS + 1,
+            rcv_wup: IRS + 1,
+            wnd: 502,
+            is_peer_window_zero: false,
+            bytes_received: 100,
+            is_in_flight: false,
+            retransmits: 0,
+            clock: None,
+            tos: 0,
+            last_ack_at: Instant::ZERO,
+        };
+        let mut host = Host::new(7, reading);
+        change(&mut host);
+        let mut script = Script::given(plan, |given| given.host = Some(host));
+        script.reading = Some(Reading { at: START, ..host.latest });
+        script
+    }
+
+    /// The kernel is read if that was asked for, and says what it said the last time, but for `change`.
+    #[track_caller]
+    pub(crate) fn read(&mut self, change: impl FnOnce(&mut Reading)) {
+        let reading = self.reading.as_mut().expect("a connection of the kernel's");
+        reading.at = self.now;
+        change(reading);
+        let reading = *reading;
+        self.deliver(Some(reading));
+    }
+
+    /// The kernel is read if that was asked for, and owns the connection no more.
+    #[track_caller]
+    pub(crate) fn read_nothing(&mut self) {
+        self.deliver(None);
+    }
+
+    #[track_caller]
+    fn deliver(&mut self, found: Option<Reading>) {
+        let wanted = self.sender.wants_reading().expect("somebody asks for a reading");
+        let readings = Readings { begun: wanted.max(self.now), flows: vec![(Slot(0), found)] };
+        self.sender.handle_readings(&readings, self.now);
+        assert_eq!(self.sender.wants_reading(), None);
+        self.listen();
+    }
+
+    /// Returns what the guard was asked for since the last time: to hold, or to let go.
+    pub(crate) fn holds(&mut self) -> Vec<bool> {
+        std::iter::from_fn(|| self.sender.poll_hold()).map(|request| request.hold).collect()
+    }
+
+    /// The guard was asked to hold, and does, or does not.
+    #[track_caller]
+    pub(crate) fn hold(&mut self, is_held: bool) {
+        assert_eq!(self.holds(), [true]);
+        self.sender.handle_hold(Slot(0), is_held, self.now);
+        self.listen();
     }
 
     /// Begins a sweep of one IPv6 peer.
@@ -177,6 +247,7 @@ impl Script {
             ends: [peer, source],
             options: Options::default(),
             done: false,
+            reading: None,
         };
         script.at(0);
         script
@@ -193,7 +264,7 @@ impl Script {
     pub(crate) fn loop_back(&mut self, path: PathId) {
         self.on_loopback(path);
         let sender = std::mem::replace(&mut self.sender, Script::new(plan()).sender);
-        self.sender = sender.with_loopback(Some(path));
+        self.sender = sender.with_loopback(vec![path]);
     }
 
     /// The peer says this by another interface than the loopback.

@@ -6,8 +6,10 @@
 
 mod hear;
 mod host;
+mod kernel;
 mod transmit;
 
+pub use kernel::{HoldRequest, Readings};
 pub use transmit::{Due, Poll, Receipt, Refusal, TxCounts};
 
 use crate::io::{PathId, PathInfo};
@@ -91,8 +93,8 @@ pub struct Sender {
     /// In whose name next hops are asked for, where it is not that of the probes.
     asks_as: HashMap<(PathId, IpAddr), IpAddr>,
     paths: Vec<PathInfo>,
-    /// The path to this host's own addresses, if there is one.
-    loopback: Option<PathId>,
+    /// The paths to this host's own addresses.
+    loopback: Vec<PathId>,
     crafters: Vec<Crafter>,
     crafter_of_hop: Vec<u16>,
     source_ports: RangeInclusive<u16>,
@@ -117,6 +119,11 @@ pub struct Sender {
     fallback: HashMap<Slot, HopId>,
     /// Next hops that have moved, to be told.
     moved: VecDeque<Moved>,
+    /// What the guard is to be told of flows that this host's kernel owns.
+    holds: VecDeque<HoldRequest>,
+    /// When the next reading of the kernel's connections must begin, and when the last did.
+    reading_wanted: Instant,
+    reading_begun: Instant,
     /// Replies from peers that had to be asked again.
     late_replies: u64,
     path_loses: bool,
@@ -186,6 +193,9 @@ impl Sender {
             unseen_since: Instant::ZERO,
             fallback: HashMap::new(),
             moved: VecDeque::new(),
+            holds: VecDeque::new(),
+            reading_wanted: Instant::ZERO,
+            reading_begun: Instant::ZERO,
             late_replies: 0,
             path_loses: false,
             repeats: 0,
@@ -198,7 +208,7 @@ impl Sender {
             first_slot,
             order,
             paths,
-            loopback: None,
+            loopback: Vec::new(),
             crafters,
             crafter_of_hop,
             source_ports,
@@ -236,10 +246,10 @@ impl Sender {
         self.asks_as.insert((path, source), address);
     }
 
-    /// Says through which path this host's own addresses are reached. Such a peer is up: if it is
+    /// Says through which paths this host's own addresses are reached. Such a peer is up: if it is
     /// silent, our own side keeps the answers back.
     #[must_use]
-    pub fn with_loopback(self, loopback: Option<PathId>) -> Self {
+    pub fn with_loopback(self, loopback: Vec<PathId>) -> Self {
         Sender { loopback, ..self }
     }
 
@@ -280,7 +290,7 @@ impl Sender {
     /// Gives the verdict on a flow and begins to close it.
     fn judge(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
-        let is_this_host = self.loopback.is_some() && self.egress(index) == self.loopback;
+        let is_this_host = self.egress(index).is_some_and(|path| self.loopback.contains(&path));
         let flow = &mut self.flows[index];
         let facts = &flow.facts;
         let silence = facts.exhausted || facts.neighbour_failed || facts.neighbour_reports > 0;
@@ -296,9 +306,12 @@ impl Sender {
                 flow.note_local(kind, now);
             }
         }
-        if silence && is_this_host {
+        if silence && is_this_host && !flow.facts.observer {
             flow.facts.observer = true;
             flow.note_local(Seen::ObserverFault, now);
+        }
+        if self.flows[index].must_be_read(now) {
+            return self.touch(slot);
         }
         let verdict = self.verdict(slot, false);
         let flow = &mut self.flows[index];
@@ -345,6 +358,10 @@ impl Sender {
         if flow.opens > 0 {
             self.table.publish(slot, &flow.expect());
         }
+        if flow.is_host() {
+            self.ask_kernel(slot);
+        }
+        let flow = &mut self.flows[index];
         if flow.owes() && !flow.queued {
             flow.queued = true;
             self.owing.push_back(slot);
@@ -380,6 +397,7 @@ impl Sender {
                 match why {
                     Interruption::Wanted => flow.note_local(Seen::Interrupted, now),
                 }
+                flow.leave_unread();
                 self.judge(Slot(self.first_slot + index as u32), now);
             }
         }

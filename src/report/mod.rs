@@ -2,15 +2,22 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "cli")]
+pub(crate) mod connections;
+#[cfg(feature = "cli")]
 mod csv;
 #[cfg(feature = "cli")]
 mod ndjson;
 #[cfg(feature = "cli")]
 pub(crate) mod table;
+mod tally;
 
 #[cfg(feature = "cli")]
-pub use self::{csv::Csv, ndjson::Ndjson, table::Table};
+pub use self::{connections::Connections, csv::Csv, ndjson::Ndjson, table::Table};
 
+pub use tally::{ByState, Holder, Tally};
+
+#[cfg(feature = "cli")]
+use crate::audit::{Change, Finding, Listed};
 use crate::io::QueueCounts;
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::Verdict;
@@ -60,6 +67,8 @@ pub struct Summary {
     pub elapsed: Duration,
     /// Memory that was taken, if the kernel says.
     pub memory: Option<Memory>,
+    /// What an audit counts beside.
+    pub audit: Option<Tally>,
 }
 
 /// What AF_XDP has counted on one interface.
@@ -99,6 +108,32 @@ impl Summary {
         *self.reasons.entry((verdict.state, verdict.reason)).or_default() += 1;
     }
 
+    /// Adds what another sweep of the same run has done. Time and memory are those of the run, and
+    /// stay.
+    pub fn absorb(&mut self, other: Summary) {
+        let (ours, theirs) = (self.frames_sent as f64, other.frames_sent as f64);
+        if ours + theirs > 0.0 {
+            self.loss_estimate =
+                (self.loss_estimate * ours + other.loss_estimate * theirs) / (ours + theirs);
+        }
+        self.io = other.io;
+        self.peers += other.peers;
+        for (count, more) in self.states.iter_mut().zip(other.states) {
+            *count += more;
+        }
+        add(&mut self.reasons, other.reasons);
+        add(&mut self.sent_by_kind, other.sent_by_kind);
+        add(&mut self.replies_rejected, other.replies_rejected);
+        self.corrections += other.corrections;
+        self.frames_sent += other.frames_sent;
+        self.frames_received += other.frames_received;
+        self.replies_matched += other.replies_matched;
+        self.rx_dropped += other.rx_dropped;
+        self.guard_dropped += other.guard_dropped;
+        self.kernel_rsts += other.kernel_rsts;
+        self.faults.extend(other.faults);
+    }
+
     /// Returns the number of frames that were not believed, for whatever reason.
     pub fn rejected(&self) -> u64 {
         self.replies_rejected.values().sum()
@@ -111,16 +146,27 @@ impl Summary {
     }
 }
 
+fn add<K: Ord>(counts: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
+    for (what, count) in more {
+        *counts.entry(what).or_default() += count;
+    }
+}
+
 /// Returns the peer's address as records have it: with the number of the interface, where it is one
 /// on every link (RFC 4007 §11); nothing where no address is known.
 #[cfg(feature = "cli")]
 fn peer_ip(verdict: &Verdict) -> Option<String> {
-    match verdict.peer {
-        peer if peer.ip().is_unspecified() => None,
-        SocketAddr::V6(peer) if peer.scope_id() != 0 => {
-            Some(format!("{}%{}", peer.ip(), peer.scope_id()))
+    (!verdict.peer.ip().is_unspecified()).then(|| scoped_ip(verdict.peer))
+}
+
+/// Returns an address with the number of its interface, where it is one on every link.
+#[cfg(feature = "cli")]
+fn scoped_ip(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V6(address) if address.scope_id() != 0 => {
+            format!("{}%{}", address.ip(), address.scope_id())
         }
-        peer => Some(peer.ip().to_string()),
+        address => address.ip().to_string(),
     }
 }
 
@@ -134,6 +180,29 @@ pub struct Record<'a> {
     pub name: Option<&'a str>,
     /// The label that the target was given with.
     pub label: Option<&'a str>,
+    /// The connection of this host that it is about, in an audit.
+    pub connection: Option<Audited<'a>>,
+}
+
+/// What an audit adds to a record.
+#[cfg(feature = "cli")]
+#[derive(Clone, Copy, Debug)]
+pub struct Audited<'a> {
+    /// The connection, and whose it is.
+    pub listed: &'a Listed,
+    /// What else was found.
+    pub findings: &'a [Finding],
+    /// How it differs from the round before, if rounds are compared.
+    pub change: Option<Change>,
+}
+
+#[cfg(feature = "cli")]
+impl Record<'_> {
+    /// Says whether it tells of a connection that is gone, or in another state than before.
+    pub fn is_change(&self) -> bool {
+        let change = self.connection.and_then(|connection| connection.change);
+        matches!(change, Some(Change::Gone | Change::State(_)))
+    }
 }
 
 /// A way to write results: text is appended to a buffer, so that a record reaches the outside
@@ -145,6 +214,12 @@ pub trait Layout: Send {
 
     /// Appends one record.
     fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> io::Result<()>;
+
+    /// Appends the records that were held back to be sorted, and to `ends` where each one ends.
+    fn rest(&mut self, out: &mut Vec<u8>, ends: &mut Vec<usize>) -> io::Result<()> {
+        let (_, _) = (out, ends);
+        Ok(())
+    }
 
     /// Appends the summary, if this layout has a place for it.
     fn summary(&mut self, summary: &Summary, out: &mut Vec<u8>) -> io::Result<()>;

@@ -1,7 +1,8 @@
 //! A table for people: rows stream out as they are known, so widths are fixed beforehand.
 #![forbid(unsafe_code)]
 
-use super::{Layout, Record, Summary, XdpCounts};
+use super::tally::by_need;
+use super::{Holder, Layout, Record, Summary, Tally, XdpCounts};
 use crate::probe::classify::State;
 use crate::probe::evidence::Sighting;
 use comfy_table::presets::NOTHING;
@@ -93,7 +94,7 @@ fn rtt(span: Duration) -> String {
 }
 
 /// `syn-ack, icmp-host x2 from 10.0.0.254`: what is alike and adjacent is counted.
-fn evidence(seen: &[Sighting]) -> String {
+pub(super) fn evidence(seen: &[Sighting]) -> String {
     let mut text = String::new();
     for alike in seen.chunk_by(|a, b| (a.kind.name(), a.from) == (b.kind.name(), b.from)) {
         let Some(first) = alike.first() else { continue };
@@ -258,5 +259,46 @@ pub fn summary(summary: &Summary) -> String {
     if summary.corrections > 0 {
         frames.push(line("corrections", HumanCount(summary.corrections).to_string()));
     }
-    format!("{}\n\n{}\n", grid(states.chain([peers])), grid(frames))
+    let tally = summary.audit.as_ref().map_or_else(String::new, tally);
+    format!("{}\n\n{tally}{}\n", grid(states.chain([peers])), grid(frames))
+}
+
+/// Processes and prefixes told of; the others are counted.
+const TOLD: usize = 10;
+
+/// Returns what an audit counts: findings, then processes and prefixes in the order of need.
+fn tally(tally: &Tally) -> String {
+    let mut text = String::new();
+    if !tally.findings.is_empty() {
+        let findings = listed(tally.findings.iter().map(|(what, n)| (*what, *n)));
+        let _ = write!(text, "findings  {findings}\n\n");
+    }
+    let holder = |holder: &Holder| match holder {
+        Some((comm, pid)) => format!("{}[{pid}]", shown(comm)),
+        None => "held by no process".to_owned(),
+    };
+    let processes = by_need(&tally.processes).into_iter();
+    let processes = processes.map(|(who, states)| (holder(who), *states));
+    let prefixes = by_need(&tally.prefixes).into_iter();
+    let prefixes = prefixes.map(|(prefix, states)| (prefix.to_string(), *states));
+    for (title, rows) in
+        [("process", processes.collect::<Vec<_>>()), ("peers in", prefixes.collect())]
+    {
+        if rows.is_empty() {
+            continue;
+        }
+        let more = rows.len().saturating_sub(TOLD);
+        let header = std::iter::once(title).chain(State::ALL.map(State::name));
+        let header = header.map(Cell::new).collect();
+        let count = |n: u64| Cell::new(HumanCount(n)).set_alignment(CellAlignment::Right);
+        let told = rows.into_iter().take(TOLD).map(|(what, states)| {
+            std::iter::once(Cell::new(what)).chain(states.map(count)).collect::<Vec<_>>()
+        });
+        let _ = write!(text, "{}", grid(std::iter::once(header).chain(told)));
+        if more > 0 {
+            let _ = write!(text, "\nand {} more", HumanCount(more as u64));
+        }
+        text.push_str("\n\n");
+    }
+    text
 }

@@ -92,6 +92,7 @@ fn summary() -> Summary {
         loss_estimate: 0.0125,
         faults: Vec::new(),
         elapsed: Duration::from_micros(4_213_900),
+        audit: None,
         memory: Some(Memory { peak: 52 << 20, targets: 2 << 20 }),
     }
 }
@@ -103,9 +104,9 @@ fn written(layout: &mut dyn Layout) -> String {
     layout.header(&mut out).expect("encodes");
     let (name, label) = NAMED;
     let records = [
-        Record { verdict: &ack(), name: None, label: None },
-        Record { verdict: &icmp(), name, label },
-        Record { verdict: &no_route(), name: None, label: None },
+        Record { verdict: &ack(), name: None, label: None, connection: None },
+        Record { verdict: &icmp(), name, label, connection: None },
+        Record { verdict: &no_route(), name: None, label: None, connection: None },
     ];
     for record in &records {
         layout.record(record, &mut out).expect("encodes");
@@ -180,7 +181,7 @@ fn ndjson_is_json() {
 
 #[test]
 fn csv_quotes_what_needs_it() {
-    let text = written(&mut Csv);
+    let text = written(&mut Csv::default());
     // An escape character has no place in this file.
     assert_data_eq!(text.replace('\u{1b}', "ESC"), str![[r#"
 type,peer_ip,peer_port,local_ip,local_port,name,label,round,state,reason,probes,replies,rtt_us,evidence
@@ -235,7 +236,9 @@ fn peers_without_an_address_and_with_a_scope() {
     let written = |layout: &mut dyn Layout| {
         let mut out = Vec::new();
         for (verdict, name) in [(&unresolved, name), (&link_local, None)] {
-            layout.record(&Record { verdict, name, label: None }, &mut out).expect("encodes");
+            layout
+                .record(&Record { verdict, name, label: None, connection: None }, &mut out)
+                .expect("encodes");
         }
         String::from_utf8(out).expect("UTF-8")
     };
@@ -245,7 +248,7 @@ fn peers_without_an_address_and_with_a_scope() {
 
 "#]].raw());
     assert_data_eq!(
-        written(&mut Csv),
+        written(&mut Csv::default()),
         str![[r#"
 peer,,5432,,,db9.example.net,,1,undetermined,unprobeable,0,0,,unresolved@0
 peer,fe80::1%2,22,10.98.0.1,61007,,,1,alive,ack,1,1,81.4,ack@91 ttl=64 seq=1 ack=1

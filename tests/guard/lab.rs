@@ -223,7 +223,11 @@ impl PacketSocket {
     pub fn receive_until(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         let mut buffer = [0; 2048];
         for _ in 0..1_000 {
-            let len = nix::unistd::read(&self.0, &mut buffer).unwrap();
+            // A wait with a limit is not taken up again by itself.
+            let len = match nix::unistd::read(&self.0, &mut buffer) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                result => result.unwrap(),
+            };
             if wanted(&buffer[..len]) {
                 return buffer[..len].to_vec();
             }

@@ -15,12 +15,12 @@ use std::thread;
 use std::time::Duration;
 
 /// Behind the router, through up0, and on the link of lan0.
-const ROUTED: usize = 1024;
+pub const ROUTED: usize = 1024;
 const ON_LINK: usize = 256;
-const ALL: usize = ROUTED + ON_LINK;
+pub const ALL: usize = ROUTED + ON_LINK;
 
 /// Long enough a rest for a fault to come before the first keepalive after it.
-const PLAN: &[&str] = &[
+pub const PLAN: &[&str] = &[
     "10.99.0.0/22",
     "10.96.1.0/24",
     "-p",
@@ -35,7 +35,12 @@ const PLAN: &[&str] = &[
 
 /// Starts a sweep of all peers and waits until every connection stands.
 fn start(lab: &Lab) -> Running {
-    let sweep = lab.start(PLAN);
+    start_by(lab, "packet")
+}
+
+/// The same by this I/O path.
+pub fn start_by(lab: &Lab, io: &str) -> Running {
+    let sweep = lab.start(&[PLAN, &["--io", io]].concat());
     lab.await_connections("8080", ALL);
     // The prober must know it too: the last bare ACK is not the last frame of a handshake.
     pause(Duration::from_millis(500));
@@ -43,7 +48,7 @@ fn start(lab: &Lab) -> Running {
 }
 
 /// Waits for the end, within `seconds`, and checks what holds whatever the fault was.
-fn finish(sweep: Running, seconds: u64) -> Sweep {
+pub fn finish(sweep: Running, seconds: u64) -> Sweep {
     let begun = Clock.now();
     let sweep = sweep.finish();
     let took = Clock.now().since(begun);
@@ -61,7 +66,7 @@ fn is_on_link(peer: &str) -> bool {
 }
 
 /// Checks that the peers behind the router are undetermined, on that evidence, and the others alive.
-fn assert_routed_undetermined(sweep: &Sweep, evidence: &[&str]) {
+pub fn assert_routed_undetermined(sweep: &Sweep, evidence: &[&str]) {
     for (peer, record) in &sweep.peers {
         if is_on_link(peer) {
             assert_eq!(record["state"], "alive", "{record}");
@@ -74,12 +79,12 @@ fn assert_routed_undetermined(sweep: &Sweep, evidence: &[&str]) {
     }
 }
 
-fn assert_all_alive(sweep: &Sweep) {
+pub fn assert_all_alive(sweep: &Sweep) {
     assert_eq!(sweep.count("alive"), ALL, "{}\n{}", sweep.stderr, sweep.summary);
     assert_eq!(sweep.code, Some(0), "{}", sweep.stderr);
 }
 
-fn on_prober(lab: &Lab, command: &str) {
+pub fn on_prober(lab: &Lab, command: &str) {
     let words: Vec<&str> = ["exec"].into_iter().chain(command.split(' ')).collect();
     lab.script(&words);
 }
@@ -90,9 +95,9 @@ fn on_router(lab: &Lab, command: &str) {
 }
 
 /// For good: the peers behind it are given up after five seconds, the others are not affected.
-fn lost_for_good(name: &str, said: &str, fault: impl Fn(&Lab)) {
+pub fn lost_for_good(name: &str, io: &str, said: &str, fault: impl Fn(&Lab)) {
     let Some(lab) = Lab::up(name, &[]) else { return };
-    let sweep = start(&lab);
+    let sweep = start_by(&lab, io);
     fault(&lab);
     let sweep = finish(sweep, 25);
     assert_routed_undetermined(&sweep, &["link-down", "not-sent", "observer-fault"]);
@@ -107,27 +112,27 @@ fn lost_for_good(name: &str, said: &str, fault: impl Fn(&Lab)) {
 
 #[test]
 fn interface_down() {
-    lost_for_good("f-down", "up0: down", |lab| {
+    lost_for_good("f-down", "packet", "up0: down", |lab| {
         lab.script(&["fault", "link-down", "prober/up0"]);
     });
 }
 
 #[test]
 fn carrier_lost() {
-    lost_for_good("f-carrier", "up0: without carrier", |lab| {
+    lost_for_good("f-carrier", "packet", "up0: without carrier", |lab| {
         lab.script(&["fault", "link-down", "router/up0"]);
     });
 }
 
 #[test]
 fn interface_deleted() {
-    lost_for_good("f-gone", "up0: gone", |lab| on_prober(lab, "ip link del up0"));
+    lost_for_good("f-gone", "packet", "up0: gone", |lab| on_prober(lab, "ip link del up0"));
 }
 
 /// Back before the path is given up: what was due meanwhile is asked then, and everyone answers.
-fn lost_for_a_while(name: &str, link: &str) {
+pub fn lost_for_a_while(name: &str, io: &str, link: &str) {
     let Some(lab) = Lab::up(name, &[]) else { return };
-    let mut sweep = start(&lab);
+    let mut sweep = start_by(&lab, io);
     lab.script(&["fault", "link-down", link]);
     sweep.await_message("up0: ");
     // Into the time when keepalives are due: what passes is the rest of the peers.
@@ -141,12 +146,12 @@ fn lost_for_a_while(name: &str, link: &str) {
 
 #[test]
 fn interface_down_and_up() {
-    lost_for_a_while("f-flap", "prober/up0");
+    lost_for_a_while("f-flap", "packet", "prober/up0");
 }
 
 #[test]
 fn carrier_lost_and_found() {
-    lost_for_a_while("f-flap2", "router/up0");
+    lost_for_a_while("f-flap2", "packet", "router/up0");
 }
 
 /// Nobody answers ARP for an address that this host no longer has. (Our own requests, which still

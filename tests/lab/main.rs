@@ -1,7 +1,9 @@
-//! keepsweep against real kernels: the lab of `scripts/lab`, over AF_PACKET.
+//! keepsweep against real kernels: the lab of `scripts/lab`, over AF_PACKET and AF_XDP.
 //!
 //! Needs root. Without it these tests fail when CI is set and say so otherwise.
 
+#[path = "../bpf/mod.rs"]
+mod bpf;
 mod ends;
 mod faults;
 mod flows;
@@ -11,3 +13,4 @@ mod orphans;
 mod paths;
 mod scale;
 mod support;
+mod xdp;

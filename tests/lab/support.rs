@@ -149,6 +149,11 @@ impl Running {
         nix::sys::signal::kill(pid, signal).expect("signal");
     }
 
+    /// Returns keepsweep's process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Reads standard error up to `text`, which keepsweep must say before it ends.
     pub fn await_message(&mut self, text: &str) {
         let stderr = self.child.stderr.as_mut().expect("piped");

@@ -1,5 +1,5 @@
 //! Everything at once: caps, paths that refuse frames, next hops that change, interruptions, given
-//! flows, loss. Each mechanism may make a flow wait; none may forget one that another has queued.
+//! flows, connections of the kernel's, readings and holds that come late or never, loss. Each mechanism may make a flow wait; none may forget one that another has queued.
 
 use crate::support::plan;
 use keepsweep::io::sim::{
@@ -10,10 +10,13 @@ use keepsweep::probe::Slot;
 use keepsweep::probe::classify::State;
 use keepsweep::probe::evidence::Verdict;
 use keepsweep::probe::given::Given;
+use keepsweep::probe::host::{Host, Reading};
 use keepsweep::probe::neighbour::{Hop, HopId};
 use keepsweep::probe::plan::{Close, Keepalive, Plan};
 use keepsweep::probe::receiver::{Heard, Post, Receiver};
-use keepsweep::probe::sender::{Interruption, Poll, Receipt, Refusal, Sender, Start, Target};
+use keepsweep::probe::sender::{
+    HoldRequest, Interruption, Poll, Readings, Receipt, Refusal, Sender, Start, Target,
+};
 use keepsweep::probe::table::{Family, Table};
 use keepsweep::time::Instant;
 use keepsweep::wire::{Checksums, Flags, LinkType, MacAddr, Packet, SeqNumber, parse};
@@ -29,6 +32,10 @@ const ROUTERS: [Ipv4Addr; 3] =
     [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(192, 0, 2, 66)];
 const OWNED: u32 = 12;
 const GIVEN: u32 = 4;
+/// Behind those that were given, what this host's kernel owns; every other one has something old to
+/// acknowledge.
+const HOST: u32 = 4;
+const ALL: u32 = OWNED + GIVEN + HOST;
 /// The engine's: how long a path may refuse frames.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Nothing that is set off here takes longer.
@@ -60,6 +67,11 @@ struct Setting {
     hurried: Option<Instant>,
     /// Frames handed out before they are flushed.
     batch: usize,
+    /// How long readings and holds take at most; without, there are none.
+    reading_ms: Option<u64>,
+    hold_ms: Option<u64>,
+    /// Whose socket is gone from when on.
+    gone: Option<(Instant, Slot)>,
 }
 
 impl Setting {
@@ -88,7 +100,7 @@ impl Setting {
             .collect();
         let mut redirects: Vec<_> = (0..rng.usize(..30))
             .map(|_| {
-                let slot = Slot(rng.u32(..OWNED + GIVEN));
+                let slot = Slot(rng.u32(..ALL));
                 (millis(rng.u64(..15_000)), slot, ROUTERS[rng.usize(..3)].into())
             })
             .collect();
@@ -111,6 +123,9 @@ impl Setting {
             hurried: hurried.map(millis),
             batch: rng.usize(1..40),
             eager: rng.u8(..4) == 0,
+            reading_ms: some(rng, &[None, Some(1), Some(50), Some(800), Some(8_000)]),
+            hold_ms: some(rng, &[None, Some(1), Some(800), Some(8_000)]),
+            gone: rng.bool().then(|| (millis(rng.u64(..8_000)), Slot(rng.u32(OWNED + GIVEN..ALL)))),
         }
     }
 
@@ -155,6 +170,77 @@ fn given(index: u32) -> Given {
         wnd: 502,
         clock: None,
         obstacle: None,
+        host: (index >= OWNED + GIVEN).then(|| Host::new(index.into(), reading(index, millis(0)))),
+    }
+}
+
+/// What the kernel says of a connection of its own: nothing has ever come since.
+fn reading(index: u32, at: Instant) -> Reading {
+    Reading {
+        at,
+        snd_una: SeqNumber(1000),
+        snd_nxt: SeqNumber(1000),
+        rcv_nxt: SeqNumber(u32::MAX),
+        rcv_wup: SeqNumber(u32::MAX),
+        wnd: 502,
+        bytes_received: u64::from(index % 2) * 100,
+        ..Reading::default()
+    }
+}
+
+/// The kernel and the guard, as slow and as unwilling as the setting has them.
+#[derive(Default)]
+struct OwnHost {
+    reading_due: Option<Instant>,
+    requests: Vec<(Instant, HoldRequest)>,
+    held: HashSet<SocketAddr>,
+}
+
+impl OwnHost {
+    fn turn(
+        &mut self,
+        setting: &Setting,
+        rng: &mut fastrand::Rng,
+        sender: &mut Sender,
+        now: Instant,
+    ) {
+        let mut after = |ms: u64| now + Duration::from_millis(rng.u64(..=ms));
+        if sender.wants_reading().is_some()
+            && let Some(ms) = setting.reading_ms
+        {
+            self.reading_due.get_or_insert_with(|| after(ms));
+        }
+        while let Some(request) = sender.poll_hold() {
+            match (request.hold, setting.hold_ms) {
+                (false, _) => {
+                    self.held.remove(&request.local);
+                    self.requests.retain(|(_, asked)| asked.local != request.local);
+                }
+                (true, Some(ms)) => self.requests.push((after(ms), request)),
+                (true, None) => sender.handle_hold(request.slot, false, now),
+            }
+        }
+        let due = |(at, _): &(Instant, HoldRequest)| *at <= now;
+        for (_, request) in self.requests.extract_if(.., |request| due(request)) {
+            self.held.insert(request.local);
+            sender.handle_hold(request.slot, true, now);
+        }
+        if self.reading_due.is_some_and(|due| due <= now) {
+            self.reading_due = None;
+            let is_gone = |slot| setting.gone.is_some_and(|(at, gone)| gone == slot && at <= now);
+            let read = |index| {
+                let found = (!is_gone(Slot(index))).then(|| reading(index, now));
+                (Slot(index), found)
+            };
+            let flows = (OWNED + GIVEN..ALL).map(read).collect();
+            let begun = sender.wants_reading().map_or(now, |since| since.max(now));
+            sender.handle_readings(&Readings { begun, flows }, now);
+        }
+    }
+
+    fn next(&self) -> Instant {
+        let requests = self.requests.iter().map(|(at, _)| *at);
+        requests.chain(self.reading_due).min().unwrap_or(Instant::FAR_FUTURE)
     }
 }
 
@@ -172,6 +258,7 @@ impl Outlet {
         rng: &mut fastrand::Rng,
         network: &mut Network,
         sender: &mut Sender,
+        held: &HashSet<SocketAddr>,
         now: Instant,
     ) {
         for (receipt, mut frame) in self.batch.drain(..) {
@@ -184,7 +271,7 @@ impl Outlet {
                 sender.handle_unsent(receipt, Refusal::Frame, now);
                 continue;
             }
-            check(&frame);
+            check(&frame, held);
             // The second router forwards as the first does.
             if frame[..6] == mac_of(ROUTERS[1].into()).0 {
                 frame[..6].copy_from_slice(&mac_of(ROUTERS[0].into()).0);
@@ -198,13 +285,20 @@ impl Outlet {
     }
 }
 
-/// Nothing is sent on a given flow but keepalives.
-fn check(frame: &[u8]) {
+/// Nothing is sent on a given flow but keepalives, nor one that acknowledges RCV.NXT on a connection of the
+/// kernel's whose resets are not held.
+fn check(frame: &[u8], held: &HashSet<SocketAddr>) {
     if let Ok(Packet::Tcp(segment)) = parse(frame, LinkType::Ethernet, Checksums::Verify)
         && segment.src_port < 61_000
     {
+        let local = SocketAddr::new(segment.ip.src, segment.src_port);
+        let is_host = u32::from(segment.src_port) >= 40_000 + OWNED + GIVEN;
+        let is_old = segment.ack == SeqNumber(u32::MAX - 2);
+        assert!(!is_old || is_host && segment.src_port % 2 == 1, "{segment:?}");
+        assert!(!is_host || is_old || held.contains(&local), "{segment:?}");
+        let expected = if is_old { u32::MAX - 2 } else { u32::MAX };
         let sent = (segment.flags, segment.seq, segment.ack);
-        assert_eq!(sent, (Flags::ACK, SeqNumber(999), SeqNumber(u32::MAX)));
+        assert_eq!(sent, (Flags::ACK, SeqNumber(999), SeqNumber(expected)));
     }
 }
 
@@ -214,8 +308,8 @@ fn run(seed: u64) {
     let mut network = network(&setting, seed);
     let hops: Vec<_> =
         [Hop { path: OURS, next_hop: ROUTERS[0].into(), source: SOURCE.into() }].into();
-    let targets = (0..OWNED + GIVEN).map(|n| Target { peer: peer(n), hop: Some(HopId(0)) });
-    let givens: Vec<_> = (OWNED..OWNED + GIVEN).map(given).collect();
+    let targets = (0..ALL).map(|n| Target { peer: peer(n), hop: Some(HopId(0)) });
+    let givens: Vec<_> = (OWNED..ALL).map(given).collect();
     for given in &givens {
         assert!(network.establish(&Established {
             peer: given.peer,
@@ -225,7 +319,7 @@ fn run(seed: u64) {
             tsval: None,
         }));
     }
-    let slots = (OWNED + GIVEN) as usize;
+    let slots = ALL as usize;
     let table = Arc::new(Table::with_capacity(slots, Family::V4, [1, 2]));
     let post = Arc::new(Post::new(1, slots, 1 << 12));
     let next_hops: HashSet<_> = ROUTERS.map(IpAddr::from).into();
@@ -253,6 +347,7 @@ fn run(seed: u64) {
     .expect("a sender");
 
     let mut outlet = Outlet { batch: Vec::new(), failing: None, left: 0 };
+    let mut host = OwnHost::default();
     let mut verdicts: Vec<Verdict> = Vec::new();
     let mut redirects = setting.redirects.iter().peekable();
     let (mut interrupted, mut given_up) = (false, false);
@@ -288,6 +383,7 @@ fn run(seed: u64) {
             sender.fail_path(OURS, now);
         }
         sender.advance(now, now);
+        host.turn(&setting, &mut rng, &mut sender, now);
         let mut until = Some(now);
         while outlet.batch.len() < setting.batch {
             match sender.poll_transmit(now) {
@@ -308,7 +404,7 @@ fn run(seed: u64) {
             }
         }
         let idle = outlet.batch.is_empty();
-        outlet.flush(&setting, &mut rng, &mut network, &mut sender, now);
+        outlet.flush(&setting, &mut rng, &mut network, &mut sender, &host.held, now);
         while let Some(verdict) = sender.poll_verdict() {
             verdicts.push(verdict);
         }
@@ -320,10 +416,18 @@ fn run(seed: u64) {
         let given_up_at = outlet.failing.map_or(Instant::FAR_FUTURE, |since| since + PATIENCE);
         let given_up_at = if given_up_at > now { given_up_at } else { Instant::FAR_FUTURE };
         let arrival = network.next_arrival().unwrap_or(Instant::FAR_FUTURE);
-        let next = until.min(arrival).min(setting.next(now)).min(given_up_at);
+        let next = until.min(arrival).min(setting.next(now)).min(given_up_at).min(host.next());
         now = next.max(now + Duration::from_micros(10));
     }
 
+    host.turn(&setting, &mut rng, &mut sender, now);
+    assert!(host.held.is_empty(), "seed {seed}: {:?} {setting:?}", host.held);
+    for verdict in verdicts.iter().filter(|verdict| verdict.target.0 >= OWNED + GIVEN) {
+        // Nothing was read, or it could not be probed as it should.
+        let accused = !matches!(verdict.state, State::Alive | State::Undetermined);
+        assert!(!accused || setting.reading_ms.is_some(), "seed {seed}: {verdict:?}");
+        assert!(!accused || setting.hold_ms.is_some(), "seed {seed}: {verdict:?} {setting:?}");
+    }
     assert_eq!(sender.sent().total(), outlet.left, "seed {seed}");
     let firsts: Vec<_> = verdicts.iter().filter(|verdict| !verdict.correction).collect();
     let peers: HashSet<_> = firsts.iter().map(|verdict| verdict.peer).collect();

@@ -2,11 +2,12 @@
 #![forbid(unsafe_code)]
 
 use crate::io::IoError;
-use crate::io::facts::{Conntrack, Kernel, Link, XdpMode};
+use crate::io::facts::{Conntrack, Kernel, Link};
 use crate::io::guard::GuardError;
 use crate::io::host::HostError;
 use crate::io::ports::PortsError;
 use crate::io::privilege::{MissingCapabilities, SWEEP};
+use crate::io::xdp::{Attached, MAX_QUEUES, Queue};
 use indicatif::{HumanBytes, HumanCount};
 use std::io;
 use std::num::NonZero;
@@ -20,6 +21,8 @@ const FILES_ANYWAY: u64 = 40;
 const MAX_SENDERS: u64 = 16;
 /// Share of the connection tracking table, in percent, from which on it is nearly full.
 const NEARLY_FULL: u64 = 80;
+/// What fits into a page of 4,096 octets beside what XDP and the stack keep there.
+const ONE_PAGE_MTU: u32 = 3498;
 /// First Linux with tcx.
 const TCX_SINCE: (u32, u32) = (6, 6);
 
@@ -117,6 +120,66 @@ pub fn guard(rehearsed: Result<(), GuardError>) -> Check {
         Err(GuardError::Load { reason, remedy }) => missing("guard", reason, remedy),
         Err(error) => missing("guard", error.to_string(), "sudo keepsweep doctor"),
     }
+}
+
+/// Whether `--io xdp` finds what it needs in the kernel. Other paths do without.
+pub fn xdp(rehearsed: Result<(), IoError>) -> Check {
+    const CHECK: &str = "xdp";
+    match rehearsed {
+        Ok(()) => ok(CHECK, "AF_XDP sockets can be opened, and the verifier takes the XDP program"),
+        Err(IoError { operation, object, source, remedy }) => {
+            let remedy = if remedy.is_empty() { "--io packet does without" } else { remedy };
+            warn(CHECK, format!("no --io xdp: {operation} on {object}: {source}"), remedy)
+        }
+    }
+}
+
+/// What `--io xdp` can expect of an interface; `None` if it cannot be asked for it.
+pub fn xdp_path(seen: &Seen) -> Option<Check> {
+    let Link { interface, queues, xdp_features, xdp_programs, .. } = &seen.link;
+    if !seen.is_usable() || interface.loopback || !interface.has_mac {
+        return None;
+    }
+    let name = &interface.name;
+    let queues = queues.unwrap_or(1);
+    let is_native = xdp_features.is_none_or(|features| features.is_native());
+    let is_too_long = interface.mtu > ONE_PAGE_MTU
+        && is_native
+        && xdp_features.is_none_or(|features| !features.is_multi_buffer());
+    let mut parts = vec![match xdp_features {
+        None => "XDP modes unknown before Linux 6.3".to_owned(),
+        Some(features) if !features.is_native() => {
+            "in the stack only (skb): hardly faster than --io packet".to_owned()
+        }
+        Some(features) if features.is_zero_copy() => "in the driver, zero-copy".to_owned(),
+        Some(_) => "in the driver, frames are copied".to_owned(),
+    }];
+    parts.push(match queues {
+        1 => "1 queue".to_owned(),
+        queues if queues > MAX_QUEUES => format!("{queues} queues, {MAX_QUEUES} of them used"),
+        queues => format!("{queues} queues"),
+    });
+    let remedy = if let Some(&(mode, program)) = xdp_programs.first() {
+        parts.push(format!("XDP program {program} is attached already ({})", mode.name()));
+        Some(format!(
+            "one interface has one program: take that off (ip link set dev {name} xdp off, or end who \
+             holds it: bpftool link), or use --io packet"
+        ))
+    } else if is_too_long {
+        parts.push(format!("MTU {}", interface.mtu));
+        Some(format!(
+            "without multi-buffer XDP a driver takes an MTU of about {ONE_PAGE_MTU}: ip link set dev \
+             {name} mtu 1500, --xdp-mode skb, or --io packet"
+        ))
+    } else {
+        None
+    };
+    let found = parts.join(", ");
+    let check = match remedy {
+        None => ok("xdp-path", found),
+        Some(remedy) => warn("xdp-path", found, remedy),
+    };
+    Some(Check { interface: Some(name.clone()), ..check })
 }
 
 /// An interface, and the tcx programs on it.
@@ -296,15 +359,19 @@ pub fn open_files(limit: io::Result<(u64, u64)>, links: &[Link]) -> Check {
     }
 }
 
-/// Memory that may be locked. Nothing that a sweep opens counts against it: BPF does not since Linux
-/// 5.11, packet rings never did.
+/// Memory that may be locked. Of what a sweep opens only the frames of `--io xdp` count against it: BPF
+/// does not since Linux 5.11, packet rings never did.
 pub fn locked_memory(limit: io::Result<u64>) -> Check {
     let limit = match limit {
         Err(error) => format!("unknown ({error})"),
         Ok(u64::MAX) => "without limit".to_owned(),
         Ok(octets) => format!("{} at most", HumanBytes(octets)),
     };
-    ok("locked-memory", format!("{limit}; a sweep locks none"))
+    let queue = HumanBytes(Queue::OCTETS);
+    ok(
+        "locked-memory",
+        format!("{limit}; only --io xdp locks any, {queue} a queue unless CAP_IPC_LOCK is held"),
+    )
 }
 
 /// What this host's connection tracking does to probes.
@@ -434,8 +501,10 @@ fn describe(seen: &Seen) -> String {
     if interface.addresses.is_empty() {
         parts.push("no address".to_owned());
     }
-    if let Some((rx, tx)) = link.queues {
-        parts.push(format!("queues {rx} rx {tx} tx"));
+    match link.queues {
+        Some(1) => parts.push("1 queue".to_owned()),
+        Some(queues) => parts.push(format!("{queues} queues")),
+        None => {}
     }
     parts.push(match link.xdp_features {
         Some(features) if features.is_zero_copy() => "XDP native, zero-copy".to_owned(),
@@ -445,9 +514,9 @@ fn describe(seen: &Seen) -> String {
     });
     for (mode, id) in &link.xdp_programs {
         let mode = match mode {
-            XdpMode::Native => "native",
-            XdpMode::Generic => "generic",
-            XdpMode::Offloaded => "offloaded",
+            Attached::Drv => "native",
+            Attached::Skb => "generic",
+            Attached::Hw => "offloaded",
         };
         parts.push(format!("XDP program {id} attached ({mode})"));
     }

@@ -8,7 +8,7 @@ use super::exit::{Exit, Failure};
 use crate::io::facts::{self, Conntrack, Kernel, Link};
 use crate::io::host::Reader;
 use crate::io::privilege::Capability;
-use crate::io::{guard, ports, privilege};
+use crate::io::{guard, ports, privilege, xdp};
 use crate::report::table::{grid_to_width, shown};
 use anyhow::anyhow;
 use checks::{Check, Seen, Status};
@@ -73,6 +73,7 @@ fn examine(links: &[Link], only: Option<&str>) -> Vec<Check> {
         checks::kernel(kernel.as_ref()),
         checks::guard(guard::rehearse()),
         checks::tcx(&seen, may_ask),
+        checks::xdp(xdp::rehearse()),
         checks::btf(kernel.as_ref()),
         checks::connections(
             Reader::open().and_then(|reader| Ok(reader.read(&mut |_| {})?.connections)),
@@ -88,7 +89,10 @@ fn examine(links: &[Link], only: Option<&str>) -> Vec<Check> {
     if only.is_none() {
         checks.push(checks::interfaces(&seen));
     }
-    checks.extend(seen.iter().map(checks::interface));
+    for seen in &seen {
+        checks.push(checks::interface(seen));
+        checks.extend(checks::xdp_path(seen));
+    }
     checks
 }
 

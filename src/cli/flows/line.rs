@@ -120,7 +120,8 @@ pub fn parse(fields: &Fields<'_>) -> Result<Option<Named>, Malformed> {
     let clock = match (ts_recent.as_deref(), ts_offset_ms.as_deref()) {
         (Some(recent), Some(offset)) => Some(TimestampClock {
             ts_recent: number("ts_recent", recent, "a number from 0 to 4294967295")?,
-            ts_offset_ms: modular("ts_offset_ms", offset)?,
+            ts_offset: modular("ts_offset_ms", offset)?,
+            in_microseconds: false,
         }),
         (None, None) => None,
         _ => return Err(Malformed::HalfATimestamp),
@@ -138,6 +139,7 @@ pub fn parse(fields: &Fields<'_>) -> Result<Option<Named>, Malformed> {
         wnd: wnd.as_deref().map_or(Ok(USUAL_WINDOW), window)?,
         clock,
         obstacle: None,
+        host: None,
     };
     Ok(Some((given, name.map(Into::into))))
 }

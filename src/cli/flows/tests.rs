@@ -48,6 +48,7 @@ fn plain() -> Given {
         wnd: 64_240,
         clock: None,
         obstacle: None,
+        host: None,
     }
 }
 
@@ -63,7 +64,11 @@ fn the_rest_is_read_where_it_is_given() {
     let full = Given {
         snd_nxt: SeqNumber(1005),
         wnd: 502,
-        clock: Some(TimestampClock { ts_recent: 7, ts_offset_ms: 0u32.wrapping_sub(12) }),
+        clock: Some(TimestampClock {
+            ts_recent: 7,
+            ts_offset: 0u32.wrapping_sub(12),
+            in_microseconds: false,
+        }),
         ..plain()
     };
     let line = json(&[
@@ -311,7 +316,7 @@ proptest! {
                 snd_nxt: SeqNumber(snd_nxt),
                 rcv_nxt: SeqNumber(nxt),
                 wnd,
-                clock: clock.map(|(ts_recent, ts_offset_ms)| TimestampClock { ts_recent, ts_offset_ms }),
+                clock: clock.map(|(ts_recent, ts_offset)| TimestampClock { ts_recent, ts_offset, in_microseconds: false }),
                 ..plain()
             };
             model.retain(|(known, _)| known.peer != given.peer);

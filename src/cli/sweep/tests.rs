@@ -1,28 +1,7 @@
 use super::*;
 use crate::cli::args::{Args, Command};
-use crate::probe::TargetId;
-use crate::probe::classify::Reason;
 use clap::Parser;
-use std::net::SocketAddr;
-use std::path::Path;
-
-/// Returns a verdict on the `index`-th address of 10.0.0.0/8.
-pub fn verdict(index: u32, state: State) -> Verdict {
-    let peer = std::net::Ipv4Addr::from_bits(u32::from_be_bytes([10, 0, 0, 0]) + index);
-    Verdict {
-        target: TargetId(index),
-        peer: SocketAddr::from((peer, 80)),
-        local: None,
-        round: 1,
-        state,
-        reason: Reason::Ack,
-        probes: 1,
-        replies: 1,
-        rtt: None,
-        evidence: Vec::new(),
-        correction: false,
-    }
-}
+use std::time::Duration;
 
 fn request(more: &str) -> Request {
     let line = format!("keepsweep sweep 10.0.0.0/24 -p 80 -q {more}");
@@ -32,109 +11,6 @@ fn request(more: &str) -> Request {
         panic!("not a sweep");
     };
     Request::resolve(*args).expect("valid").0
-}
-
-fn summary(states: [u64; 5]) -> Summary {
-    Summary { peers: states.iter().sum(), states, ..Summary::default() }
-}
-
-fn to_file(path: &Path, signals: &[i32]) -> Session<'static> {
-    static NO_NAMES: std::sync::LazyLock<Names> = std::sync::LazyLock::new(Names::default);
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let destination = Destination::open(Some(path), Arc::clone(&interrupted)).expect("opened");
-    let progress = Progress::new(10, false);
-    let output =
-        Output::new(Box::new(destination), Box::new(Ndjson), progress.screen(), Vec::new());
-    let signals = Signals::new(signals).expect("registered");
-    Session { names: &NO_NAMES, output, progress, signals, interrupted, quiet: true }
-}
-
-#[test]
-fn exit_code_follows_from_the_states() {
-    let ended = |states| Ended {
-        summary: Ok(summary(states)),
-        written: Written::InFull,
-        interrupted: false,
-    };
-    let exit = |ended| conclude(&request("--format ndjson").reporting, ended).expect("no failure");
-    assert_eq!(exit(ended([9, 0, 0, 0, 0])), Exit::AllAlive);
-    for state in 1..5 {
-        let mut states = [9, 0, 0, 0, 0];
-        states[state] = 1;
-        assert_eq!(exit(ended(states)), Exit::SomeNotAlive);
-    }
-    assert_eq!(exit(Ended { interrupted: true, ..ended([9, 0, 0, 0, 0]) }), Exit::Interrupted);
-    assert_eq!(exit(Ended { written: Written::Closed, ..ended([0, 9, 0, 0, 0]) }), Exit::AllAlive);
-}
-
-#[test]
-fn full_disk_and_engine_failure_are_both_said() {
-    let full = || Written::InPart { records: 7, of: 1234, error: io::Error::other("disk full") };
-    let ended = Ended { summary: Ok(summary([9; 5])), written: full(), interrupted: true };
-    let failure = conclude(&request("-o r.csv").reporting, ended).expect_err("not written in full");
-    assert_eq!(failure.exit(), Exit::System);
-    assert_eq!(failure.to_string(), "write to r.csv: disk full; 7 of 1,234 records were written");
-
-    let broken = EngineError::System("send on eth1: ENETDOWN".into());
-    let ended = Ended { summary: Err(broken), written: full(), interrupted: false };
-    let failure = conclude(&request("").reporting, ended).expect_err("the engine failed");
-    assert!(failure.to_string().starts_with("send on eth1: ENETDOWN\nwrite to standard output"));
-}
-
-#[test]
-fn signal_stops_the_engine_and_what_is_known_is_written() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("results");
-    // Not SIGTERM: other tests run in this process.
-    let session = to_file(&path, &[signal_hook::consts::SIGUSR1]);
-    let ended = session.drive(|control, report| {
-        report(verdict(0, State::Alive));
-        signal_hook::low_level::raise(signal_hook::consts::SIGUSR1).expect("raised");
-        while !control.stop.load(Ordering::Relaxed) {
-            thread::yield_now();
-        }
-        report(verdict(1, State::Undetermined));
-        Ok(summary([1, 0, 0, 0, 1]))
-    });
-    assert!(ended.interrupted);
-    assert!(matches!(ended.written, Written::InFull));
-    assert_eq!(conclude(&request("").reporting, ended).expect("no failure"), Exit::Interrupted);
-    let text = std::fs::read_to_string(&path).expect("written");
-    assert_eq!(text.lines().count(), 3);
-}
-
-#[test]
-fn results_are_visible_while_the_engine_runs() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("results");
-    let ended = to_file(&path, &[]).drive(|_, report| {
-        report(verdict(0, State::Alive));
-        // Far below a batch: only the ticker can have written it.
-        while std::fs::metadata(&path).map_or(0, |meta| meta.len()) == 0 {
-            thread::yield_now();
-        }
-        Ok(summary([1, 0, 0, 0, 0]))
-    });
-    assert!(matches!(ended.written, Written::InFull));
-}
-
-#[test]
-fn closed_pipe_stops_the_engine() {
-    let (reader, writer) = io::pipe().expect("a pipe");
-    drop(reader);
-    let dir = tempfile::tempdir().expect("a directory");
-    let mut session = to_file(&dir.path().join("unused"), &[]);
-    let screen = session.progress.screen();
-    session.output = Output::new(Box::new(writer), Box::new(Ndjson), screen, Vec::new());
-    let ended = session.drive(|control, report| {
-        report(verdict(0, State::Down));
-        while !control.stop.load(Ordering::Relaxed) {
-            thread::yield_now();
-        }
-        Ok(summary([0, 1, 0, 0, 0]))
-    });
-    assert!(!ended.interrupted);
-    assert_eq!(conclude(&request("").reporting, ended).expect("no failure"), Exit::AllAlive);
 }
 
 #[test]
@@ -150,14 +26,7 @@ fn names_and_labels_travel_into_the_records() {
     };
     let (request, notes) = Request::resolve(*args).expect("valid");
     assert!(notes.is_empty());
-    let path = dir.path().join("results");
-    let session = Session { names: &request.names, ..to_file(&path, &[]) };
-    session.drive(|_, report| {
-        report(verdict(1, State::Alive));
-        Ok(summary([1, 0, 0, 0, 0]))
-    });
-    let text = std::fs::read_to_string(&path).expect("written");
-    assert!(text.contains(r#""name":null,"label":"rack 7""#), "{text}");
+    assert_eq!(request.names.of(TargetId(1)), (None, Some("rack 7")));
 }
 
 #[test]

@@ -44,6 +44,7 @@ impl BenchFlow {
             seq: self.snd_una - 1,
             ack: Some(self.rcv_nxt),
             wnd: WINDOW - repeat % 8,
+            tos: 0,
             ip_id: self.local_port.wrapping_add(repeat),
             timestamps: None,
         }

@@ -141,8 +141,12 @@ pub fn rx(
 ) -> Result<Vec<IoError>, EngineError> {
     let bed = Bed::make()?;
     let guarded = Guarded { index: bed.ours.index, name: bed.ours.name.clone(), is_egress: true };
-    let spec =
-        GuardSpec { sources: vec![SOURCE.into()], ports: ports::DEFAULT, tuples: Vec::new() };
+    let spec = GuardSpec {
+        sources: vec![SOURCE.into()],
+        ports: ports::DEFAULT,
+        tuples: Vec::new(),
+        holds: 0,
+    };
     let _guard = Guard::attach(&[guarded], &spec).map_err(EngineError::system)?;
     let Interface { index, name, .. } = &bed.other;
     let mut replay = Replay::load(*index, name, bed.replies.once()).map_err(EngineError::system)?;
@@ -212,7 +216,9 @@ impl Bed {
         let Interface { index, name, mac, .. } = &self.ours;
         if path != BenchPath::Xdp {
             let ports = PortRanges::covering([ports::DEFAULT]);
-            let filter = FilterSpec { addresses: vec![SOURCE.into()], ports, mac: *mac };
+            let bare_ports = PortRanges::default();
+            let filter =
+                FilterSpec { addresses: vec![SOURCE.into()], ports, bare_ports, mac: *mac };
             let receive = PacketRx::open(*index, name, &filter, RxOptions::default())?;
             return Ok(End { receive: Box::new(receive), redirect: None });
         }

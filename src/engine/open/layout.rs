@@ -1,10 +1,14 @@
 //! Which peer is reached through which interface and next hop.
 #![forbid(unsafe_code)]
 
+use crate::engine::given::Examined;
+use crate::engine::host::Kernel;
 use crate::engine::watch::{Baseline, Way};
 use crate::engine::{EngineError, IoKind, Path, Setup, given};
+use crate::io::raw::Likeness;
 use crate::io::route::{Constraint, Interface, Route, Routes, interfaces};
 use crate::io::{PathId, PathInfo};
+use crate::probe::evidence::Seen;
 use crate::probe::given::Given;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::sender::Target;
@@ -16,16 +20,31 @@ use std::net::{IpAddr, SocketAddr};
 /// Addresses named in one message.
 const REFUSED_SHOWN: usize = 16;
 
+/// An interface that frames leave through, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Egress {
+    pub interface: Interface,
+    /// By raw sockets.
+    pub is_raw: bool,
+    /// In whose name the kernel routes them, if it does.
+    pub likeness: Likeness,
+}
+
 /// Which peer is reached through which interface and next hop.
 pub(super) struct Layout {
     pub constraint: Constraint,
     pub interfaces: Vec<Interface>,
-    /// The interfaces that frames leave through, by `PathId`.
-    pub egress: Vec<Interface>,
+    /// The interfaces that frames leave through, by `PathId`. One interface may be there several times,
+    /// for packets that are routed in different ways.
+    pub egress: Vec<Egress>,
     pub hops: Vec<Hop>,
     /// The targets, and behind them the given flows.
     pub targets: Vec<Target>,
     pub given: Vec<Given>,
+    /// What reads those that the kernel owns.
+    pub kernel: Option<Kernel>,
+    /// Why the kernel's connections cannot be read, if there are any.
+    pub unreadable: Option<String>,
 }
 
 impl Layout {
@@ -39,61 +58,106 @@ impl Layout {
             egress: Vec::new(),
             hops: Vec::new(),
             targets: Vec::with_capacity(setup.targets.len() + setup.flows.len()),
-            given: given::examine(&setup.flows, &mut routes)?,
+            given: Vec::new(),
+            kernel: None,
+            unreadable: None,
         };
         let mut known = HashMap::new();
-        let targets = setup.targets.iter().map(|&peer| (peer, Some(constraint)));
-        let flows: Vec<_> = layout
-            .given
-            .iter()
-            .map(|flow| {
-                let own = Constraint { source: Some(flow.local.ip()), ..constraint };
-                (flow.peer, flow.obstacle().is_none().then_some(own))
-            })
-            .collect();
         let mut not_peers = BTreeSet::new();
-        for (peer, constraint) in targets.chain(flows) {
-            let Some(constraint) = constraint else {
+        for &peer in &setup.targets {
+            let way = layout.way(setup, peer, constraint, None, &mut routes)?;
+            layout.add_target(setup, peer, way, &mut known, &mut not_peers)?;
+        }
+        let Examined { given, likeness, kernel, unreadable } =
+            given::examine(&setup.flows, &mut routes)?;
+        (layout.kernel, layout.unreadable) = (kernel, unreadable);
+        for (mut flow, likeness) in given.into_iter().zip(likeness) {
+            let Given { peer, local, .. } = flow;
+            if flow.obstacle().is_some() {
                 // Nothing is sent there, whatever the way.
                 layout.targets.push(Target { peer, hop: None });
-                continue;
-            };
-            let constraint = constraint_of(peer, &constraint, &layout.interfaces)?;
-            let route = routes.lookup(peer.ip(), &constraint).map_err(EngineError::system)?;
-            let hop = match route {
-                Route::Via { ifindex, next_hop, source } => {
-                    layout.check_loopback(peer, ifindex)?;
-                    Some((ifindex, next_hop, source))
-                }
-                Route::None(_) => None,
-                Route::Local { ifindex, source } => {
-                    check_local(setup, peer)?;
-                    // The kernel loops it: there is no next hop to tell from another.
-                    Some((ifindex, source, source))
-                }
-                Route::Broadcast | Route::Multicast => {
-                    not_peers.insert(peer.ip());
-                    continue;
-                }
-            };
-            let hop = match hop {
-                None => None,
-                Some(key) => Some(match known.get(&key) {
-                    Some(&hop) => hop,
-                    None => {
-                        let (ifindex, next_hop, source) = key;
-                        let hop = layout.add_hop(setup, ifindex, next_hop, source)?;
-                        known.insert(key, hop);
-                        hop
+            } else {
+                let own = Constraint { source: Some(local.ip()), ..constraint };
+                let added = layout.way(setup, peer, own, likeness, &mut routes).and_then(|way| {
+                    layout.add_target(setup, peer, way, &mut known, &mut not_peers)
+                });
+                match added {
+                    // One connection of a host that is not well must not keep the others from being
+                    // asked.
+                    Err(error) if flow.host.is_some() => {
+                        tracing::info!(%error, %peer, "not probed");
+                        flow.obstacle = Some(Seen::NotSent);
+                        layout.targets.push(Target { peer, hop: None });
                     }
-                }),
-            };
-            layout.targets.push(Target { peer, hop });
+                    added => added?,
+                }
+            }
+            layout.given.push(flow);
         }
         if !not_peers.is_empty() {
             return Err(EngineError::Usage(broadcast(&not_peers)));
         }
         Ok(layout)
+    }
+
+    /// Asks the kernel for the way to `peer`, in the name of a socket with `likeness` if it owns the
+    /// flow.
+    fn way(
+        &self,
+        setup: &Setup,
+        peer: SocketAddr,
+        constraint: Constraint,
+        likeness: Option<Likeness>,
+        routes: &mut Routes,
+    ) -> Result<(Route, Option<Likeness>), EngineError> {
+        let Likeness { mark, bound_interface } = likeness.unwrap_or_default();
+        let bound = (bound_interface != 0).then_some(bound_interface);
+        let constraint = Constraint { oif: bound.or(constraint.oif), mark, ..constraint };
+        let constraint = constraint_of(peer, &constraint, &self.interfaces)?;
+        let route = routes.lookup(peer.ip(), &constraint).map_err(EngineError::system)?;
+        match route {
+            Route::Via { ifindex, .. } => self.check_loopback(peer, ifindex)?,
+            Route::Local { .. } if likeness.is_none() => check_local(setup, peer)?,
+            Route::Local { .. } if !setup.targets.is_empty() => check_source_ports(setup, peer)?,
+            _ => {}
+        }
+        Ok((route, likeness))
+    }
+
+    fn add_target(
+        &mut self,
+        setup: &Setup,
+        peer: SocketAddr,
+        (route, likeness): (Route, Option<Likeness>),
+        known: &mut HashMap<(u32, IpAddr, IpAddr, Option<Likeness>), HopId>,
+        not_peers: &mut BTreeSet<IpAddr>,
+    ) -> Result<(), EngineError> {
+        let hop = match route {
+            Route::Via { ifindex, next_hop, source } => Some((ifindex, next_hop, source)),
+            Route::None(_) => None,
+            // The kernel loops it: there is no next hop to tell from another.
+            Route::Local { ifindex, source } => Some((ifindex, source, source)),
+            Route::Broadcast | Route::Multicast => {
+                not_peers.insert(peer.ip());
+                return Ok(());
+            }
+        };
+        let hop = match hop {
+            None => None,
+            Some((ifindex, next_hop, source)) => {
+                let key = (ifindex, next_hop, source, likeness);
+                Some(match known.get(&key) {
+                    Some(&hop) => hop,
+                    None => {
+                        let hop = self.add_hop(setup, ifindex, next_hop, source, likeness)?;
+                        known.insert(key, hop);
+                        hop
+                    }
+                })
+            }
+        };
+        self.targets.push(Target { peer, hop });
+        Ok(())
     }
 
     /// Given another interface, Linux takes the loopback's addresses for neighbours there; and given
@@ -137,8 +201,17 @@ impl Layout {
         ifindex: u32,
         next_hop: IpAddr,
         source: IpAddr,
+        likeness: Option<Likeness>,
     ) -> Result<HopId, EngineError> {
-        let path = match self.egress.iter().position(|interface| interface.index == ifindex) {
+        let is_same = |egress: &Egress| match likeness {
+            Some(likeness) => egress.is_raw && egress.likeness == likeness,
+            None => {
+                egress.likeness == Likeness::default()
+                    && egress.is_raw == takes_raw(setup, &egress.interface)
+            }
+        };
+        let here = |egress: &Egress| egress.interface.index == ifindex && is_same(egress);
+        let path = match self.egress.iter().position(here) {
             Some(path) => path,
             None => {
                 let found = self.interfaces.iter().find(|interface| interface.index == ifindex);
@@ -154,7 +227,8 @@ impl Layout {
                         interface.name, interface.name
                     )));
                 }
-                if let Some(io) = ethernet_only(setup)
+                if likeness.is_none()
+                    && let Some(io) = ethernet_only(setup)
                     && takes_raw(setup, interface)
                 {
                     return Err(EngineError::Usage(format!(
@@ -163,7 +237,11 @@ impl Layout {
                         interface.name
                     )));
                 }
-                self.egress.push(interface.clone());
+                self.egress.push(Egress {
+                    is_raw: likeness.is_some() || takes_raw(setup, interface),
+                    interface: interface.clone(),
+                    likeness: likeness.unwrap_or_default(),
+                });
                 self.egress.len() - 1
             }
         };
@@ -176,18 +254,24 @@ impl Layout {
 
     /// Returns what the host looked like to those who made this layout and `paths` from it.
     pub fn baseline(&self, paths: &[Path]) -> Baseline {
-        let egress: Vec<_> =
-            (0u8..).map(PathId).zip(self.egress.iter().map(|interface| interface.index)).collect();
+        let egress: Vec<_> = (0u8..)
+            .map(PathId)
+            .zip(self.egress.iter().map(|egress| egress.interface.index))
+            .collect();
         let is_egress = |path: PathId| egress.iter().any(|&(egress, _)| egress == path);
         let elsewhere = paths.iter().map(|path| path.info.id).find(|&path| !is_egress(path));
         let elsewhere = elsewhere
             .into_iter()
             .flat_map(|path| self.elsewhere().map(move |interface| (path, interface.index)));
-        let ways = self.hops.iter().map(|hop| Way {
-            path: hop.path,
-            ifindex: self.egress[usize::from(hop.path.0)].index,
-            next_hop: hop.next_hop,
-            source: hop.source,
+        let ways = self.hops.iter().map(|hop| {
+            let Egress { interface, likeness, .. } = &self.egress[usize::from(hop.path.0)];
+            Way {
+                path: hop.path,
+                ifindex: interface.index,
+                next_hop: hop.next_hop,
+                source: hop.source,
+                likeness: *likeness,
+            }
         });
         let peers = self.targets.iter().map(|target| {
             let way = target.hop.map(|HopId(hop)| hop);
@@ -212,11 +296,11 @@ impl Layout {
         }
     }
 
-    pub fn path_infos(&self, setup: &Setup) -> Vec<PathInfo> {
-        let info = |(index, interface): (usize, &Interface)| PathInfo {
+    pub fn path_infos(&self) -> Vec<PathInfo> {
+        let info = |(index, Egress { interface, is_raw, .. }): (usize, &Egress)| PathInfo {
             id: PathId(index as u8),
             interface: interface.name.clone(),
-            link: if takes_raw(setup, interface) { LinkType::Ip } else { LinkType::Ethernet },
+            link: if *is_raw { LinkType::Ip } else { LinkType::Ethernet },
             mac: interface.mac,
             mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
         };
@@ -224,9 +308,8 @@ impl Layout {
     }
 
     /// What frames of the sweep start with, or must be made to in one file.
-    pub fn link(&self, setup: &Setup) -> LinkType {
-        let is_raw = |interface: &Interface| takes_raw(setup, interface);
-        if self.egress.is_empty() || !self.egress.iter().all(is_raw) {
+    pub fn link(&self) -> LinkType {
+        if self.egress.is_empty() || !self.egress.iter().all(|egress| egress.is_raw) {
             LinkType::Ethernet
         } else {
             LinkType::Ip
@@ -235,9 +318,9 @@ impl Layout {
 
     /// The paths taken, as the summary names them.
     pub fn io(&self, setup: &Setup) -> &'static str {
-        let raw = self.egress.iter().filter(|interface| takes_raw(setup, interface)).count();
+        let raw = self.egress.iter().filter(|egress| egress.is_raw).count();
         match (raw, self.egress.len()) {
-            _ if matches!(setup.io, IoKind::Xdp(_)) => "xdp",
+            (raw, all) if matches!(setup.io, IoKind::Xdp(_)) && (all == 0 || raw < all) => "xdp",
             // Nothing leaves: what would have been taken.
             (0, 0) if setup.io == IoKind::Raw => "raw",
             (0, _) => "packet",
@@ -257,7 +340,7 @@ impl Layout {
     /// Returns the address to ask for next hops from where `hop`'s source is not one of the interface:
     /// the link-local one, as RFC 4861 §7.2.2 has it. Many stacks ignore solicitations of others.
     pub fn asks_from(&self, hop: &Hop) -> Option<IpAddr> {
-        let interface = self.egress.get(usize::from(hop.path.0))?;
+        let interface = &self.egress.get(usize::from(hop.path.0))?.interface;
         let own = || interface.addresses.iter().map(IpNet::addr);
         if hop.source.is_ipv4() || own().any(|own| own == hop.source) {
             return None;
@@ -276,7 +359,7 @@ impl Layout {
                 && !interface.loopback
                 && !interface.is_port
                 && interface.addresses.iter().any(&is_of_use)
-                && !self.egress.iter().any(|egress| egress.index == interface.index)
+                && !self.egress.iter().any(|egress| egress.interface.index == interface.index)
         })
     }
 }
@@ -305,7 +388,12 @@ fn check_local(setup: &Setup, peer: SocketAddr) -> Result<(), EngineError> {
             peer.ip()
         )));
     }
-    // The guard tells our segments from the peer's by address and port.
+    check_source_ports(setup, peer)
+}
+
+/// Checks that a peer that is this host itself does not use our source ports: the guard tells our
+/// segments from the peer's by address and port.
+fn check_source_ports(setup: &Setup, peer: SocketAddr) -> Result<(), EngineError> {
     if setup.source_ports.contains(&peer.port()) {
         return Err(EngineError::Usage(format!(
             "{peer}: an address of this host, and its port is one of our source ports {}-{}; choose \
@@ -408,5 +496,5 @@ fn constraint(setup: &Setup, interfaces: &[Interface]) -> Result<Constraint, Eng
             )));
         }
     }
-    Ok(Constraint { oif, source: setup.source })
+    Ok(Constraint { oif, source: setup.source, mark: 0 })
 }

@@ -1,7 +1,7 @@
 //! Opens a path for every egress interface, and what listens beside them, under the guard.
 #![forbid(unsafe_code)]
 
-use super::layout::{Layout, takes_raw};
+use super::layout::{Egress as Way, Layout};
 use crate::engine::xdp::{Beside, XdpSpec};
 use crate::engine::{EngineError, IoKind, Path, Setup};
 use crate::io::guard::{Guard, GuardSpec, Guarded};
@@ -9,11 +9,12 @@ use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, PortRange
 use crate::io::raw::{Egress, RawTx};
 use crate::io::route::Interface;
 use crate::io::xdp::Redirect;
-use crate::io::{PathId, PathInfo, Transmit};
+use crate::io::{PathId, PathInfo, Receive, Transmit};
 use crate::probe::neighbour::HopId;
 use crate::wire::{LinkType, MacAddr};
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::thread;
 
 /// The receive ring for interfaces through which answers are the exception.
@@ -36,7 +37,7 @@ impl Layout {
             // No target has a route: nothing is sent, and nothing can come back.
             return Ok(opened);
         }
-        let egress: Vec<_> = self.egress.iter().map(|interface| interface.index).collect();
+        let egress: Vec<_> = self.egress.iter().map(|egress| egress.interface.index).collect();
         // No segment of a peer comes in by the loopback unless frames leave through it. Nor does the
         // kernel take one from the port of a bridge, but from the bridge.
         let is_in_use = |interface: &Interface| {
@@ -54,15 +55,13 @@ impl Layout {
             })
             .collect();
         let spec = self.guard_spec(setup);
-        let infos = self.path_infos(setup);
+        let infos = self.path_infos();
         thread::scope(|scope| {
             let guard = scope.spawn(|| Guard::attach(&up, &spec).map_err(EngineError::system));
             let paths: Vec<_> = infos
                 .into_iter()
-                .zip(&egress)
-                .map(|(info, &ifindex)| {
-                    scope.spawn(move || self.open_path(setup, info, ifindex, senders))
-                })
+                .zip(&self.egress)
+                .map(|(info, way)| scope.spawn(move || self.open_path(setup, info, way, senders)))
                 .collect();
             let elsewhere = scope.spawn(|| self.open_elsewhere(setup));
             let own_voice = scope.spawn(|| self.open_own_voice(setup));
@@ -94,18 +93,41 @@ impl Layout {
         let sources: HashSet<IpAddr> =
             hops.iter().map(|&HopId(hop)| self.hops[hop as usize].source).collect();
         let probed = flows.iter().zip(&self.given).filter(|(target, _)| target.hop.is_some());
+        let (hosts, files): (Vec<_>, Vec<_>) = probed.partition(|(_, flow)| flow.host.is_some());
         GuardSpec {
             sources: sources.into_iter().collect(),
             ports: setup.source_ports.clone(),
-            tuples: probed.map(|(_, flow)| (flow.local, flow.peer)).collect(),
+            tuples: files.into_iter().map(|(_, flow)| (flow.local, flow.peer)).collect(),
+            holds: hosts.len(),
         }
     }
 
     /// The ports on which there may be answers.
     fn port_ranges(&self, setup: &Setup) -> PortRanges {
         let opened = (!setup.targets.is_empty()).then(|| setup.source_ports.clone());
-        let given = self.given.iter().map(|flow| flow.local.port()..=flow.local.port());
-        PortRanges::covering(opened.into_iter().chain(given))
+        PortRanges::covering(opened.into_iter().chain(self.given_ports(false)))
+    }
+
+    /// The ports of connections of the kernel's: segments with data are none of our business there.
+    fn bare_ports(&self) -> PortRanges {
+        PortRanges::covering(self.given_ports(true))
+    }
+
+    fn given_ports(&self, of_host: bool) -> impl Iterator<Item = RangeInclusive<u16>> {
+        let given = self.given.iter().filter(move |flow| flow.host.is_some() == of_host);
+        given.map(|flow| flow.local.port()..=flow.local.port())
+    }
+
+    /// Says whether frames of `info` are heard by another path's receiving end: on one interface there is
+    /// one, that of the path which also resolves next hops if there is such a path.
+    fn is_heard_elsewhere(&self, info: &PathInfo) -> bool {
+        let own = usize::from(info.id.0);
+        let Some(way) = self.egress.get(own) else { return false };
+        self.egress.iter().enumerate().any(|(index, other)| {
+            other.interface.index == way.interface.index
+                && way.is_raw
+                && (!other.is_raw || index < own)
+        })
     }
 
     /// Listens on the interfaces that no frame leaves through: what the guard keeps from the kernel
@@ -123,7 +145,7 @@ impl Layout {
             info: listening_only("the other interfaces"),
             next_hops: HashSet::new(),
             transmits: Vec::new(),
-            receive: Box::new(receive),
+            receive: Some(Box::new(receive)),
             loopback: false,
         }))
     }
@@ -131,10 +153,10 @@ impl Layout {
     /// Listens to what our own kernel says of packets that it routes for us and cannot deliver: it
     /// comes in by the loopback.
     fn open_own_voice(&self, setup: &Setup) -> Result<Option<Path>, EngineError> {
-        let is_raw = self.egress.iter().any(|interface| takes_raw(setup, interface));
+        let is_raw = self.egress.iter().any(|egress| egress.is_raw);
         let loopback = self.interfaces.iter().find(|interface| interface.loopback && interface.up);
         let Some(loopback) = loopback.filter(|_| is_raw) else { return Ok(None) };
-        if self.egress.iter().any(|egress| egress.index == loopback.index) {
+        if self.egress.iter().any(|egress| egress.interface.index == loopback.index) {
             // Frames leave through it: it is heard already.
             return Ok(None);
         }
@@ -145,26 +167,31 @@ impl Layout {
             info: listening_only(&loopback.name),
             next_hops: HashSet::new(),
             transmits: Vec::new(),
-            receive: Box::new(receive),
+            receive: Some(Box::new(receive)),
             loopback: true,
         }))
     }
 
     fn cooked_filter(&self, setup: &Setup, interfaces: Vec<u32>) -> ElsewhereSpec {
         let ports = self.port_ranges(setup);
-        ElsewhereSpec { interfaces, addresses: self.sources(), ports }
+        ElsewhereSpec {
+            interfaces,
+            addresses: self.sources(),
+            ports,
+            bare_ports: self.bare_ports(),
+        }
     }
 
     fn open_path(
         &self,
         setup: &Setup,
         info: PathInfo,
-        ifindex: u32,
+        way: &Way,
         senders: usize,
     ) -> Result<(Path, Option<Beside>), EngineError> {
-        let name = &info.interface;
-        if info.link == LinkType::Ip {
-            return Ok((self.open_raw_path(setup, info, ifindex, senders)?, None));
+        let (name, ifindex) = (&info.interface, way.interface.index);
+        if way.is_raw {
+            return Ok((self.open_raw_path(setup, info, way, senders)?, None));
         }
         let mut addresses = self.sources();
         let here = || self.hops.iter().filter(|hop| hop.path == info.id);
@@ -174,13 +201,22 @@ impl Layout {
         {
             addresses.push(asks_from);
         }
-        let filter = FilterSpec { addresses, ports: self.port_ranges(setup), mac: info.mac };
+        let (ports, bare_ports) = (self.port_ranges(setup), self.bare_ports());
+        let filter = FilterSpec { addresses, ports, bare_ports, mac: info.mac };
         let receive = PacketRx::open(ifindex, name, &filter, RxOptions::default())
             .map_err(EngineError::system)?;
         let (transmits, beside) = match setup.io {
             IoKind::Xdp(options) => {
                 let GuardSpec { sources, ports, .. } = self.guard_spec(setup);
-                let spec = XdpSpec { info: &info, ifindex, senders, sources, ports, options };
+                let spec = XdpSpec {
+                    info: &info,
+                    ifindex,
+                    senders,
+                    sources,
+                    ports,
+                    options,
+                    interfaces: self.egress.len(),
+                };
                 let (transmits, beside) = spec.open().map_err(EngineError::system)?;
                 (transmits, Some(beside))
             }
@@ -194,7 +230,7 @@ impl Layout {
             }
         };
         let next_hops = here().map(|hop| hop.next_hop).collect();
-        let receive = Box::new(receive);
+        let receive: Option<Box<dyn Receive>> = Some(Box::new(receive));
         Ok((Path { info, next_hops, transmits, receive, loopback: false }, beside))
     }
 
@@ -202,17 +238,20 @@ impl Layout {
         &self,
         setup: &Setup,
         info: PathInfo,
-        ifindex: u32,
+        way: &Way,
         senders: usize,
     ) -> Result<Path, EngineError> {
-        let name = &info.interface;
-        let loopback = self
-            .interfaces
-            .iter()
-            .any(|interface| interface.index == ifindex && interface.loopback);
-        let filter = self.cooked_filter(setup, vec![ifindex]);
-        let receive = PacketRx::open_cooked(ifindex, name, &filter, RxOptions::default())
-            .map_err(EngineError::system)?;
+        let (name, ifindex, loopback) =
+            (&info.interface, way.interface.index, way.interface.loopback);
+        let receive: Option<Box<dyn Receive>> = match self.is_heard_elsewhere(&info) {
+            true => None,
+            false => {
+                let filter = self.cooked_filter(setup, vec![ifindex]);
+                let receive = PacketRx::open_cooked(ifindex, name, &filter, RxOptions::default())
+                    .map_err(EngineError::system)?;
+                Some(Box::new(receive))
+            }
+        };
         let egress = match (loopback, &setup.interface) {
             (true, _) => Egress::Loopback,
             (false, Some(_)) => Egress::Interface { index: ifindex, name },
@@ -220,11 +259,12 @@ impl Layout {
         };
         let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
         for _ in 0..senders {
-            transmits.push(Box::new(RawTx::open(egress).map_err(EngineError::system)?));
+            let transmit = RawTx::open_like(egress, way.likeness).map_err(EngineError::system)?;
+            transmits.push(Box::new(transmit));
         }
         // The kernel resolves its neighbours itself.
         let next_hops = HashSet::new();
-        Ok(Path { info, next_hops, transmits, receive: Box::new(receive), loopback })
+        Ok(Path { info, next_hops, transmits, receive, loopback })
     }
 }
 

@@ -4,18 +4,21 @@ use super::listener::Hearing;
 use super::{LastOut, StopOnPanic};
 use crate::engine::Control;
 use crate::engine::capture::Capture;
+use crate::engine::host::Wanted;
 use crate::engine::watch::{HostEvent, Outlook};
+use crate::io::guard::Holds;
 use crate::io::{IoError, PathId, QueueCounts, Transmit, Unsent};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::probe::health::Scope;
 use crate::probe::receiver::Post;
-use crate::probe::sender::{Due, Interruption, Poll, Receipt, Refusal, Sender};
+use crate::probe::sender::{Due, HoldRequest, Interruption, Poll, Receipt, Refusal, Sender};
 use crate::time::{Clock, Instant};
 use crate::wire::LinkType;
 use crossbeam::channel;
 use crossbeam::sync::Parker;
 use std::collections::VecDeque;
 use std::iter;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -57,6 +60,9 @@ pub(super) struct Driver<'a> {
     /// Drops and outages of each hearing that the sender knows of.
     pub heard: Vec<(u64, u64)>,
     pub events: channel::Receiver<Vec<HostEvent>>,
+    /// What holds back resets from the kernel's connections, and what reads those.
+    pub holds: Option<Arc<Holds>>,
+    pub wanted: &'a Wanted,
     pub outlook: &'a Outlook,
     pub last_out: &'a LastOut<'a>,
     pub parker: Parker,
@@ -67,6 +73,8 @@ pub(super) struct Driver<'a> {
     /// How long the machine had been suspended at the last turn.
     pub suspended: Duration,
     pub faults: Vec<String>,
+    /// Whether it was told that the guard does not hold.
+    pub is_hold_told: bool,
     pub sent: u64,
 }
 
@@ -138,10 +146,17 @@ impl Driver<'_> {
             }
             self.give_up_paths(if hurry { Duration::ZERO } else { TX_PATIENCE }, now);
             self.sender.advance(now, heard_until);
+            self.hold(now);
             let stopped = self.transmit(now);
+            if let Some(since) = self.sender.wants_reading() {
+                self.wanted.ask(since);
+            }
             self.report();
             match stopped {
-                Some(Poll::Done) => break,
+                Some(Poll::Done) => {
+                    self.hold(now);
+                    break;
+                }
                 Some(until) => self.rest(until),
                 None => {}
             }
@@ -191,8 +206,10 @@ impl Driver<'_> {
             let always = Instant::FAR_FUTURE;
             self.sender.note_trouble(Scope::Everywhere, Seen::ObserverFault, always);
         }
+        let mut read = Vec::new();
         for event in self.events.try_iter().flatten() {
             match event {
+                HostEvent::Read(readings) => read.push(readings),
                 HostEvent::Trouble(scope, kind, until) => {
                     self.sender.note_trouble(scope, kind, until);
                 }
@@ -208,6 +225,10 @@ impl Driver<'_> {
             let Some(heard) = self.post.pop(self.index) else { break };
             self.sender.handle_heard(heard, now);
         }
+        // After what was heard on the wire, which may already tell that the peer lives.
+        for readings in read {
+            self.sender.handle_readings(&readings, now);
+        }
         while let Some(moved) = self.sender.poll_moved() {
             self.control.notices.push(format!(
                 "{}: has another MAC address now, {} instead of {}; frames follow it",
@@ -215,6 +236,25 @@ impl Driver<'_> {
             ));
         }
         heard_until
+    }
+
+    /// Holds back and lets go the resets of connections as the sender wants it.
+    fn hold(&mut self, now: Instant) {
+        while let Some(HoldRequest { slot, local, peer, hold }) = self.sender.poll_hold() {
+            let Some(holds) = &self.holds else {
+                self.sender.handle_hold(slot, false, now);
+                continue;
+            };
+            let done = if hold { holds.hold(local, peer) } else { holds.let_go(local, peer) };
+            if let Err(error) = &done
+                && !std::mem::replace(&mut self.is_hold_told, true)
+            {
+                self.control.notices.push(error.to_string());
+            }
+            if hold {
+                self.sender.handle_hold(slot, done.is_ok(), now);
+            }
+        }
     }
 
     /// Frames get lost while nobody takes them: this process was stopped, or the machine.

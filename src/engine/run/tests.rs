@@ -112,10 +112,11 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         info: info(id),
         next_hops: HashSet::new(),
         transmits: vec![Box::new(VoidTx(void, [0; 256], 0)) as Box<dyn Transmit>],
-        receive: Box::new(void),
+        receive: Some(Box::new(void)),
         loopback: false,
     };
     Sweep {
+        _claims: Vec::new(),
         senders: vec![sender.expect("a sender")],
         paths: (0u8..).zip(paths).map(path).collect(),
         table,
@@ -124,6 +125,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         redirects: Vec::new(),
         capture: None,
         watch: None,
+        kernel: None,
         cpus: None,
         peers: PEERS,
         io: "packet",

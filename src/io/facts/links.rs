@@ -5,22 +5,12 @@ use super::netdev::{XdpFeatures, xdp_features};
 use crate::io::IoError;
 use crate::io::route::netlink::Netlink;
 use crate::io::route::{Interface, interfaces};
+use crate::io::xdp::{self, Attached};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Where an XDP program runs.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum XdpMode {
-    /// In the driver.
-    Native,
-    /// In the stack, before the taps.
-    Generic,
-    /// On the card.
-    Offloaded,
-}
 
 /// An interface of this host.
 #[derive(Clone, PartialEq, Debug)]
@@ -29,12 +19,12 @@ pub struct Link {
     pub interface: Interface,
     /// What drives it ("virtio_net"), or the kind of a virtual one ("veth").
     pub driver: Option<String>,
-    /// Receive and transmit queues in use, where sysfs tells.
-    pub queues: Option<(usize, usize)>,
+    /// Queues that can both send and receive, as the AF_XDP path counts them.
+    pub queues: Option<u32>,
     /// What its driver can do with XDP; `None` before Linux 6.3.
     pub xdp_features: Option<XdpFeatures>,
     /// XDP programs attached: where they run, and their numbers.
-    pub xdp_programs: Vec<(XdpMode, u32)>,
+    pub xdp_programs: Vec<(Attached, u32)>,
 }
 
 /// Lists the interfaces of this network namespace, by index. Needs no privilege.
@@ -56,7 +46,7 @@ pub fn links() -> Result<Vec<Link>, IoError> {
         let sysfs = sysfs(&interface);
         let driver = sysfs.as_deref().and_then(driver).or(kind);
         Link {
-            queues: sysfs.as_deref().and_then(queues),
+            queues: xdp::queues(&interface.name).ok(),
             xdp_features: features.get(&interface.index).copied(),
             driver,
             xdp_programs,
@@ -66,7 +56,7 @@ pub fn links() -> Result<Vec<Link>, IoError> {
     Ok(links.collect())
 }
 
-fn read_link(link: &LinkMessage) -> (Option<String>, Vec<(XdpMode, u32)>) {
+fn read_link(link: &LinkMessage) -> (Option<String>, Vec<(Attached, u32)>) {
     let mut kind = None;
     let mut programs = Vec::new();
     for attribute in &link.attributes {
@@ -80,9 +70,9 @@ fn read_link(link: &LinkMessage) -> (Option<String>, Vec<(XdpMode, u32)>) {
             // With several programs IFLA_XDP_PROG_ID is left out; these name each.
             LinkAttribute::Xdp(xdp) => {
                 programs.extend(xdp.iter().filter_map(|attribute| match attribute {
-                    LinkXdp::DrvProgId(id) => Some((XdpMode::Native, *id)),
-                    LinkXdp::SkbProgId(id) => Some((XdpMode::Generic, *id)),
-                    LinkXdp::HwProgId(id) => Some((XdpMode::Offloaded, *id)),
+                    LinkXdp::DrvProgId(id) => Some((Attached::Drv, *id)),
+                    LinkXdp::SkbProgId(id) => Some((Attached::Skb, *id)),
+                    LinkXdp::HwProgId(id) => Some((Attached::Hw, *id)),
                     _ => None,
                 }));
             }
@@ -104,11 +94,17 @@ fn driver(folder: &Path) -> Option<String> {
     Some(driver.file_name()?.to_string_lossy().into_owned())
 }
 
-fn queues(folder: &Path) -> Option<(usize, usize)> {
-    let names: Vec<_> = fs::read_dir(folder.join("queues"))
-        .ok()?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
-    let count = |of: &str| names.iter().filter(|name| name.starts_with(of)).count();
-    Some((count("rx-"), count("tx-")))
+/// Returns the XDP programs on one interface: where they run, and their numbers. Needs no privilege.
+///
+/// # Errors
+/// No such interface, or the kernel refused a netlink request.
+pub fn xdp_programs(ifindex: u32) -> Result<Vec<(Attached, u32)>, IoError> {
+    let mut link = LinkMessage::default();
+    link.header.index = ifindex;
+    let request = RouteNetlinkMessage::GetLink(link);
+    let reply = Netlink::open()?.get("look at interface", request)?;
+    Ok(match reply {
+        RouteNetlinkMessage::NewLink(link) => read_link(&link).1,
+        _ => Vec::new(),
+    })
 }

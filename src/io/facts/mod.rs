@@ -4,7 +4,7 @@
 mod links;
 mod netdev;
 
-pub use links::{Link, XdpMode, links};
+pub use links::{Link, links, xdp_programs};
 pub use netdev::XdpFeatures;
 
 use nix::sys::resource::{Resource, getrlimit};

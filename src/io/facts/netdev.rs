@@ -32,10 +32,16 @@ impl XdpFeatures {
     const BASIC: u64 = 1 << 0;
     const REDIRECT: u64 = 1 << 1;
     const ZEROCOPY: u64 = 1 << 3;
+    const RX_SG: u64 = 1 << 5;
 
     /// Says whether its driver runs programs that redirect into AF_XDP sockets.
     pub const fn is_native(self) -> bool {
         self.0 & (Self::BASIC | Self::REDIRECT) == Self::BASIC | Self::REDIRECT
+    }
+
+    /// Says whether its driver hands frames that do not fit into a page to programs.
+    pub const fn is_multi_buffer(self) -> bool {
+        self.0 & Self::RX_SG != 0
     }
 
     /// Says whether its driver receives into an AF_XDP socket's memory.
@@ -156,5 +162,9 @@ mod tests {
         let all = [0b0000, 0b0001, 0b0010, 0b0011, 0b1011].map(XdpFeatures);
         assert_eq!(all.map(XdpFeatures::is_native), [false, false, false, true, true]);
         assert_eq!(all.map(XdpFeatures::is_zero_copy), [false, false, false, false, true]);
+        assert_eq!(
+            [0b01011, 0b100011].map(XdpFeatures).map(XdpFeatures::is_multi_buffer),
+            [false, true]
+        );
     }
 }

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`Reader::open`] | CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, outside any user namespace |
 //! | [`Reader::read`], [`Reader::owners`] | nothing, so all can be given up before; Linux 5.15 asks for what `open` needs, unless `kernel.unprivileged_bpf_disabled` is 0 |
+//! | [`own_namespace`] | nothing |
 //! | [`namespaces`] | CAP_SYS_PTRACE for those that only processes of other users hold |
 //! | [`Namespace::enter`] | CAP_SYS_ADMIN, in the user namespace that owns the network namespace too; nothing for one's own |
 //! | [`Owners::by_proc`] | CAP_SYS_PTRACE for processes of other users |
@@ -20,11 +21,13 @@ mod connection;
 mod error;
 mod namespace;
 mod owner;
+mod process;
 mod reader;
 mod record;
 
 pub use connection::{Connection, Numbers, SocketKeepalive, SocketTimestamps, TcpState};
 pub use error::HostError;
-pub use namespace::{Namespace, Namespaces, namespaces};
+pub use namespace::{Namespace, Namespaces, namespaces, own_namespace};
 pub use owner::{Owner, Owners, cgroup};
+pub use process::{comm, cookie_of, netns_of, sockets_of};
 pub use reader::{Reader, Reading};

@@ -127,22 +127,8 @@ pub struct Namespaces {
 /// # Errors
 /// /proc cannot be read.
 pub fn namespaces() -> Result<Namespaces, HostError> {
-    let mut found: HashMap<u64, Namespace> = HashMap::new();
+    let mut found = own_and_mounted()?;
     let mut hidden_processes = 0;
-
-    // Without a way: this one is another thread's in `enter`.
-    at(&mut found, own_inode().map_err(listing)?, None).is_own = true;
-
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").map_err(listing)?;
-    for (inode, way) in mounted(&mounts) {
-        let namespace = at(&mut found, inode, Some(&way));
-        if let (Some(name), true) = (way.file_name(), is_named(&way)) {
-            let name = name.to_string_lossy().into_owned();
-            if !namespace.names.contains(&name) {
-                namespace.names.push(name);
-            }
-        }
-    }
     for pid in numbered(Path::new("/proc")).map_err(listing)? {
         let tasks = PathBuf::from(format!("/proc/{pid}/task"));
         // A process may be gone by now.
@@ -173,6 +159,37 @@ pub fn namespaces() -> Result<Namespaces, HostError> {
         (!namespace.is_own, named, namespace.pid, namespace.inode)
     });
     Ok(Namespaces { found, hidden_processes })
+}
+
+/// Returns the network namespace of the calling thread, without looking for processes in it.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn own_namespace() -> Result<Namespace, HostError> {
+    let mut found = own_and_mounted()?.into_values();
+    // It is always among them.
+    let own = found.find(|namespace| namespace.is_own);
+    let mut own = own.ok_or_else(|| listing(io::ErrorKind::NotFound.into()))?;
+    own.names.sort_unstable();
+    Ok(own)
+}
+
+fn own_and_mounted() -> Result<HashMap<u64, Namespace>, HostError> {
+    let mut found = HashMap::new();
+    // Without a way: this one is another thread's in `enter`.
+    at(&mut found, own_inode().map_err(listing)?, None).is_own = true;
+
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").map_err(listing)?;
+    for (inode, way) in mounted(&mounts) {
+        let namespace = at(&mut found, inode, Some(&way));
+        if let (Some(name), true) = (way.file_name(), is_named(&way)) {
+            let name = name.to_string_lossy().into_owned();
+            if !namespace.names.contains(&name) {
+                namespace.names.push(name);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Returns the inode of this thread's namespace.

@@ -4,8 +4,9 @@
 use super::PortRanges;
 use crate::wire::MacAddr;
 use libc::{
-    BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K,
-    BPF_LD, BPF_LDX, BPF_MEM, BPF_MSH, BPF_RET, BPF_ST, BPF_W, sock_filter,
+    BPF_ABS, BPF_ADD, BPF_ALU, BPF_B, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP,
+    BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_LSH, BPF_MEM, BPF_MISC, BPF_MSH, BPF_RET, BPF_RSH,
+    BPF_ST, BPF_TAX, BPF_W, BPF_X, sock_filter,
 };
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -24,6 +25,9 @@ pub struct FilterSpec {
     pub addresses: Vec<IpAddr>,
     /// Our source ports.
     pub ports: PortRanges,
+    /// Ports of the kernel's own connections: of TCP to these only segments without data are let in, and
+    /// those with SYN, FIN or RST. They may be busy.
+    pub bare_ports: PortRanges,
     /// The interface's address.
     pub mac: MacAddr,
 }
@@ -37,6 +41,8 @@ const TCP: u32 = 6;
 const ICMP: u32 = 1;
 const ICMPV6: u32 = 58;
 const NEIGHBOUR_ADVERTISEMENT: u32 = 136;
+/// Flags of segments that are let in whatever they carry (RFC 9293 §3.1).
+const SYN_FIN_RST: u32 = 0x07;
 /// Hop-by-hop, routing, fragment, authentication, destination options (RFC 8200 §4).
 const EXTENSIONS: [u32; 5] = [0, 43, 44, 51, 60];
 
@@ -45,7 +51,7 @@ const ACCEPT: u32 = u32::MAX;
 
 impl FilterSpec {
     /// Returns the program, or `None` if it would exceed the kernel's 4,096 instructions (about
-    /// 2,000 IPv4 or 450 IPv6 addresses).
+    /// 2,000 IPv4 or 440 IPv6 addresses).
     pub(super) fn program(&self) -> Option<Vec<sock_filter>> {
         let (v4, v6) = by_family(&self.addresses);
         let mut p = Program::default();
@@ -74,12 +80,13 @@ impl FilterSpec {
 
         p.load_half(ETHERTYPE);
         p.accept_if(BPF_JEQ, ARP);
-        p.accept_replies(NETWORK, &self.ports);
+        p.accept_replies(NETWORK, &self.ports, &self.bare_ports);
 
         p.patch_equal(ipv6, IPV6);
         p.require_mac(self.mac);
         p.require_one_of_v6(NETWORK + 24, &v6);
-        p.accept_replies_v6(NETWORK, &self.ports, &[1, 2, 3, 4, NEIGHBOUR_ADVERTISEMENT]);
+        let icmp_types = [1, 2, 3, 4, NEIGHBOUR_ADVERTISEMENT];
+        p.accept_replies_v6(NETWORK, &self.ports, &self.bare_ports, &icmp_types);
         p.finished()
     }
 }
@@ -106,6 +113,8 @@ pub struct ElsewhereSpec {
     pub addresses: Vec<IpAddr>,
     /// Our source ports.
     pub ports: PortRanges,
+    /// Ports of the kernel's own connections, as in [`FilterSpec`].
+    pub bare_ports: PortRanges,
 }
 
 impl ElsewhereSpec {
@@ -123,11 +132,11 @@ impl ElsewhereSpec {
         p.load_word(16);
         let (v4, v6) = by_family(&self.addresses);
         p.require_one_of(&v4);
-        p.accept_replies(0, &self.ports);
+        p.accept_replies(0, &self.ports, &self.bare_ports);
 
         p.patch_equal(ipv6, IPV6);
         p.require_one_of_v6(24, &v6);
-        p.accept_replies_v6(0, &self.ports, &[1, 2, 3, 4]);
+        p.accept_replies_v6(0, &self.ports, &self.bare_ports, &[1, 2, 3, 4]);
         p.finished()
     }
 }
@@ -171,9 +180,9 @@ impl Program {
         self.load_word((libc::SKF_AD_OFF + what) as u32);
     }
 
-    /// Accepts first fragments of TCP segments to `ports` and of ICMP errors in the IPv4 packet that
-    /// begins at `network`, and nothing else.
-    fn accept_replies(&mut self, network: u32, ports: &PortRanges) {
+    /// Accepts first fragments of TCP segments to `ports`, of those without data to `bare`, and of ICMP
+    /// errors in the IPv4 packet that begins at `network`, and nothing else.
+    fn accept_replies(&mut self, network: u32, ports: &PortRanges, bare: &PortRanges) {
         self.load_half(network + 6);
         self.reject_if(BPF_JSET, 0x1fff); // fragment offset
         self.load_index_with_ihl(network);
@@ -182,6 +191,19 @@ impl Program {
         self.require(BPF_JEQ, TCP);
         self.load_half_indexed(network + 2);
         self.accept_ports(ports);
+        if self.require_ports(bare) {
+            self.load_byte_indexed(network + 13);
+            self.accept_if(BPF_JSET, SYN_FIN_RST);
+            // The header's length and what lies before it, against the whole.
+            self.load_byte_indexed(network + 12);
+            self.push(BPF_ALU | BPF_RSH | BPF_K, 0, 0, 4);
+            self.push(BPF_ALU | BPF_LSH | BPF_K, 0, 0, 2);
+            self.push(BPF_ALU | BPF_ADD | BPF_X, 0, 0, 0);
+            self.push(BPF_MISC | BPF_TAX, 0, 0, 0);
+            self.load_half(network + 2);
+            self.accept_if_index();
+            self.ret(0);
+        }
 
         self.patch_equal(icmp, ICMP);
         self.load_byte_indexed(network);
@@ -189,9 +211,15 @@ impl Program {
         self.ret(ACCEPT);
     }
 
-    /// Accepts TCP segments to `ports`, ICMPv6 messages of `icmp_types`, and everything behind extension
+    /// Accepts TCP segments to `ports`, those without data to `bare`, ICMPv6 messages of `icmp_types`, and everything behind extension
     /// headers, in the IPv6 packet that begins at `network`, and nothing else.
-    fn accept_replies_v6(&mut self, network: u32, ports: &PortRanges, icmp_types: &[u32]) {
+    fn accept_replies_v6(
+        &mut self,
+        network: u32,
+        ports: &PortRanges,
+        bare: &PortRanges,
+        icmp_types: &[u32],
+    ) {
         let upper = network + 40;
         self.load_byte(network + 6);
         let tcp = self.placeholder();
@@ -202,6 +230,17 @@ impl Program {
         self.patch_equal(tcp, TCP);
         self.load_half(upper + 2);
         self.accept_ports(ports);
+        if self.require_ports(bare) {
+            self.load_byte(upper + 13);
+            self.accept_if(BPF_JSET, SYN_FIN_RST);
+            self.load_byte(upper + 12);
+            self.push(BPF_ALU | BPF_RSH | BPF_K, 0, 0, 4);
+            self.push(BPF_ALU | BPF_LSH | BPF_K, 0, 0, 2);
+            self.push(BPF_MISC | BPF_TAX, 0, 0, 0);
+            self.load_half(network + 4);
+            self.accept_if_index();
+            self.ret(0);
+        }
 
         self.patch_equal(icmp, ICMPV6);
         self.load_byte(upper);
@@ -209,7 +248,7 @@ impl Program {
         self.ret(ACCEPT);
     }
 
-    /// Accepts if the port in the accumulator is one of `ports`, else rejects.
+    /// Accepts if the port in the accumulator is one of `ports`, else goes on with it.
     fn accept_ports(&mut self, ports: &PortRanges) {
         for range in ports.iter() {
             // Past the test of the end and its return if the port is below; past the return if above.
@@ -217,7 +256,24 @@ impl Program {
             self.push(BPF_JMP | BPF_JGT | BPF_K, 1, 0, u32::from(*range.end()));
             self.ret(ACCEPT);
         }
+    }
+
+    /// Goes on only if the port in the accumulator is one of `ports`, and says whether it may be.
+    fn require_ports(&mut self, ports: &PortRanges) -> bool {
+        let end = self.0.len() + 3 * ports.iter().count() + 1;
+        for range in ports.iter() {
+            self.push(BPF_JMP | BPF_JGE | BPF_K, 0, 2, u32::from(*range.start()));
+            self.push(BPF_JMP | BPF_JGT | BPF_K, 1, 0, u32::from(*range.end()));
+            self.push(BPF_JMP | BPF_JA, 0, 0, (end - self.0.len() - 1) as u32);
+        }
         self.ret(0);
+        ports.iter().next().is_some()
+    }
+
+    /// Accepts if the accumulator equals the index register.
+    fn accept_if_index(&mut self) {
+        self.push(BPF_JMP | BPF_JEQ | BPF_X, 0, 1, 0);
+        self.ret(ACCEPT);
     }
 
     /// Goes on only with frames to `mac`.
@@ -321,7 +377,8 @@ mod tests {
 
     fn spec() -> FilterSpec {
         let addresses = vec![OURS.into(), OURS_V6.into(), ALSO_OURS.into(), LINK_LOCAL.into()];
-        FilterSpec { addresses, ports: PortRanges::from(61000..=61999), mac: MacAddr(MAC) }
+        let (ports, bare_ports) = (PortRanges::from(61000..=61999), PortRanges::from(443..=443));
+        FilterSpec { addresses, ports, bare_ports, mac: MacAddr(MAC) }
     }
 
     /// Runs a filter in the kernel: a datagram socket lets in what its filter does.
@@ -454,6 +511,43 @@ mod tests {
         }
     }
 
+    /// A busy connection of the kernel's must not fill the ring.
+    #[test]
+    fn of_the_kernels_ports_lets_in_what_carries_no_data() {
+        let gate = Gate::new(&spec());
+        let with = |flags: u8, options: usize, data: usize| {
+            let mut segment = tcp(443);
+            segment[12] = (5 + options as u8) << 4;
+            segment[13] = flags;
+            segment.extend(vec![0x55; 4 * options + data]);
+            segment
+        };
+        for options in [0, 3, 10] {
+            for (flags, data, wanted) in [
+                (0x10, 0, true),
+                (0x10, 1, false),
+                (0x18, 1_400, false),
+                (0x11, 10, true),
+                (0x14, 10, true),
+                (0x12, 0, true),
+            ] {
+                let segment = with(flags, options, data);
+                for ip_options in [0, 8, 40] {
+                    // What stands behind the packet is padding.
+                    let frame = [ipv4(6, OURS, ip_options, 0, &segment), vec![0; 6]].concat();
+                    assert_eq!(gate.lets_in(&frame), wanted, "{flags:#x} {options} {data}");
+                }
+                assert_eq!(gate.lets_in(&ipv6(6, OURS_V6, &segment)), wanted, "{flags:#x} {data}");
+            }
+        }
+        let bare = FilterSpec { ports: PortRanges::default(), ..spec() };
+        assert!(Gate::new(&bare).lets_in(&ipv4(6, OURS, 0, 0, &with(0x10, 0, 0))));
+        assert!(!Gate::new(&bare).lets_in(&ipv4(6, OURS, 0, 0, &tcp(444))));
+        let none = FilterSpec { bare_ports: PortRanges::default(), ..spec() };
+        assert!(!Gate::new(&none).lets_in(&ipv4(6, OURS, 0, 0, &with(0x10, 0, 0))));
+        assert!(Gate::new(&none).lets_in(&ipv4(1, OURS, 0, 0, &[3, 1, 0, 0])), "ICMP");
+    }
+
     #[test]
     fn lets_in_icmp_errors_only() {
         let gate = Gate::new(&spec());
@@ -583,10 +677,10 @@ mod tests {
     #[test]
     fn holds_many_ipv6_addresses_or_none() {
         let many: Vec<Ipv6Addr> =
-            (0..440u16).map(|i| Ipv6Addr::new(0xfd01, i, 0, 0, 0, 0, 0, 9)).collect();
+            (0..430u16).map(|i| Ipv6Addr::new(0xfd01, i, 0, 0, 0, 0, 0, 9)).collect();
         let addresses = many.iter().map(|&address| address.into()).collect();
         let gate = Gate::new(&FilterSpec { addresses, ..spec() });
-        for address in [many[0], many[127], many[300], many[439]] {
+        for address in [many[0], many[127], many[300], many[429]] {
             assert!(gate.lets_in(&ipv6(6, address, &tcp(61000))));
         }
         assert!(!gate.lets_in(&ipv6(6, OURS_V6, &tcp(61000))));

@@ -118,6 +118,8 @@ pub struct Constraint {
     pub oif: Option<u32>,
     /// Use this source address, which must be one of this host's.
     pub source: Option<IpAddr>,
+    /// The mark of the packets (SO_MARK); rules can select by it.
+    pub mark: u32,
 }
 
 /// The kernel's answer for a class of destinations.
@@ -301,6 +303,9 @@ impl Routes {
         }
         if let Some(oif) = constraint.oif {
             request.attributes.push(RouteAttribute::Oif(oif));
+        }
+        if constraint.mark != 0 {
+            request.attributes.push(RouteAttribute::Mark(constraint.mark));
         }
         // RTA_IP_PROTO: rules can select by protocol.
         let tcp = DefaultNla::new(27, vec![libc::IPPROTO_TCP as u8]);

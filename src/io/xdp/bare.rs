@@ -1,7 +1,7 @@
 //! The barest loop over an AF_XDP ring: entries that never change, and two cursors that move on.
 
 use super::completions::Completions;
-use super::tx::XdpTx;
+use super::tx::{LAST_PATIENCE, XdpTx};
 use super::umem::CHUNK;
 use crate::io::IoError;
 use crate::io::bare::BareLoop;
@@ -26,7 +26,7 @@ impl<'a> BareRing<'a> {
     /// Writes `frame` into one frame of the UMEM, and its descriptor into every tx entry.
     pub(super) fn new(lender: &'a mut XdpTx, frame: &[u8]) -> Result<Self, IoError> {
         let all = lender.frames;
-        lender.await_frames(all)?;
+        lender.await_frames(all, LAST_PATIENCE)?;
         let completions = lender.completions.clone();
         let (next, seen) = (lender.producer.next(), completions.lock().consumer.next());
         let Some(first) = lender.free.first_mut().filter(|_| frame.len() <= CHUNK) else {
@@ -75,7 +75,7 @@ impl Drop for BareRing<'_> {
     fn drop(&mut self) {
         let clock = self.lender.clock;
         let begun = clock.now();
-        while self.in_flight > 0 && clock.now().since(begun) < super::tx::PATIENCE {
+        while self.in_flight > 0 && clock.now().since(begun) < LAST_PATIENCE {
             // What it says shows when frames do not come back.
             let _ = self.lender.kick();
             self.reap();
@@ -83,6 +83,5 @@ impl Drop for BareRing<'_> {
         // If some have not come back by now, the lender finds its ring in disorder, and says so.
         self.lender.producer.restart(self.next);
         self.completions.lock().consumer.restart(self.seen);
-        self.lender.taken = self.next;
     }
 }

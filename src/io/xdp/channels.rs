@@ -1,6 +1,7 @@
 //! How many queues an interface has (`ethtool -l`).
 
 use crate::io::IoError;
+use crate::io::guard::interface_name;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::os::fd::AsRawFd;
@@ -55,6 +56,24 @@ pub fn queues(interface: &str) -> Result<u32, IoError> {
         }
         Err(Errno::EOPNOTSUPP) => Ok(1),
         Err(errno) => Err(error(errno)),
+    }
+}
+
+/// The same of the interface with this index, whatever its name is by now.
+///
+/// # Errors
+/// No such interface.
+pub fn queues_of(ifindex: u32) -> Result<u32, IoError> {
+    let gone = |source| IoError {
+        operation: "count the queues",
+        object: format!("interface {ifindex}"),
+        source,
+        remedy: "",
+    };
+    match interface_name(ifindex) {
+        Ok(Some(name)) => queues(&name),
+        Ok(None) => Err(gone(Errno::ENODEV.into())),
+        Err(source) => Err(gone(source)),
     }
 }
 

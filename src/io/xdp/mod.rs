@@ -12,6 +12,8 @@
 mod bare;
 mod channels;
 mod completions;
+mod link;
+mod memory;
 mod program;
 mod rings;
 mod rx;
@@ -20,11 +22,18 @@ mod tx;
 mod umem;
 
 pub use bare::BareRing;
-pub use channels::{enable_gro, queues};
-pub use program::{Attached, Redirect, RedirectCounts, RedirectSpec, XdpMode};
+pub use channels::{enable_gro, queues, queues_of};
+pub use memory::lockable_per_queue;
+pub use program::{
+    Attached, Attachment, Redirect, RedirectCounts, RedirectSpec, Standing, XdpMode, rehearse,
+};
 pub use rx::XdpRx;
 pub use socket::{Queue, QueueSpec};
 pub use tx::XdpTx;
+
+/// Queues beyond this many get no socket of ours: what comes in by them passes to the AF_PACKET
+/// socket. Each takes a thread and [`Queue::OCTETS`].
+pub const MAX_QUEUES: u32 = 16;
 
 /// The longest packet that the receiving half takes, in octets.
 pub const RX_OCTETS: u32 = umem::RX_OCTETS as u32;

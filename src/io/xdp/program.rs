@@ -3,12 +3,12 @@
 #[cfg(test)]
 mod tests;
 
+use super::link::{Hanging, Link};
 use crate::io::IoError;
 use crate::io::guard::{Ports, Source, chain, errno};
 use crate::wire::MacAddr;
 use aya::maps::{HashMap, MapData, PerCpuArray, XskMap};
-use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, Xdp, xdp};
+use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use std::error::Error;
@@ -16,7 +16,8 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.bpf.o"));
 
@@ -34,13 +35,15 @@ pub enum XdpMode {
     Skb,
 }
 
-/// Where the program runs.
+/// Where a program runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Attached {
-    /// In the driver.
+    /// In the driver (native).
     Drv,
-    /// In the stack.
+    /// In the stack (generic).
     Skb,
+    /// On the card; ours never does.
+    Hw,
 }
 
 impl Attached {
@@ -49,13 +52,16 @@ impl Attached {
         match self {
             Attached::Drv => "drv",
             Attached::Skb => "skb",
+            Attached::Hw => "hw",
         }
     }
 
-    const fn mode(self) -> xdp::XdpMode {
+    /// `XDP_FLAGS_*_MODE` of linux/if_link.h.
+    const fn flag(self) -> u32 {
         match self {
-            Attached::Drv => xdp::XdpMode::Driver,
-            Attached::Skb => xdp::XdpMode::Skb,
+            Attached::Skb => 1 << 1,
+            Attached::Drv => 1 << 2,
+            Attached::Hw => 1 << 3,
         }
     }
 }
@@ -102,10 +108,64 @@ enum Counter {
 /// It hangs on a bpf_link that is pinned nowhere, so it is also gone when the process dies.
 pub struct Redirect {
     // First: the program is taken off before its maps go.
-    link: Option<FdLink>,
+    attachment: Option<Arc<Attachment>>,
     programs: Ebpf,
     counters: PerCpuArray<MapData, u64>,
     interface: String,
+}
+
+/// Our program on its interface. It is taken off when the last one who has this lets go of it.
+#[derive(Debug)]
+pub struct Attachment {
+    link: Link,
+    /// What the kernel said when it was attached.
+    begun: Hanging,
+    interface: String,
+}
+
+/// What has become of our program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// It is where it was attached.
+    Attached,
+    /// Somebody has detached it, or the interface is gone.
+    Detached,
+    /// Somebody has put another program, of this number, in its place.
+    Replaced(u32),
+}
+
+impl Attachment {
+    /// Returns the index that its interface had at first.
+    pub fn ifindex(&self) -> u32 {
+        self.begun.ifindex
+    }
+
+    /// Returns the name that its interface had at first.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Returns the number of the program that was attached.
+    pub fn program(&self) -> u32 {
+        self.begun.program
+    }
+
+    /// Asks the kernel what has become of the program. Needs no privilege.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn standing(&self) -> Result<Standing, IoError> {
+        let now = self.link.hanging().map_err(|errno| {
+            let operation = "see whether the XDP program is still attached";
+            io_error(operation, &self.interface, &errno, "")
+        })?;
+        Ok(match now {
+            Hanging { program, .. } if program != self.begun.program => Standing::Replaced(program),
+            // Renumbered in another network namespace: not where it was either.
+            Hanging { ifindex, .. } if ifindex != self.begun.ifindex => Standing::Detached,
+            _ => Standing::Attached,
+        })
+    }
 }
 
 impl fmt::Debug for Redirect {
@@ -152,7 +212,7 @@ impl Redirect {
         program.load().map_err(|cause| error(&cause))?;
         let counters = programs.take_map("counters").ok_or_else(|| broken("map counters"))?;
         let counters = PerCpuArray::try_from(counters).map_err(|cause| error(&cause))?;
-        Ok(Redirect { link: None, programs, counters, interface: interface.to_owned() })
+        Ok(Redirect { attachment: None, programs, counters, interface: interface.to_owned() })
     }
 
     /// Sends the frames of queue `queue_id` that are ours to `socket`, an AF_XDP socket.
@@ -189,7 +249,19 @@ impl Redirect {
         match (self.attach_as(ifindex, first), second) {
             (Ok(()), _) => Ok((first, None)),
             // The driver's own reasons, one of which is that it has no XDP.
-            (Err((Some(Errno::EOPNOTSUPP | Errno::ERANGE | Errno::ENOSPC), why)), Some(second)) => {
+            (
+                Err((
+                    Some(
+                        Errno::EOPNOTSUPP
+                        | Errno::ERANGE
+                        | Errno::ENOSPC
+                        | Errno::EINVAL
+                        | Errno::ENOMEM,
+                    ),
+                    why,
+                )),
+                Some(second),
+            ) => {
                 self.attach_as(ifindex, second).map_err(|(_, error)| error)?;
                 Ok((second, Some(why)))
             }
@@ -201,6 +273,7 @@ impl Redirect {
         let operation = match to {
             Attached::Drv => "attach the XDP program (native)",
             Attached::Skb => "attach the XDP program (generic)",
+            Attached::Hw => "attach the XDP program (offloaded)",
         };
         let error = |cause: &(dyn Error + 'static)| {
             let errno = xdp_errno(cause);
@@ -211,14 +284,17 @@ impl Redirect {
             .program_mut(PROGRAM)
             .and_then(|program| program.try_into().ok())
             .ok_or_else(|| error(&Errno::ENOENT))?;
-        let link = program
-            .attach_to_if_index(ifindex, to.mode())
-            .and_then(|id| program.take_link(id))
-            .map_err(|cause| error(&cause))?;
-        // aya falls back to netlink where the kernel refuses a link with EINVAL; a program attached
-        // so would outlive a killed process.
-        self.link = Some(FdLink::try_from(link).map_err(|_| error(&Errno::EINVAL))?);
+        let fd = program.fd().map_err(|cause| error(&cause))?;
+        let link = Link::create(fd.as_fd(), ifindex, to.flag()).map_err(|errno| error(&errno))?;
+        let begun = link.hanging().map_err(|errno| error(&errno))?;
+        let interface = self.interface.clone();
+        self.attachment = Some(Arc::new(Attachment { link, begun, interface }));
         Ok(())
+    }
+
+    /// Returns what the program hangs on, once it is attached, for whoever watches it.
+    pub fn attachment(&self) -> Option<Arc<Attachment>> {
+        self.attachment.clone()
     }
 
     /// Returns the name of its interface.
@@ -245,6 +321,22 @@ impl Redirect {
         })?;
         Ok(per_cpu.iter().sum())
     }
+}
+
+/// Opens an AF_XDP socket and loads the program, and lets both go again.
+///
+/// # Errors
+/// The kernel has no AF_XDP, its verifier refuses the program, or a capability is missing.
+pub fn rehearse() -> Result<(), IoError> {
+    super::socket::try_open()?;
+    let spec = RedirectSpec {
+        mac: MacAddr::default(),
+        sources: Vec::new(),
+        ports: crate::io::ports::DEFAULT,
+        queues: 1,
+        frame_octets: super::RX_OCTETS,
+    };
+    Redirect::load("this host", &spec).map(drop)
 }
 
 /// As [`errno`], but also where aya hides it in a variant of its own.
@@ -302,6 +394,9 @@ fn attach_remedy(errno: Option<Errno>) -> &'static str {
         }
         Some(Errno::EPERM | Errno::EACCES) => "needs CAP_BPF and CAP_NET_ADMIN, try sudo",
         Some(Errno::ENODEV) => "the interface is gone",
+        Some(Errno::EINVAL) => {
+            "the driver refuses it as the interface is set up (see: dmesg): --xdp-mode skb, or --io packet"
+        }
         Some(Errno::ENOMEM) => "the driver has no memory for its XDP queues: --xdp-mode skb",
         _ => "--xdp-mode skb asks less of the driver, --io packet nothing",
     }

@@ -80,6 +80,17 @@ impl Producer {
         Ok(())
     }
 
+    /// Returns how many entries could be written at the last [`free`](Self::free), less those written
+    /// since.
+    pub const fn known_free(&self) -> u32 {
+        self.size - self.next.wrapping_sub(self.consumed)
+    }
+
+    /// Returns how many entries the ring has.
+    pub const fn size(&self) -> u32 {
+        self.size
+    }
+
     /// Returns where the next entry is to be written, and moves on. There must be a free one.
     pub fn advance(&mut self) -> u32 {
         let at = self.next;

@@ -12,6 +12,7 @@ use super::umem::{CHUNK, Umem};
 use crate::io::IoError;
 use crate::time::Clock;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -31,12 +32,13 @@ impl Sizes {
     /// From 16 ms at a million packets a second, which a receiver on a busy machine may have to wait for
     /// its turn, and 36 MiB; to what the memlock limit, which is 8 MiB by default and counts for all queues
     /// of a user, allows.
-    const TRIED: [Sizes; 5] = [
+    pub const TRIED: [Sizes; 6] = [
         Sizes { rx: 16_384, tx: 2048 },
         Sizes { rx: 8192, tx: 2048 },
         Sizes { rx: 4096, tx: 2048 },
         Sizes { rx: 2048, tx: 1024 },
         Sizes { rx: 1024, tx: 512 },
+        Sizes { rx: 512, tx: 256 },
     ];
 
     /// Returns the memory that frames take, in octets.
@@ -80,6 +82,8 @@ pub struct Queue {
     pub rx: XdpRx,
     /// Whether the driver reads and writes the UMEM itself.
     pub zerocopy: bool,
+    /// The memory that it has locked, in octets.
+    pub octets: u64,
 }
 
 impl Queue {
@@ -106,14 +110,28 @@ impl Queue {
         let [first @ .., last] = Sizes::TRIED;
         for sizes in first.into_iter().filter(|sizes| sizes.octets() <= octets) {
             match Self::open_with(spec, sizes) {
-                // The memlock limit (xdp_umem_account_pages).
+                // The memlock limit (xdp_umem_account_pages): others of this user have their part.
                 Err(error) if error.source.raw_os_error() == Some(libc::ENOBUFS) => {
                     tracing::debug!(?sizes, %error, "fewer frames");
                 }
                 result => return result,
             }
         }
-        Self::open_with(spec, last)
+        Self::open_with(spec, last).map_err(|mut error| {
+            if error.source.raw_os_error() == Some(libc::ENOBUFS) {
+                let limit = match getrlimit(Resource::RLIMIT_MEMLOCK) {
+                    Ok((soft, _)) => format!("{} KiB", soft >> 10),
+                    Err(_) => "an unknown amount".to_owned(),
+                };
+                error.source = io::Error::other(format!(
+                    "{}: a queue locks at least {} KiB, and the memlock limit is {limit} for all that \
+                     this user locks",
+                    error.source,
+                    last.octets() >> 10
+                ));
+            }
+            error
+        })
     }
 
     fn open_with(spec: QueueSpec<'_>, sizes: Sizes) -> Result<Queue, IoError> {
@@ -140,7 +158,7 @@ impl Queue {
         let rx = rings.with_sockets(sockets.clone());
         let completions = Arc::new(Completions::new(completion, sizes.tx));
         let tx = XdpTx::new(tx, completions, sizes, tx_frames, zerocopy, sockets);
-        Ok(Queue { tx, rx, zerocopy })
+        Ok(Queue { tx, rx, zerocopy, octets: sizes.octets() })
     }
 }
 
@@ -167,6 +185,23 @@ impl Sockets {
     }
 }
 
+/// Opens an AF_XDP socket and closes it again.
+///
+/// # Errors
+/// No CAP_NET_RAW, or a kernel without AF_XDP.
+pub(super) fn try_open() -> Result<(), IoError> {
+    open_socket("this host").map(drop)
+}
+
+fn open_socket(object: &str) -> Result<OwnedFd, IoError> {
+    let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointer is passed.
+    let fd = Errno::result(unsafe { libc::socket(libc::AF_XDP, flags, 0) })
+        .map_err(|errno| io_error("open AF_XDP socket", object, errno))?;
+    // SAFETY: the descriptor was just made, and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// An AF_XDP socket and what messages say of it.
 #[derive(Debug)]
 pub(super) struct Socket {
@@ -183,12 +218,7 @@ impl Socket {
     }
 
     fn open(object: String, ifindex: u32, queue_id: u32) -> Result<Self, IoError> {
-        let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: no pointer is passed.
-        let fd = Errno::result(unsafe { libc::socket(libc::AF_XDP, flags, 0) })
-            .map_err(|errno| io_error("open AF_XDP socket", &object, errno))?;
-        // SAFETY: the descriptor was just made, and belongs to nobody else.
-        Ok(Socket { fd: unsafe { OwnedFd::from_raw_fd(fd) }, ifindex, queue_id, object })
+        Ok(Socket { fd: open_socket(&object)?, ifindex, queue_id, object })
     }
 
     /// Opens a socket that sends through the queue of this one, whose UMEM it shares, from a tx ring of
@@ -368,7 +398,8 @@ fn io_error(operation: &'static str, object: &str, errno: Errno) -> IoError {
         Errno::EAFNOSUPPORT => "the kernel lacks CONFIG_XDP_SOCKETS: --io packet",
         Errno::EPROTONOSUPPORT => "the kernel's AF_XDP is too old: --io packet",
         Errno::ENOBUFS => {
-            "the memlock limit is too low: raise it (ulimit -l unlimited), or grant CAP_IPC_LOCK"
+            "raise the limit (as root: prlimit --pid $$ --memlock=unlimited), grant cap_ipc_lock with \
+             setcap, use fewer queues (ethtool -L IFACE combined N), or --io packet"
         }
         Errno::EBUSY => "another program uses the queue: end it, or use --io packet",
         Errno::EINVAL => {

@@ -17,8 +17,10 @@ use std::time::Duration;
 /// The largest batch, in frames.
 const BATCH: usize = 256;
 
-/// How long a batch may make no progress before it is given up.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a batch may make no progress before it is given up: other paths wait meanwhile.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long the last frames may take on their way out.
+pub(super) const LAST_PATIENCE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 
@@ -37,8 +39,6 @@ pub struct XdpTx {
     // First, so that the rings are unmapped before their sockets close.
     pub(super) tx: Ring<libc::xdp_desc>,
     pub(super) producer: Producer,
-    /// Up to where the kernel has taken descriptors: it shows that late when it drops one.
-    pub(super) taken: u32,
     pub(super) completions: Arc<Completions>,
     /// Which of the halves that send through this queue.
     half: usize,
@@ -50,6 +50,9 @@ pub struct XdpTx {
     next: Option<Free>,
     /// What of the batch the kernel has not taken, in the order of the tx ring.
     pending: VecDeque<Pending>,
+    withdrawn: Withdrawn,
+    /// The first frame of the batch that was dropped and could not be repeated.
+    lost: Option<usize>,
     /// Frames of the batch for which there was a place in the ring.
     queued: usize,
     /// Those for which there was none: the kernel has not given back enough frames in time.
@@ -66,6 +69,8 @@ pub struct XdpTx {
 /// A descriptor in the tx ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Pending {
+    /// Where in the tx ring: its cursor then.
+    cursor: u32,
     /// Which frame of the UMEM.
     index: u32,
     /// Which frame of the batch.
@@ -96,7 +101,6 @@ impl XdpTx {
         XdpTx {
             tx,
             producer: Producer::new(0, sizes.tx),
-            taken: 0,
             completions,
             half: 0,
             back: Vec::new(),
@@ -104,6 +108,8 @@ impl XdpTx {
             ledger,
             next: None,
             pending: VecDeque::with_capacity(BATCH),
+            withdrawn: Withdrawn::default(),
+            lost: None,
             queued: 0,
             surplus: 0,
             scratch: Box::new([0; FRAME_OCTETS]),
@@ -136,7 +142,6 @@ impl XdpTx {
             halves.push(XdpTx {
                 tx,
                 producer: Producer::new(0, ring),
-                taken: 0,
                 completions: self.completions.clone(),
                 half,
                 back: Vec::new(),
@@ -144,6 +149,8 @@ impl XdpTx {
                 free,
                 next: None,
                 pending: VecDeque::with_capacity(BATCH),
+                withdrawn: Withdrawn::default(),
+                lost: None,
                 queued: 0,
                 surplus: 0,
                 scratch: Box::new([0; FRAME_OCTETS]),
@@ -179,17 +186,55 @@ impl XdpTx {
         self.completions.take(self.half, &mut self.back).map_err(|bad| socket.bad_ring(bad))?;
         for addr in self.back.drain(..) {
             let frame = self.ledger.take_back(addr).map_err(|bad| socket.bad_ring(bad))?;
+            for skipped in self.withdrawn.skipped_before(frame.index()) {
+                let skipped = self.ledger.withdraw(skipped).map_err(|bad| socket.bad_ring(bad))?;
+                self.free.push(skipped);
+            }
             self.free.push(frame);
         }
         Ok(())
     }
 
-    /// Puts a frame into the tx ring, where there is always room: no more frames exist.
+    /// Puts a frame into the tx ring, where there must be room.
     fn enqueue(&mut self, position: u16, frame: Free, len: u16) {
         let index = frame.index();
         let descriptor = self.ledger.lend_packet(frame, offset(index), usize::from(len));
+        let cursor = self.producer.next();
         self.tx.write(self.producer.advance(), descriptor);
-        self.pending.push_back(Pending { position, index, len });
+        self.pending.push_back(Pending { cursor, position, index, len });
+        if self.zerocopy {
+            self.withdrawn.note_sent(index);
+        }
+    }
+
+    /// Says whether the tx ring has room, which only withdrawn frames can take: it has no
+    /// fewer entries than there are frames.
+    fn has_room(&mut self) -> bool {
+        self.producer.known_free() > 0 || (self.skip_withdrawn().is_ok() && self.room() > 0)
+    }
+
+    fn room(&mut self) -> u32 {
+        self.producer.free(self.tx.consumer()).unwrap_or(0)
+    }
+
+    /// Makes the kernel skip what was withdrawn, as long as nothing of this batch is published. It
+    /// skips one entry a call, and shows that when it looks for new ones (__xsk_generic_xmit,
+    /// xskq_cons_get_entries).
+    fn skip_withdrawn(&mut self) -> Result<(), IoError> {
+        let size = self.producer.size();
+        for _ in 0..2 * size {
+            if self.room() as usize + self.pending.len() >= size as usize {
+                break;
+            }
+            match self.kick() {
+                Ok(()) => self.reap()?,
+                Err(errno @ (Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)) => {
+                    return Err(self.sockets.sending.error("send frames", errno));
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(())
     }
 
     /// Makes the kernel look at the tx ring. In copy mode this call is what sends.
@@ -207,28 +252,12 @@ impl XdpTx {
     fn note_taken(&mut self, dropped: bool) -> Result<(usize, Option<Pending>), IoError> {
         let socket = &self.sockets.sending;
         self.producer.free(self.tx.consumer()).map_err(|bad| socket.bad_ring(bad))?;
-        // It shows what it has taken only after it has sent something (__xsk_tx_release).
-        let shown = self.producer.consumed();
-        let is_news =
-            shown.wrapping_sub(self.taken) <= self.producer.next().wrapping_sub(self.taken);
-        let mut count = if is_news { shown.wrapping_sub(self.taken) } else { 0 };
-        if dropped && count == 0 && self.taken != self.producer.next() {
-            count = 1;
-        }
-        self.taken = self.taken.wrapping_add(count);
-        let stale = (self.producer.next().wrapping_sub(self.taken) as usize + count as usize)
-            .saturating_sub(self.pending.len());
-        // What an earlier batch has left behind comes first, and was reported then.
-        let of_batch = (count as usize).saturating_sub(stale).min(self.pending.len());
-        let last = self.pending.drain(..of_batch).next_back();
-        match dropped {
-            true => Ok((of_batch.saturating_sub(1), last)),
-            false => Ok((of_batch, None)),
-        }
+        Ok(strike(&mut self.pending, self.producer.consumed(), self.producer.next(), dropped))
     }
 
     /// Sends what is pending, waiting out a full device within bounds.
     fn send_all(&mut self) -> Result<(), IoError> {
+        self.skip_withdrawn()?;
         self.producer.publish(self.tx.producer());
         let mut pause = FIRST_PAUSE;
         let mut stuck_since: Option<Instant> = None;
@@ -238,6 +267,7 @@ impl XdpTx {
             let result = if !self.zerocopy || asleep { self.kick() } else { Ok(()) };
             let (taken, dropped) = self.note_taken(result == Err(Errno::EBUSY))?;
             self.reap()?;
+            let has_dropped = dropped.is_some();
             if let Some(lost) = dropped {
                 self.repeat(lost)?;
             }
@@ -257,7 +287,9 @@ impl XdpTx {
             }
             let now = self.clock.now();
             if now.since(*stuck_since.get_or_insert(now)) >= PATIENCE {
-                let errno = result.err().unwrap_or(Errno::EAGAIN);
+                // A device that drops frames has no room for them, or no link.
+                let errno = if has_dropped { Err(Errno::ENOBUFS) } else { result };
+                let errno = errno.err().unwrap_or(Errno::EAGAIN);
                 let mut error = self.sockets.sending.error("send frames", errno);
                 error.remedy = "the device takes no frames: see whether its link is up";
                 return Err(error);
@@ -268,31 +300,62 @@ impl XdpTx {
         Ok(())
     }
 
+    /// Makes sure that what is still pending never leaves: its peers will hear that they were not
+    /// asked, and a frame that left after their verdict would open what nobody closes.
+    ///
+    /// An entry of the tx ring cannot be taken out, but it can be made one that the kernel skips
+    /// (xp_aligned_validate_desc). In copy mode the kernel reads entries only in our own calls. In
+    /// zero-copy mode the driver may be reading this very one: then it leaves after all, now.
+    fn withdraw(&mut self) -> Result<(), IoError> {
+        let outside = self.ledger.outside();
+        for pending in std::mem::take(&mut self.pending) {
+            self.tx.write(pending.cursor, outside);
+            if self.zerocopy {
+                self.withdrawn.note_withdrawn(pending.index);
+                continue;
+            }
+            let socket = &self.sockets.sending;
+            let frame = self.ledger.withdraw(pending.index).map_err(|bad| socket.bad_ring(bad))?;
+            self.free.push(frame);
+        }
+        Ok(())
+    }
+
     /// Sends a frame again that the device has dropped; its octets are as they were.
     fn repeat(&mut self, lost: Pending) -> Result<(), IoError> {
         let Some(at) = self.free.iter().rposition(|frame| frame.index() == lost.index) else {
             // Not given back with the drop, as every kernel does (kfree_skb, then xsk_destruct_skb).
+            self.lost = Some(usize::from(lost.position));
             return Err(self.sockets.sending.error("send frames", Errno::EBUSY));
         };
+        let socket = &self.sockets.sending;
+        let room = self.producer.free(self.tx.consumer()).map_err(|bad| socket.bad_ring(bad))?;
+        if room == 0 {
+            self.lost = Some(usize::from(lost.position));
+            return Err(socket.error("send frames", Errno::ENOBUFS));
+        }
         let frame = self.free.swap_remove(at);
         self.enqueue(lost.position, frame, lost.len);
         self.producer.publish(self.tx.producer());
         Ok(())
     }
 
-    /// Waits until `wanted` frames have come back, within bounds.
-    pub(super) fn await_frames(&mut self, wanted: usize) -> Result<(), IoError> {
+    /// Waits until `wanted` frames have come back, for as long as `patience`.
+    pub(super) fn await_frames(
+        &mut self,
+        wanted: usize,
+        patience: Duration,
+    ) -> Result<(), IoError> {
         self.reap()?;
         let begun = self.clock.now();
         let mut pause = FIRST_PAUSE;
-        while self.free.len() < wanted && self.clock.now().since(begun) < PATIENCE {
-            // What an earlier batch has left in the ring, or, with zero-copy, what the driver has sent
-            // and not cleaned up.
+        while self.free.len() < wanted && self.clock.now().since(begun) < patience {
+            // With zero-copy, what the driver has sent and not cleaned up.
             match self.kick() {
-                Ok(()) | Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR) => {
-                    self.note_taken(false)?;
-                }
-                Err(Errno::EBUSY) => drop(self.note_taken(true)?),
+                Ok(())
+                | Err(
+                    Errno::EAGAIN | Errno::EBUSY | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR,
+                ) => drop(self.note_taken(false)?),
                 Err(_) => return Ok(()),
             }
             self.clock.sleep(pause);
@@ -301,14 +364,84 @@ impl XdpTx {
         }
         Ok(())
     }
+
+    /// Says why no frame could be reserved: what the kernel says of the link, or that it gives none
+    /// back.
+    fn shortage(&self) -> IoError {
+        let errno = match self.kick() {
+            Err(errno @ (Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)) => errno,
+            _ => Errno::ENOBUFS,
+        };
+        self.sockets.sending.error("reserve frames", errno)
+    }
+}
+
+/// Strikes from `pending` what the kernel has taken: everything before `consumed`, where `next` is
+/// the next free entry. Returns how many frames have left, and the last one of them apart if one was
+/// dropped. That one the kernel does not always show: it moves the cursor only after it has sent
+/// something (__xsk_tx_release).
+fn strike(
+    pending: &mut VecDeque<Pending>,
+    consumed: u32,
+    next: u32,
+    dropped: bool,
+) -> (usize, Option<Pending>) {
+    let unread = next.wrapping_sub(consumed);
+    let is_taken = |pending: &Pending| next.wrapping_sub(pending.cursor) > unread;
+    let taken = pending.partition_point(is_taken);
+    let last = pending.drain(..taken).next_back();
+    match (dropped, last) {
+        (false, _) => (taken, None),
+        (true, Some(last)) => (taken - 1, Some(last)),
+        (true, None) => (0, pending.pop_front()),
+    }
+}
+
+/// Frames that a driver in zero-copy mode may have read before they were withdrawn. Addresses come
+/// back in the order in which the entries were read, so whoever comes back says that those before
+/// were skipped.
+#[derive(Debug, Default)]
+struct Withdrawn {
+    /// Every frame that has not come back, and whether it was withdrawn.
+    sent: VecDeque<(u32, bool)>,
+}
+
+impl Withdrawn {
+    fn note_sent(&mut self, index: u32) {
+        self.sent.push_back((index, false));
+    }
+
+    fn note_withdrawn(&mut self, index: u32) {
+        let last = self.sent.iter_mut().rev().find(|(sent, _)| *sent == index);
+        if let Some((_, is_withdrawn)) = last {
+            *is_withdrawn = true;
+        }
+    }
+
+    /// Returns how many may never come back.
+    fn waiting(&self) -> usize {
+        self.sent.iter().filter(|(_, is_withdrawn)| *is_withdrawn).count()
+    }
+
+    /// Notes that this frame has come back, and returns those that will not.
+    fn skipped_before(&mut self, index: u32) -> Vec<u32> {
+        let Some(at) = self.sent.iter().position(|(sent, _)| *sent == index) else {
+            return Vec::new();
+        };
+        let before: Vec<_> = self.sent.drain(..=at).take(at).collect();
+        // What was not withdrawn comes back itself, whatever the order.
+        let (skipped, late): (Vec<_>, Vec<_>) = before.into_iter().partition(|(_, gone)| *gone);
+        late.into_iter().rev().for_each(|entry| self.sent.push_front(entry));
+        skipped.into_iter().map(|(index, _)| index).collect()
+    }
 }
 
 impl Drop for XdpTx {
     /// Lets the driver send what it has taken: the last frames of a sweep close its flows, and a queue
     /// is reset when its socket goes.
     fn drop(&mut self) {
-        let held = usize::from(self.next.is_some());
-        if let Err(error) = self.await_frames(self.frames - held) {
+        let held = usize::from(self.next.is_some()) + self.withdrawn.waiting();
+        if let Err(error) = self.await_frames(self.frames - held, LAST_PATIENCE) {
             tracing::debug!(%error, "the last frames may not have been sent");
         }
     }
@@ -337,7 +470,7 @@ impl Transmit for XdpTx {
     fn submit(&mut self, len: usize) {
         assert!(len <= FRAME_OCTETS, "frame of {len} octets in a buffer of {FRAME_OCTETS}");
         match self.next.take() {
-            Some(frame) if self.surplus == 0 => {
+            Some(frame) if self.surplus == 0 && self.has_room() => {
                 self.enqueue(self.queued as u16, frame, len as u16);
                 self.queued += 1;
             }
@@ -349,22 +482,22 @@ impl Transmit for XdpTx {
     }
 
     /// In copy mode every frame has gone to the device when this returns, in zero-copy mode the driver
-    /// has taken it. Frames that are refused stay in the tx ring, from which nothing can be taken back:
-    /// they may still leave, late.
+    /// has taken it. Frames that are refused do not leave later.
     fn flush(&mut self) -> Result<usize, Unsent> {
         let result = self.send_all();
+        let first_unsent = self.pending.iter().map(|pending| usize::from(pending.position));
+        let first_unsent = first_unsent.chain(self.lost.take()).min();
         let (queued, surplus) = (self.queued, self.surplus);
-        let first_unsent = self.pending.iter().map(|pending| usize::from(pending.position)).min();
-        self.pending.clear();
         (self.queued, self.surplus) = (0, 0);
         let sent = first_unsent.unwrap_or(queued);
         let refused = queued + surplus - sent;
         self.sent += sent as u64;
         let unsent = |error| Unsent { sent, refused, error };
+        self.withdraw().map_err(unsent)?;
         result.map_err(unsent)?;
-        self.await_frames(self.batch()).map_err(unsent)?;
+        self.await_frames(self.batch(), PATIENCE).map_err(unsent)?;
         if surplus > 0 {
-            return Err(unsent(self.sockets.sending.error("reserve frames", Errno::EAGAIN)));
+            return Err(unsent(self.shortage()));
         }
         Ok(queued)
     }
@@ -375,5 +508,56 @@ impl Transmit for XdpTx {
         let sent = self.sent;
         let queue = socket.queue_id;
         Ok(Some(QueueCounts { queue, sent, tx_invalid_descs, ..QueueCounts::default() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames in the entries from `start` on, numbered from 0.
+    fn pending(start: u32, count: usize) -> VecDeque<Pending> {
+        let frame = |position: usize| Pending {
+            cursor: start.wrapping_add(position as u32),
+            position: position as u16,
+            index: position as u32,
+            len: 60,
+        };
+        (0..count).map(frame).collect()
+    }
+
+    #[test]
+    fn taken_is_what_the_kernel_has_read() {
+        for start in [0, u32::MAX - 1] {
+            let mut frames = pending(start, 5);
+            let next = start.wrapping_add(5);
+            assert_eq!(strike(&mut frames, start, next, false), (0, None));
+            assert_eq!(strike(&mut frames, start.wrapping_add(2), next, false), (2, None));
+            // It was shown: the third left, the fourth was dropped.
+            let (taken, dropped) = strike(&mut frames, start.wrapping_add(4), next, true);
+            assert_eq!((taken, dropped.map(|frame| frame.position)), (1, Some(3)));
+            // It was not.
+            let (taken, dropped) = strike(&mut frames, start.wrapping_add(4), next, true);
+            assert_eq!((taken, dropped.map(|frame| frame.position)), (0, Some(4)));
+            assert!(frames.is_empty());
+        }
+    }
+
+    /// A frame that was withdrawn belongs to the driver until one behind it has come back.
+    #[test]
+    fn who_comes_back_says_who_does_not() {
+        let mut sent = Withdrawn::default();
+        (0..5).for_each(|index| sent.note_sent(index));
+        (1..4).for_each(|index| sent.note_withdrawn(index));
+        assert_eq!(sent.waiting(), 3);
+        assert!(sent.skipped_before(0).is_empty());
+        // Read by the driver before it was withdrawn.
+        assert_eq!(sent.skipped_before(2), [1]);
+        assert_eq!(sent.skipped_before(4), [3]);
+        assert_eq!(sent.waiting(), 0);
+        // Out of order: nobody is given up who was not withdrawn.
+        (0..3).for_each(|index| sent.note_sent(index));
+        assert!(sent.skipped_before(2).is_empty());
+        assert!(sent.skipped_before(0).is_empty() && sent.skipped_before(1).is_empty());
     }
 }

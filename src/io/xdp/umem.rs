@@ -231,6 +231,19 @@ impl Ledger {
         Ok(Free(index))
     }
 
+    /// Returns a descriptor of nothing, which the kernel skips.
+    pub fn outside(&self) -> libc::xdp_desc {
+        libc::xdp_desc { addr: u64::from(self.umem.frames) * CHUNK as u64, len: 64, options: 0 }
+    }
+
+    /// Takes back a frame that was lent, and that the kernel has not read and will not read.
+    ///
+    /// # Errors
+    /// [`BadDescriptor`] if it was not lent.
+    pub fn withdraw(&mut self, index: u32) -> Result<Free, BadDescriptor> {
+        self.take_back(u64::from(index) * CHUNK as u64)
+    }
+
     /// Takes back a frame that the kernel has filled, by its descriptor from the rx ring.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! A flow that was given: taken up as it is, probed, and left as it was.
 #![forbid(unsafe_code)]
 
-use super::{Flow, Owed, Stage};
+use super::host::HostSide;
+use super::{Flow, Owed, Stage, Step};
 use crate::probe::given::{Given, Origin};
 use crate::probe::matcher::Reply;
 use crate::probe::plan::Plan;
@@ -16,8 +17,8 @@ pub const LINGER: Duration = Duration::from_secs(3);
 impl Flow {
     /// Returns a flow that somebody else has opened. It waits until it is [taken up](Self::take_up).
     pub fn given(given: &Given) -> Self {
-        Flow {
-            origin: Origin::Given { wnd: given.wnd, clock: given.clock },
+        let flow = Flow {
+            origin: Origin::Given { wnd: given.wnd, clock: given.clock, tos: 0 },
             opens: 1,
             confirmed: true,
             local_port: given.local.port(),
@@ -26,7 +27,11 @@ impl Flow {
             irs: given.rcv_nxt - 1,
             rcv_nxt: given.rcv_nxt,
             ..Flow::new()
-        }
+        };
+        let Some(host) = &given.host else { return flow };
+        let mut flow = Flow { host: Some(Box::new(HostSide::new(host))), ..flow };
+        flow.number(&host.latest);
+        flow
     }
 
     /// Says who opened it.
@@ -35,8 +40,11 @@ impl Flow {
     }
 
     /// Begins the rest, or the keepalive plan if there is none.
-    pub fn take_up(&mut self, now: Instant, plan: &Plan) {
+    pub fn take_up(&mut self, now: Instant, plan: &Plan) -> Step {
         self.ask_anew();
+        if self.is_host() {
+            return self.take_up_host(now, plan);
+        }
         if plan.keepalive.idle.is_zero() {
             self.stage = Stage::Probing;
             self.owe(Owed::PROBE);
@@ -44,6 +52,7 @@ impl Flow {
             self.stage = Stage::Resting;
             self.deadline = now + plan.keepalive.idle;
         }
+        Step::Continue
     }
 
     /// Ends the probing without a word to the peer.
@@ -52,6 +61,10 @@ impl Flow {
         self.deadline = Instant::FAR_FUTURE;
         // With a round-trip time there was an answer that can only be to the last probe.
         let all_is_in = self.asked == 0 || self.rtt.is_some() || self.facts.reset;
+        let all_is_in = match &self.host {
+            Some(host) => self.is_host_over(host, all_is_in),
+            None => all_is_in,
+        };
         self.stage = if all_is_in { Stage::Closed } else { Stage::Lingering };
         if !all_is_in {
             // Of a probe that was taken back only the first is known.

@@ -3,6 +3,7 @@
 mod close;
 mod given;
 mod handshake;
+mod host;
 mod keepalive;
 mod local;
 mod network;

@@ -68,7 +68,7 @@ impl Sender {
     pub(super) fn handle_local(&mut self, path: PathId, reply: &Reply, now: Instant) {
         let index = self.index(reply.slot);
         let Some(egress) = self.egress(index) else { return };
-        if egress == path {
+        if egress == path || self.loopback.contains(&egress) {
             return self.handle_reply(path, reply, now);
         }
         if self.is_stale(index, reply) {

@@ -242,6 +242,7 @@ impl Sender {
             let flow = &mut self.flows[index];
             flow.facts.unprobeable = true;
             flow.note_local(obstacle, now);
+            flow.settle();
             return self.judge(slot, now);
         }
         let Some(hop) = self.targets[index].hop else {
@@ -264,8 +265,8 @@ impl Sender {
         let source = self.neighbours.hop(hop).source;
         let flow = &mut self.flows[index];
         if !flow.origin().is_owned() {
-            flow.take_up(now, &self.plan);
-            return self.touch(slot);
+            let step = flow.take_up(now, &self.plan);
+            return self.take_step(slot, step, now);
         }
         let span = u32::from(self.source_ports.end() - self.source_ports.start()) + 1;
         // Consecutive ports for one target: a closed 4-tuple is never used again (2 MSL).
@@ -334,10 +335,10 @@ impl Sender {
                 SegmentKind::Fin => flow.snd_una(),
                 SegmentKind::Ack | SegmentKind::Rst => flow.snd_nxt(),
             };
-            // A repeat differs by its window, which is never 0 and never above the real one.
-            let wnd = match flow.origin() {
-                Origin::Owned => WINDOW,
-                Origin::Given { wnd, .. } => wnd,
+            // A repeat differs by its window, which is never above the real one, and 0 only if that is.
+            let (wnd, tos) = match flow.origin() {
+                Origin::Owned => (WINDOW, 0),
+                Origin::Given { wnd, tos, .. } => (wnd, tos),
             };
             let variant = flow.sent_in_all % WINDOW_VARIANTS.min(wnd).max(1);
             let outgoing = Outgoing {
@@ -346,8 +347,9 @@ impl Sender {
                 local_port: flow.local_port,
                 peer,
                 seq,
-                ack: (kind != SegmentKind::Syn && knew_peer).then_some(flow.rcv_nxt),
+                ack: (kind != SegmentKind::Syn && knew_peer).then_some(flow.seg_ack(kind)),
                 wnd: wnd - variant,
+                tos,
                 // Tells frames of one flow apart in captures; DF is set, so no more is needed.
                 ip_id: (slot.0 as u16).wrapping_mul(31).wrapping_add(flow.sent_in_all),
                 timestamps: flow.origin().timestamps(now),

@@ -19,7 +19,7 @@ fn link(name: &str) -> Link {
             addresses: vec!["10.0.0.1/24".parse().expect("a prefix")],
         },
         driver: Some("veth".into()),
-        queues: Some((2, 1)),
+        queues: Some(2),
         xdp_features: None,
         xdp_programs: Vec::new(),
     }
@@ -63,7 +63,7 @@ fn interfaces_by_state() {
 
 #[test]
 fn programs_that_hear_first_are_told() {
-    let mut seen = seen(with(|link| link.xdp_programs = vec![(XdpMode::Generic, 7)]), false);
+    let mut seen = seen(with(|link| link.xdp_programs = vec![(Attached::Skb, 7)]), false);
     seen.tcx = Ok([vec!["police".into()], Vec::new()]);
     let check = interface(&seen);
     assert_eq!(check.status, Status::Warn);
@@ -153,4 +153,42 @@ fn conntrack_is_a_matter_of_room() {
     assert!(full.remedy.is_some_and(|text| text.contains("nf_conntrack_max=2000")));
     let words = conntrack(Some(Conntrack { tcp_loose: Some(false), ..table(0) })).found;
     assert!(words.contains("tcp_loose off"), "{words}");
+}
+
+#[test]
+fn what_af_xdp_can_expect() {
+    let found = |link: Link| xdp_path(&seen(link, false));
+    for no in [
+        with(|l| l.interface.has_mac = false),
+        with(|l| l.interface.up = false),
+        with(|l| l.interface.is_port = true),
+        with(|l| l.interface.loopback = true),
+    ] {
+        assert_eq!(found(no), None);
+    }
+    let plain = found(link("eth1")).expect("a check");
+    assert_eq!((plain.status, plain.interface.as_deref()), (Status::Ok, Some("eth1")));
+    assert_eq!(plain.found, "XDP modes unknown before Linux 6.3, 2 queues");
+    let many = found(with(|l| l.queues = Some(64))).expect("a check");
+    assert!(many.found.ends_with("64 queues, 16 of them used"), "{many:?}");
+    let taken = found(with(|l| l.xdp_programs = vec![(Attached::Drv, 7)])).expect("a check");
+    assert_eq!(taken.status, Status::Warn);
+    assert!(taken.found.ends_with("XDP program 7 is attached already (drv)"), "{taken:?}");
+    let long = found(with(|l| l.interface.mtu = 9000)).expect("a check");
+    assert!(long.found.ends_with("MTU 9000") && long.status == Status::Warn, "{long:?}");
+    assert!(long.remedy.expect("a remedy").contains("ip link set dev eth1 mtu 1500"));
+}
+
+#[test]
+fn without_af_xdp_a_sweep_still_runs() {
+    let error = IoError {
+        operation: "open AF_XDP socket",
+        object: "this host".into(),
+        source: io::Error::from_raw_os_error(libc::EAFNOSUPPORT),
+        remedy: "the kernel lacks CONFIG_XDP_SOCKETS: --io packet",
+    };
+    let check = xdp(Err(error));
+    assert_eq!(check.status, Status::Warn);
+    assert!(check.found.starts_with("no --io xdp: open AF_XDP socket on this host"), "{check:?}");
+    assert_eq!(xdp(Ok(())).status, Status::Ok);
 }

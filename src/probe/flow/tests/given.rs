@@ -245,7 +245,8 @@ fn an_interruption_waits_for_answers_under_way_and_sends_nothing() {
 
 #[test]
 fn timestamps_are_live_and_tell_which_probe_was_answered() {
-    let clock = TimestampClock { ts_recent: 77, ts_offset_ms: u32::MAX - 1_499 };
+    let clock =
+        TimestampClock { ts_recent: 77, ts_offset: u32::MAX - 1_499, in_microseconds: false };
     let octets = Plan { probe_bytes: ProbeBytes::One, ..plan() };
     for plan in [plan(), octets] {
         let mut script = Script::given(plan, |given| given.clock = Some(clock));
@@ -282,6 +283,7 @@ fn a_probe_that_did_not_leave_is_not_owed_after_the_verdict() {
         wnd: 1,
         clock: None,
         obstacle: None,
+        host: None,
     };
     let at = |seconds: u64| Instant::from_nanos(seconds * 1_000_000_000);
     for refused in [true, false] {
@@ -330,7 +332,8 @@ fn targets_leave_the_tuples_of_given_flows_alone() {
         let (wnd, clock, obstacle) = (1, None, None);
         let (snd_una, snd_nxt, rcv_nxt) = (number, number, number);
         let local = SocketAddr::new(source, taken);
-        let given = Given { local, peer, snd_una, snd_nxt, rcv_nxt, wnd, clock, obstacle };
+        let given =
+            Given { local, peer, snd_una, snd_nxt, rcv_nxt, wnd, clock, obstacle, host: None };
         let path = PathInfo {
             id: PathId(0),
             interface: "test0".into(),
@@ -382,7 +385,7 @@ proptest! {
         let mut plan = plan();
         plan.keepalive.idle = Duration::from_secs(idle);
         plan.close = if fin { Close::Fin } else { Close::Rst };
-        let clock = clock.then_some(TimestampClock { ts_recent: 7, ts_offset_ms: 9 });
+        let clock = clock.then_some(TimestampClock { ts_recent: 7, ts_offset: 9, in_microseconds: false });
         let mut script = Script::given(plan, |given| (given.wnd, given.clock) = (wnd, clock));
         let mut now = 0;
         for (index, (wait, flags, seq, ack, len, open, icmp)) in says.into_iter().enumerate() {

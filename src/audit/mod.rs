@@ -1,0 +1,203 @@
+//! Asks the peers of this host's own connections whether they are still there.
+//!
+//! ```text
+//! io::host::Reader ─Connection→ filter, attribute ─Listed→ Sweep, one in each namespace ─Verdict→ Outcome
+//! ```
+//!
+//! [`Audit`] says which connections; [`Audit::list`] reads them, [`Audit::probe`] asks their peers.
+//! [`probe`] asks about a single socket of the calling process. Nothing is changed: no connection
+//! dies of being asked, and none is closed.
+//!
+//! ```no_run
+//! use keepsweep::audit::Audit;
+//! use keepsweep::engine::Control;
+//! use keepsweep::probe::classify::State;
+//! use std::time::Duration;
+//!
+//! # fn main() -> Result<(), keepsweep::audit::AuditError> {
+//! let audit = Audit::new().idle_over(Duration::from_secs(3600));
+//! let listing = audit.list()?;
+//! println!("{} connections idle for an hour", listing.len());
+//! audit.probe(listing, &Control::default(), &mut |outcome| {
+//!     if outcome.verdict.state != State::Alive {
+//!         let connection = &outcome.listed.connection;
+//!         println!("{} → {}: {}", connection.local, connection.peer, outcome.verdict.state.name());
+//!     }
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod changes;
+mod connection;
+mod filter;
+mod finding;
+mod list;
+mod own;
+mod sweeps;
+#[cfg(test)]
+mod tests;
+
+pub use changes::{Change, Changes};
+pub use connection::{ASKED, Listed, Process, TCP_STATES, state_name};
+pub use finding::{Finding, KEEPALIVE_OFF_OVER, Middlebox, findings};
+pub use list::Listing;
+pub use own::{probe, probe_with};
+
+use crate::engine::EngineError;
+use crate::io::host::{HostError, TcpState};
+use crate::probe::evidence::Verdict;
+use crate::probe::plan::{Close, PROFILES, Plan, ProbeBytes};
+use filter::Filter;
+use ipnet::IpNet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which connections to ask, and how. The default: those of the calling thread's network namespace
+/// that are in a state of [`ASKED`], with [`PLAN`].
+#[derive(Clone, Debug)]
+pub struct Audit {
+    scope: Scope,
+    pids: Vec<u32>,
+    filter: Filter,
+    plan: Plan,
+    keepalive_off_over: Duration,
+    pcap: Option<PathBuf>,
+}
+
+/// Which network namespaces.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Scope {
+    /// The calling thread's; with processes named, theirs.
+    Own,
+    /// The one of this name.
+    Named(String),
+    /// All that can be found.
+    All,
+}
+
+/// What is sent unless told otherwise: at once, five keepalives a second apart, 10,000 a second in
+/// all.
+pub const PLAN: Plan = Plan {
+    keepalive: PROFILES[0].1,
+    probe_bytes: ProbeBytes::Auto,
+    connect_timeout: Duration::from_secs(15),
+    close: Close::Rst,
+    rate_pps: Some(10_000),
+    rate_per_prefix_pps: None,
+    seed: 0,
+};
+
+/// What came out for one connection.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Outcome {
+    /// The connection as it was when it was listed.
+    pub listed: Arc<Listed>,
+    /// What is said of its peer.
+    pub verdict: Verdict,
+    /// What else an operator wants to know of it.
+    pub findings: Vec<Finding>,
+}
+
+/// Why an audit cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// There is no such namespace, process, or connection.
+    #[error("{0}")]
+    Usage(String),
+    /// The kernel does not tell its connections.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Their peers cannot be asked.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Audit::new()
+    }
+}
+
+impl Audit {
+    /// Builds an audit of the calling thread's network namespace.
+    pub fn new() -> Audit {
+        Audit {
+            scope: Scope::Own,
+            pids: Vec::new(),
+            filter: Filter::default(),
+            plan: PLAN,
+            keepalive_off_over: KEEPALIVE_OFF_OVER,
+            pcap: None,
+        }
+    }
+
+    /// Looks into the network namespace of this name instead: as `ip netns` has it, or
+    /// `net:[INODE]`.
+    #[must_use]
+    pub fn netns(self, name: impl Into<String>) -> Audit {
+        Audit { scope: Scope::Named(name.into()), ..self }
+    }
+
+    /// Looks into every network namespace of this host.
+    #[must_use]
+    pub fn every_netns(self) -> Audit {
+        Audit { scope: Scope::All, ..self }
+    }
+
+    /// Takes connections of this process only, or of those named so far; of its network namespace,
+    /// unless another was asked for.
+    #[must_use]
+    pub fn pid(mut self, pid: u32) -> Audit {
+        self.pids.push(pid);
+        self
+    }
+
+    /// Takes connections to these peers only, or to those named so far.
+    #[must_use]
+    pub fn peer(mut self, peers: impl Into<IpNet>) -> Audit {
+        self.filter.peers.push(peers.into());
+        self
+    }
+
+    /// Takes only connections on which no data has moved, either way, for longer than `span`.
+    #[must_use]
+    pub fn idle_over(mut self, span: Duration) -> Audit {
+        self.filter.idle_over = Some(span);
+        self
+    }
+
+    /// Takes connections in these states, instead of those of [`ASKED`] whose socket somebody holds.
+    /// What cannot be asked is listed, and `undetermined`.
+    #[must_use]
+    pub fn tcp_states(mut self, states: impl IntoIterator<Item = TcpState>) -> Audit {
+        self.filter.states = Some(states.into_iter().collect());
+        self
+    }
+
+    /// Sends by this plan instead of [`PLAN`]. Its rate is shared by all namespaces.
+    #[must_use]
+    pub fn plan(self, plan: Plan) -> Audit {
+        Audit { plan, ..self }
+    }
+
+    /// Finds fault with connections without SO_KEEPALIVE that are idle for longer than `span`,
+    /// instead of [`KEEPALIVE_OFF_OVER`].
+    #[must_use]
+    pub fn keepalive_off_over(self, span: Duration) -> Audit {
+        Audit { keepalive_off_over: span, ..self }
+    }
+
+    /// Writes every probe and reply to this pcap file: possible for a single network namespace.
+    #[must_use]
+    pub fn pcap(self, path: impl Into<PathBuf>) -> Audit {
+        Audit { pcap: Some(path.into()), ..self }
+    }
+
+    /// Returns what there is to find in `listed`, whether its peer is asked or not.
+    pub fn findings(&self, listed: &Listed) -> Vec<Finding> {
+        findings(listed, self.keepalive_off_over)
+    }
+}

@@ -1,0 +1,526 @@
+//! `keepsweep audit` and its library, on real sockets in network namespaces of their own. Needs root.
+
+mod netns;
+
+use keepsweep::audit::{self, Audit, AuditError};
+use keepsweep::engine::Control;
+use keepsweep::probe::classify::{Reason, State};
+use netns::{in_namespace, ip};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use snapbox::cmd::cargo_bin;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+
+/// Both ends of a connection.
+struct Pair {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+/// Connects over the loopback of this thread's namespace.
+fn pair(listen: &str, connect: &str) -> Pair {
+    let listener = TcpListener::bind((listen, 0)).expect("bind");
+    let port = listener.local_addr().expect("an address").port();
+    let client = TcpStream::connect((connect, port)).expect("connect");
+    let (server, _) = listener.accept().expect("accept");
+    Pair { client, server }
+}
+
+fn keepsweep(args: &str) -> Command {
+    let mut command = Command::new(cargo_bin!("keepsweep"));
+    command.args(args.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs an audit that must end with `code`, and returns its records.
+fn audited(args: &str, code: i32) -> Vec<Value> {
+    let output = keepsweep(&format!("audit --format ndjson {args}")).output().expect("runs");
+    assert_eq!(output.status.code(), Some(code), "{args}: {}", said(&output));
+    records(&output.stdout)
+}
+
+fn records(text: &[u8]) -> Vec<Value> {
+    let lines = text.lines().map(|line| line.expect("UTF-8"));
+    lines.map(|line| serde_json::from_str(&line).expect("JSON")).collect()
+}
+
+fn end(record: &Value, side: &str) -> SocketAddr {
+    let ip = record[format!("{side}_ip")].as_str().expect("an address");
+    let port = record[format!("{side}_port")].as_u64().expect("a port") as u16;
+    SocketAddr::new(ip.parse().expect("an address"), port)
+}
+
+fn text<'a>(record: &'a Value, field: &str) -> &'a str {
+    record[field].as_str().unwrap_or_else(|| panic!("no {field}: {record}"))
+}
+
+/// The ends and states of the listed connections.
+fn ends(records: &[Value]) -> BTreeSet<(SocketAddr, SocketAddr, String)> {
+    let ends = |record: &Value| {
+        (end(record, "local"), end(record, "peer"), text(record, "tcp_state").to_owned())
+    };
+    let set: BTreeSet<_> = records.iter().map(ends).collect();
+    assert_eq!(set.len(), records.len(), "each once");
+    set
+}
+
+/// The same as `ss` has it, v4-mapped addresses as they are on the wire.
+fn ss() -> BTreeSet<(SocketAddr, SocketAddr, String)> {
+    let output = Command::new("ss").args(["-tnaH"]).output().expect("ss runs");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let connections = text.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let state = match fields.next()? {
+            "LISTEN" => return None,
+            "ESTAB" => "established".to_owned(),
+            state => state.to_ascii_lowercase(),
+        };
+        let mut address = |skip| {
+            let address: SocketAddr = fields.nth(skip)?.parse().ok()?;
+            Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+        };
+        Some((address(2)?, address(0)?, state))
+    });
+    connections.collect()
+}
+
+/// Ends a process of ours, if the test has not.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn lists_what_ss_lists_and_says_whose_it_is() {
+    in_namespace(|| {
+        let held = [pair("127.0.0.1", "127.0.0.1"), pair("::1", "::1"), pair("::", "127.0.0.1")];
+        let half = pair("127.0.0.1", "127.0.0.1");
+        half.client.shutdown(Shutdown::Write).expect("shut down");
+        // The FIN has arrived.
+        (&half.server).read_exact(&mut [0]).expect_err("the end");
+        let closed = pair("::1", "::1");
+        closed.client.shutdown(Shutdown::Both).expect("shut down");
+        (&closed.server).read_exact(&mut [0]).expect_err("the end");
+        drop(closed);
+
+        let listed = audited("--dry-run --tcp-state all", 0);
+        assert_eq!(ends(&listed), ss());
+        let states: Vec<_> = listed.iter().map(|record| text(record, "tcp_state")).collect();
+        for state in ["established", "close-wait", "fin-wait-2", "time-wait"] {
+            assert!(states.contains(&state), "{states:?}");
+        }
+        for record in listed.iter().filter(|record| text(record, "tcp_state") == "established") {
+            assert_eq!(record["pid"], std::process::id(), "{record}");
+            let comm = std::fs::read_to_string("/proc/self/comm").expect("a name");
+            assert_eq!(text(record, "comm"), comm.trim(), "{record}");
+            assert!(record["findings"].as_array().is_some_and(Vec::is_empty), "{record}");
+            assert!(record["keepalive"].is_null(), "{record}");
+        }
+        // The v4-mapped end as well as the IPv4 one.
+        let mapped = held[2].client.local_addr().expect("an address");
+        let ends_of_it = listed
+            .iter()
+            .filter(|record| end(record, "local") == mapped || end(record, "peer") == mapped);
+        assert_eq!(ends_of_it.count(), 2);
+        // Unless asked for, the states that end by themselves are left out, and said to be.
+        let output = keepsweep("audit --dry-run --format csv").output().expect("runs");
+        assert!(said(&output).contains("1 in time-wait"), "{}", said(&output));
+        let rows = String::from_utf8_lossy(&output.stdout).lines().count();
+        assert_eq!(rows, listed.len(), "a header, and no TIME_WAIT");
+    });
+}
+
+#[test]
+fn a_list_is_what_sweep_takes_for_flows() {
+    in_namespace(|| {
+        let _held = [pair("127.0.0.1", "127.0.0.1"), pair("::1", "::1")];
+        let dir = tempfile::tempdir().expect("a directory");
+        for format in ["ndjson", "csv"] {
+            let list = dir.path().join(format);
+            let list = list.to_str().expect("a path");
+            let output =
+                keepsweep(&format!("audit --dry-run --format {format} -o {list}")).output();
+            assert!(output.expect("runs").status.success());
+            let output = keepsweep(&format!("sweep --flows {list} --dry-run")).output();
+            let output = output.expect("runs");
+            assert!(output.status.success(), "{}", said(&output));
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains("127.0.0.1:") && text.contains("[::1]:"), "{text}");
+        }
+    });
+}
+
+#[test]
+fn filters_by_peer_state_idleness_and_process() {
+    in_namespace(|| {
+        ip("address add 10.9.0.1/32 dev lo");
+        let near = pair("127.0.0.1", "127.0.0.1");
+        let far = pair("10.9.0.1", "10.9.0.1");
+        far.client.shutdown(Shutdown::Write).expect("shut down");
+        (&far.server).read_exact(&mut [0]).expect_err("the end");
+        let of = |args: &str| ends(&audited(&format!("--dry-run {args}"), 0));
+        assert_eq!(of("").len(), 4);
+        assert_eq!(of("--peer 127.0.0.1").len(), 2);
+        assert_eq!(of("--peer 10.9.0.0/16 --peer fd00::/8").len(), 2);
+        let waiting = of("--tcp-state CLOSE_WAIT");
+        let expected = (
+            far.server.local_addr().expect("an address"),
+            far.server.peer_addr().expect("an address"),
+            "close-wait".to_owned(),
+        );
+        assert_eq!(waiting, [expected].into());
+        assert_eq!(of("--idle-over 1h").len(), 0);
+        assert_eq!(of("--idle-over 0s --tcp-state established").len(), 2);
+
+        // A process of its own, with one connection, which this one does not hold.
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let port = listener.local_addr().expect("an address").port();
+        let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; echo ready >&3; read -u 3");
+        let child = Command::new("bash").args(["-c", &script]).spawn().expect("bash runs");
+        let child = Ended(child);
+        let (mut server, _) = listener.accept().expect("accept");
+        server.read_exact(&mut [0; 6]).expect("it is ready");
+        let pid = child.0.id();
+        let theirs = audited(&format!("--dry-run --pid {pid}"), 0);
+        assert_eq!(theirs.len(), 1, "{theirs:?}");
+        assert_eq!(end(&theirs[0], "peer"), server.local_addr().expect("an address"));
+        assert_eq!(
+            (theirs[0]["pid"].as_u64(), text(&theirs[0], "comm")),
+            (Some(pid.into()), "bash")
+        );
+        drop(child);
+        let output = keepsweep(&format!("audit --dry-run --pid {pid}")).output().expect("runs");
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains(&format!("look at process {pid}: no such process")));
+        drop(near);
+    });
+}
+
+/// A network namespace with a name, taken away at the end.
+struct Named(String);
+
+impl Named {
+    fn new(name: &str) -> Named {
+        let name = format!("audit-{}-{name}", std::process::id());
+        ip(&format!("netns add {name}"));
+        let named = Named(name);
+        ip(&format!("-n {} link set lo up", named.0));
+        named
+    }
+
+    /// Runs `f` on a thread inside of it.
+    fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(format!("/run/netns/{}", self.0)).expect("its file");
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&file, CloneFlags::CLONE_NEWNET).expect("enter");
+                f()
+            });
+            thread.join().expect("no panic")
+        })
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
+#[test]
+fn namespaces_are_told_apart_and_named() {
+    in_namespace(|| {
+        let (one, two) = (Named::new("one"), Named::new("two"));
+        // The same ends in both.
+        let held = [&one, &two].map(|named| {
+            named.enter(|| {
+                ip("address add 10.77.66.1/32 dev lo");
+                let listener = TcpListener::bind("10.77.66.1:7777").expect("bind");
+                let script = "exec 3<>/dev/tcp/10.77.66.1/7777; echo ready >&3; read -u 3";
+                let child = Command::new("bash").args(["-c", script]).spawn().expect("bash runs");
+                let (mut server, _) = listener.accept().expect("accept");
+                server.read_exact(&mut [0; 6]).expect("it is ready");
+                (Ended(child), server)
+            })
+        });
+        let of = |args: &str| audited(&format!("--dry-run --peer 10.77.66.0/24 {args}"), 0);
+        let by_netns = |records: &[Value], name: &str| {
+            records.iter().filter(|record| text(record, "netns") == name).count()
+        };
+        let all = of("--netns all");
+        assert_eq!(all.len(), 4, "{all:?}");
+        assert_eq!((by_netns(&all, &one.0), by_netns(&all, &two.0)), (2, 2));
+        let cookies: BTreeSet<_> = all.iter().map(|record| record["cookie"].as_u64()).collect();
+        assert_eq!(cookies.len(), 4);
+        let of_two = of(&format!("--netns {}", two.0));
+        assert_eq!((of_two.len(), by_netns(&of_two, &two.0)), (2, 2));
+        assert!(of("").is_empty());
+        // A process is looked for where it is.
+        let (child, _) = &held[1];
+        let of_child = of(&format!("--pid {}", child.0.id()));
+        assert_eq!((of_child.len(), by_netns(&of_child, &two.0)), (1, 1));
+
+        let output = keepsweep("audit --dry-run --netns nosuch").output().expect("runs");
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains("find network namespace nosuch: no such namespace"));
+        assert!(said(&output).contains(&one.0), "{}", said(&output));
+    });
+}
+
+#[test]
+fn nothing_to_ask_is_no_failure() {
+    in_namespace(|| {
+        for args in ["audit", "audit --dry-run", "audit --format csv"] {
+            let output = keepsweep(args).output().expect("runs");
+            assert_eq!(output.status.code(), Some(0), "{args}: {}", said(&output));
+            assert!(said(&output).contains("there is no such connection"), "{}", said(&output));
+        }
+    });
+}
+
+/// This thread's namespace with a peer in another one, over a pair of veths.
+struct Peer {
+    namespace: Named,
+    listener: TcpListener,
+}
+
+const HERE: &str = "10.55.0.1";
+const THERE: &str = "10.55.0.2";
+
+impl Peer {
+    fn new(name: &str) -> Peer {
+        let namespace = Named::new(name);
+        ip(&format!("link add up0 type veth peer name up0 netns {}", namespace.0));
+        ip(&format!("address add {HERE}/24 dev up0"));
+        ip("link set up0 up");
+        ip(&format!("-n {} address add {THERE}/24 dev up0", namespace.0));
+        ip(&format!("-n {} link set up0 up", namespace.0));
+        let listener = namespace.enter(|| TcpListener::bind((THERE, 7000)).expect("bind"));
+        Peer { namespace, listener }
+    }
+
+    /// A connection that has carried data both ways, and its other end.
+    fn connect(&self) -> Pair {
+        let mut client = TcpStream::connect((THERE, 7000)).expect("connect");
+        let (mut server, _) = self.listener.accept().expect("accept");
+        client.write_all(b"question").expect("written");
+        server.read_exact(&mut [0; 8]).expect("read");
+        server.write_all(b"answer").expect("written");
+        client.read_exact(&mut [0; 6]).expect("read");
+        Pair { client, server }
+    }
+
+    /// From now on it swallows all TCP that comes in, and sends none.
+    fn falls_silent(&self) {
+        self.nft("add table inet silence");
+        for hook in ["prerouting", "output"] {
+            self.nft(&format!(
+                "add chain inet silence {hook} {{ type filter hook {hook} priority -400 ; }}"
+            ));
+            self.nft(&format!("add rule inet silence {hook} meta l4proto tcp drop"));
+        }
+    }
+
+    fn speaks_again(&self) {
+        self.nft("delete table inet silence");
+    }
+
+    /// It forgets all its connections, and sends no RST about that.
+    fn forgets(&self) {
+        self.falls_silent();
+        let netns = &self.namespace.0;
+        let status = Command::new("ip")
+            .args(["netns", "exec", netns, "ss", "-K", "state", "established"])
+            .stdout(Stdio::null())
+            .status();
+        assert!(status.expect("ss runs").success());
+        self.speaks_again();
+    }
+
+    fn nft(&self, words: &str) {
+        let status =
+            Command::new("ip").args(["netns", "exec", &self.namespace.0, "nft", words]).status();
+        assert!(status.expect("nft runs").success(), "nft {words}");
+    }
+}
+
+/// The record of the connection whose local end is that of `stream`.
+fn of<'a>(records: &'a [Value], stream: &TcpStream) -> &'a Value {
+    let local = stream.local_addr().expect("an address");
+    let is_it = |record: &&Value| record["type"] == "peer" && end(record, "local") == local;
+    records.iter().find(is_it).unwrap_or_else(|| panic!("{local} is not in {records:?}"))
+}
+
+fn is_whole(pair: &mut Pair) {
+    pair.client.write_all(b"still").expect("written");
+    pair.server.read_exact(&mut [0; 5]).expect("read");
+    pair.server.write_all(b"there").expect("written");
+    pair.client.read_exact(&mut [0; 5]).expect("read");
+}
+
+#[test]
+fn verdicts_are_joined_with_the_connections() {
+    in_namespace(|| {
+        let peer = Peer::new("verdicts");
+        let mut held = peer.connect();
+        let records = audited("", 0);
+        let record = of(&records, &held.client);
+        assert_eq!((text(record, "state"), text(record, "reason")), ("alive", "ack"), "{record}");
+        assert_eq!(
+            (record["probes"].as_u64(), record["pid"].as_u64()),
+            (Some(1), Some(std::process::id().into()))
+        );
+        let summary = records.last().expect("a summary");
+        assert_eq!((summary["peers"].as_u64(), summary["alive"].as_u64()), (Some(1), Some(1)));
+        assert_eq!(summary["by_process"][0]["alive"], 1, "{summary}");
+        assert_eq!(summary["by_prefix"][0]["prefix"], "10.55.0.0/24", "{summary}");
+        assert_eq!(summary["kernel_rsts"], 0, "{summary}");
+        is_whole(&mut held);
+
+        let pcap = tempfile::NamedTempFile::new().expect("a file");
+        peer.falls_silent();
+        let args = format!("--interval 500ms --count 3 --pcap {}", pcap.path().display());
+        let records = audited(&args, 1);
+        let record = of(&records, &held.client);
+        assert_eq!((text(record, "state"), text(record, "reason")), ("down", "silent"), "{record}");
+        assert!(std::fs::metadata(pcap.path()).expect("written").len() > 24);
+        peer.speaks_again();
+        is_whole(&mut held);
+
+        peer.forgets();
+        let output = keepsweep("audit").output().expect("runs");
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        let table = String::from_utf8(output.stdout).expect("UTF-8");
+        let row = table.lines().nth(1).expect("a row");
+        assert!(row.starts_with("rebooted  "), "{table}");
+        assert!(row.contains("does not know the connection"), "{table}");
+        let listed = audited("--dry-run", 0);
+        assert_eq!(text(&listed[0], "tcp_state"), "established", "it has survived");
+    });
+}
+
+#[test]
+fn rounds_write_changes_only() {
+    in_namespace(|| {
+        let peer = Peer::new("rounds");
+        let first = peer.connect();
+        let child = keepsweep("audit --format ndjson --every 1s --interval 500ms --count 3")
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut child = Ended(child.expect("starts"));
+        let out = child.0.stdout.take().expect("piped");
+        let mut lines = BufReader::new(out).lines();
+        let mut next = || -> Value {
+            let line = lines.next().expect("a line").expect("UTF-8");
+            serde_json::from_str(&line).expect("JSON")
+        };
+        let local = |stream: &TcpStream| stream.local_addr().expect("an address");
+        let changed = |record: &Value, stream: &TcpStream, change: &str| {
+            assert_eq!((end(record, "local"), text(record, "change")), (local(stream), change));
+        };
+        let record = next();
+        changed(&record, &first.client, "new");
+        assert_eq!((text(&record, "state"), record["round"].as_u64()), ("alive", Some(1)));
+        // Whatever comes next is not about the first one: it has not changed.
+        let second = peer.connect();
+        let record = next();
+        changed(&record, &second.client, "new");
+        assert!(record["round"].as_u64() > Some(1), "{record}");
+        let gone = local(&second.client);
+        drop(second);
+        let record = next();
+        assert_eq!((text(&record, "type"), text(&record, "change")), ("gone", "gone"), "{record}");
+        assert_eq!(end(&record, "local"), gone);
+        peer.falls_silent();
+        let record = next();
+        changed(&record, &first.client, "state");
+        assert_eq!((text(&record, "state"), text(&record, "state_before")), ("down", "alive"));
+        kill(Pid::from_raw(child.0.id() as i32), Signal::SIGINT).expect("signalled");
+        let summary = next();
+        assert_eq!(text(&summary, "type"), "summary", "{summary}");
+        assert_eq!(child.0.wait().expect("ends").code(), Some(130));
+    });
+}
+
+#[test]
+fn an_application_asks_about_its_own_socket() {
+    in_namespace(|| {
+        let peer = Peer::new("own");
+        let mut held = peer.connect();
+        let verdict = audit::probe(&held.client).expect("asked");
+        assert_eq!((verdict.state, verdict.reason), (State::Alive, Reason::Ack), "{verdict:?}");
+        assert_eq!(verdict.peer, held.client.peer_addr().expect("an address"));
+        is_whole(&mut held);
+        let mut plan = audit::PLAN;
+        plan.keepalive.interval = std::time::Duration::from_millis(500);
+        plan.keepalive.count = 3;
+        peer.falls_silent();
+        let verdict = audit::probe_with(&held.client, plan).expect("asked");
+        assert_eq!((verdict.state, verdict.reason), (State::Down, Reason::Silent), "{verdict:?}");
+        // This thread has kept what it needs to do so again.
+        peer.speaks_again();
+        let verdict = audit::probe(&held.client).expect("asked");
+        assert_eq!(verdict.state, State::Alive, "{verdict:?}");
+        is_whole(&mut held);
+
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let refused = audit::probe(&listener).expect_err("not connected");
+        assert!(matches!(refused, AuditError::Usage(_)), "{refused}");
+        assert!(refused.to_string().contains("it must be connected"), "{refused}");
+        let file = File::open("/proc/self/comm").expect("a file");
+        let refused = audit::probe(&file).expect_err("not a socket").to_string();
+        assert!(refused.contains("get SO_COOKIE"), "{refused}");
+    });
+}
+
+#[test]
+fn a_namespace_that_vanishes_takes_none_with_it() {
+    in_namespace(|| {
+        let (stays, goes) = (Named::new("stays"), Named::new("goes"));
+        let there = |named: &Named| {
+            named.enter(|| {
+                ip("address add 10.77.67.1/32 dev lo");
+                pair("10.77.67.1", "10.77.67.1")
+            })
+        };
+        let (kept, lost) = (there(&stays), there(&goes));
+        let peer: ipnet::IpNet = "10.77.67.1/32".parse().expect("a prefix");
+        let audit = Audit::new().every_netns().peer(peer);
+        let listing = audit.list().expect("listed");
+        assert_eq!(listing.len(), 4);
+        let name = goes.0.clone();
+        drop((goes, lost));
+        let control = Control::default();
+        let mut said = std::collections::BTreeMap::new();
+        let asked = audit.probe(listing, &control, &mut |outcome| {
+            let key = (outcome.listed.netns.to_string(), outcome.verdict.state);
+            *said.entry(key).or_insert(0) += 1;
+        });
+        let summary = asked.expect("the other one is asked");
+        assert_eq!(
+            said,
+            [((stays.0.clone(), State::Alive), 2), ((name.clone(), State::Undetermined), 2)].into()
+        );
+        assert_eq!((summary.peers, summary.faults.len()), (4, 0));
+        let notices: Vec<String> = std::iter::from_fn(|| control.notices.pop()).collect();
+        assert!(
+            notices.iter().any(|notice| notice.contains(&format!("{name} is gone"))),
+            "{notices:?}"
+        );
+        drop(kept);
+    });
+}
