@@ -198,7 +198,8 @@ impl Receiver {
         Receiver { on_loopback: true, ..self }
     }
 
-    /// Parses one frame, matches it, and hands what is believed to the sender.
+    /// Parses one frame, matches it, and hands what is believed to the sender. What was taken in before
+    /// must be settled, or its turn comes later.
     ///
     /// # Errors
     /// The queue to the sender is full: hand over the returned message with
