@@ -42,8 +42,6 @@ pub struct XdpTx {
     pub(super) completions: Arc<Completions>,
     /// Which of the halves that send through this queue.
     half: usize,
-    /// Addresses on their way from `completions` to `free`.
-    back: Vec<u64>,
     pub(super) ledger: Ledger,
     pub(super) free: Vec<Free>,
     /// The frame last reserved.
@@ -103,7 +101,6 @@ impl XdpTx {
             producer: Producer::new(0, sizes.tx),
             completions,
             half: 0,
-            back: Vec::new(),
             free,
             ledger,
             next: None,
@@ -144,7 +141,6 @@ impl XdpTx {
                 producer: Producer::new(0, ring),
                 completions: self.completions.clone(),
                 half,
-                back: Vec::new(),
                 ledger,
                 free,
                 next: None,
@@ -182,17 +178,16 @@ impl XdpTx {
 
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
-        let socket = &self.sockets.sending;
-        self.completions.take(self.half, &mut self.back).map_err(|bad| socket.bad_ring(bad))?;
-        for addr in self.back.drain(..) {
-            let frame = self.ledger.take_back(addr).map_err(|bad| socket.bad_ring(bad))?;
-            for skipped in self.withdrawn.skipped_before(frame.index()) {
-                let skipped = self.ledger.withdraw(skipped).map_err(|bad| socket.bad_ring(bad))?;
-                self.free.push(skipped);
+        let XdpTx { completions, half, ledger, free, withdrawn, sockets, .. } = self;
+        let taken = completions.take(*half, |addr| {
+            let frame = ledger.take_back(addr)?;
+            for skipped in withdrawn.skipped_before(frame.index()) {
+                free.push(ledger.withdraw(skipped)?);
             }
-            self.free.push(frame);
-        }
-        Ok(())
+            free.push(frame);
+            Ok(())
+        });
+        taken.map_err(|bad| sockets.sending.bad_ring(bad))
     }
 
     /// Puts a frame into the tx ring, where there must be room.
