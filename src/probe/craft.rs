@@ -188,7 +188,7 @@ impl Template {
         Ok(Template { frame, len, layout, v4, ip_sum, tcp_sum })
     }
 
-    #[inline]
+    #[inline(always)]
     fn patch(&self, segment: &Outgoing, buf: &mut [u8]) -> Result<usize, CraftError> {
         let (need, have) = (self.len, buf.len());
         if have < need {
@@ -208,14 +208,16 @@ impl Template {
                 *to = *from;
                 self.fill_in(IP_V4, segment, to)
             }
-            _ => {
-                let frame = &mut buf[..need];
-                frame.copy_from_slice(&self.frame[..need]);
-                self.fill_in(self.layout, segment, frame)
-            }
+            _ => self.patch_any(segment, &mut buf[..need]),
         };
         filled.ok_or(CraftError::TooShort { need, have })?;
         Ok(need)
+    }
+
+    #[inline(never)]
+    fn patch_any(&self, segment: &Outgoing, frame: &mut [u8]) -> Option<()> {
+        frame.copy_from_slice(&self.frame[..frame.len()]);
+        self.fill_in(self.layout, segment, frame)
     }
 
     #[inline]
