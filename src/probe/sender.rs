@@ -313,6 +313,8 @@ impl Sender {
         if self.flows[index].must_be_read(now) {
             return self.touch(slot);
         }
+        // A reading that was asked for on a hint comes too late to be a second verdict.
+        self.flows[index].settle();
         let verdict = self.verdict(slot, false);
         let flow = &mut self.flows[index];
         if verdict.state == State::Alive {

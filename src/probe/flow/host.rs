@@ -209,8 +209,6 @@ impl Flow {
     pub(crate) fn must_be_read(&mut self, now: Instant) -> bool {
         let is_settled = self.host.as_ref().is_none_or(|host| host.is_settled);
         if is_settled || classify(&self.facts).0 == State::Alive {
-            // A reading that was to settle a doubt would bring a second verdict.
-            self.host.iter_mut().for_each(|host| host.awaits = None);
             return false;
         }
         self.await_reading(now, After::Verdict);
