@@ -126,11 +126,11 @@ pub fn notes(flows: &[Given], unreadable: Option<&str>, no_way: Option<&str>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::seq::SeqNumber;
+    use crate::wire::SeqNumber;
 
     #[test]
     fn connections_without_a_way_are_said_with_the_cause() {
-        let number = SeqNumber::new(1);
+        let number = SeqNumber(1);
         let flow = Given {
             local: ([10, 98, 0, 1], 40_000).into(),
             peer: ([10, 99, 0, 7], 80).into(),
