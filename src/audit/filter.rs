@@ -23,7 +23,7 @@ pub struct Filter {
 pub enum Taken {
     /// It is of interest.
     Yes,
-    /// It would be, but for its state.
+    /// It would be, but it is in a state that cannot be asked, and no states were named.
     ButForState(TcpState),
     /// It is not.
     No,
@@ -43,6 +43,8 @@ impl Filter {
         match is_theirs && is_peer && is_idle {
             false => Taken::No,
             true if self.takes_state(connection) => Taken::Yes,
+            // Whoever names states leaves the others out knowingly.
+            true if self.states.is_some() => Taken::No,
             true => Taken::ButForState(connection.state),
         }
     }

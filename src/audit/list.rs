@@ -13,7 +13,7 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub struct Listing {
     pub(super) namespaces: Vec<InNamespace>,
-    /// Connections that were left out for their state alone, by state.
+    /// Connections that were left out for their state alone, by state; none where states were named.
     pub left_out: BTreeMap<TcpState, u64>,
     /// What could not be looked at, in words.
     pub warnings: Vec<String>,
@@ -79,8 +79,9 @@ impl Audit {
         if found.hidden_processes > 0 && self.scope == Scope::All {
             listing.warnings.push(format!(
                 "look into every network namespace: that of {} hidden process(es) is left out, \
-                 unless another one is in it; needs CAP_SYS_PTRACE: try sudo",
-                found.hidden_processes
+                 unless another one is in it; {}",
+                found.hidden_processes,
+                host::hidden_remedy()
             ));
         }
         let chosen = self.choose(found.found)?;

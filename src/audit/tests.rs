@@ -176,6 +176,8 @@ fn filters_are_all_to_be_passed_and_states_are_told_apart() {
     assert_eq!(Filter::default().takes(&mini, None), Taken::ButForState(TcpState::FinWait2));
     let asked_for = Filter { states: Some(vec![TcpState::FinWait2]), ..Filter::default() };
     assert_eq!(asked_for.takes(&mini, None), Taken::Yes);
+    // Nothing is said of what was left out on request: the kernel does not end those by itself.
+    assert_eq!(asked_for.takes(&established, None), Taken::No);
     // Of a socket without numbers nobody knows how long it is idle.
     let filter = Filter { idle_over: Some(Duration::ZERO), ..Filter::default() };
     assert_eq!(filter.takes(&mini, None), Taken::No);

@@ -91,7 +91,8 @@ impl From<AuditError> for Failure {
     fn from(error: AuditError) -> Failure {
         match error {
             AuditError::Usage(_) => Failure::Usage(error.into()),
-            AuditError::Host(_) => Failure::System(error.into()),
+            // As text: it holds its own cause, which a chain of errors would say again.
+            AuditError::Host(error) => Failure::System(anyhow::Error::msg(error.to_string())),
             AuditError::Engine(error) => error.into(),
         }
     }
@@ -214,4 +215,26 @@ fn told<'a>(outcome: &'a Outcome, change: Option<Change>) -> Told<'a> {
     let Outcome { listed, verdict, findings } = outcome;
     let connection = Some(Audited { listed, findings, change });
     Told::Record(Record { verdict, name: None, label: None, connection })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::exit::Exit;
+    use crate::io::IoError;
+    use crate::io::host::HostError;
+    use std::io;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = IoError {
+            operation: "enter network namespace",
+            object: "web".to_owned(),
+            source: io::Error::from_raw_os_error(1),
+            remedy: "try sudo",
+        };
+        let text = error.to_string();
+        let failure = Failure::from(AuditError::Host(HostError::Io(error)));
+        assert_eq!((failure.exit(), failure.to_string()), (Exit::System, text));
+    }
 }

@@ -92,14 +92,17 @@ fn leave_owned(flows: &[Given], why: &str) -> Result<Examined, EngineError> {
 }
 
 /// Says in words, for the user, how many flows are not probed, and why.
-pub fn notes(flows: &[Given], unreadable: Option<&str>) -> Vec<String> {
+pub fn notes(flows: &[Given], unreadable: Option<&str>, no_way: Option<&str>) -> Vec<String> {
     let owned = format!(
         "are connections of this host's kernel, which could not be read ({})",
         unreadable.unwrap_or("no reader")
     );
+    let stuck =
+        format!("have no way out of this host, such as {}", no_way.unwrap_or("by its route"));
     type Concerns = fn(&Seen) -> bool;
-    let reasons: [(Concerns, &str); 6] = [
+    let reasons: [(Concerns, &str); 7] = [
         (|seen| *seen == Seen::KernelOwned, &owned),
+        (|seen| *seen == Seen::NotSent, &stuck),
         (|seen| *seen == Seen::NotLocal, "have a local address that is not of this host"),
         (|seen| *seen == Seen::DataInFlight, "have data in flight"),
         (|seen| *seen == Seen::Signed, "are signed (TCP-MD5 or TCP-AO)"),
@@ -118,4 +121,33 @@ pub fn notes(flows: &[Given], unreadable: Option<&str>) -> Vec<String> {
         .filter(|&(count, _)| count > 0)
         .map(|(count, why)| format!("flows that are not probed: {count} {why}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::SeqNumber;
+
+    #[test]
+    fn connections_without_a_way_are_said_with_the_cause() {
+        let number = SeqNumber(1);
+        let flow = Given {
+            local: ([10, 98, 0, 1], 40_000).into(),
+            peer: ([10, 99, 0, 7], 80).into(),
+            snd_una: number,
+            snd_nxt: number,
+            rcv_nxt: number,
+            wnd: 1,
+            clock: None,
+            obstacle: None,
+            host: None,
+        };
+        let stuck = Given { obstacle: Some(Seen::NotSent), ..flow };
+        assert_eq!(notes(&[flow], None, None), [""; 0]);
+        assert_eq!(
+            notes(&[flow, stuck, stuck], None, Some("10.99.0.7 via eth0: no carrier")),
+            ["flows that are not probed: 2 have no way out of this host, such as \
+                 10.99.0.7 via eth0: no carrier"]
+        );
+    }
 }

@@ -67,8 +67,9 @@ impl Sweep {
         let senders = layout.number_of_senders(&setup)?;
         let Opened { guard, redirects, paths, notes } = layout.open_paths(&setup, senders)?;
         let peers = layout.targets.len();
-        let unreadable = layout.unreadable.as_deref();
-        let notes = given::notes(&layout.given, unreadable).into_iter().chain(notes).collect();
+        let (unreadable, no_way) = (layout.unreadable.as_deref(), layout.no_way.as_deref());
+        let said = given::notes(&layout.given, unreadable, no_way);
+        let notes = said.into_iter().chain(notes).collect();
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
         let watch = HostWatch::new(watch, layout.baseline(&paths)).with_programs(&redirects);

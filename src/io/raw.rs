@@ -280,9 +280,9 @@ const SO_BINDTOIFINDEX: i32 = 62;
 fn io_error(operation: &'static str, interface: &str, errno: Errno) -> IoError {
     let remedy = match (operation, errno) {
         ("send packets", Errno::EPERM) => {
-            "this host's firewall refuses them in its output hook (nft list ruleset); connection \
-             tracking never sees the answers, so that `ct state invalid drop` must not apply to the \
-             source ports, or use --io packet"
+            "this host's firewall refuses them in its output hook (nft list ruleset); of \
+             connections that a sweep opens, connection tracking never sees the answers, so that \
+             `ct state invalid drop` must not apply to its source ports, or use sweep --io packet"
         }
         ("send packets", Errno::ENOBUFS) => {
             "the neighbour table or a transmit queue is full; use --io packet, or raise \

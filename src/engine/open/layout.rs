@@ -45,6 +45,8 @@ pub(super) struct Layout {
     pub kernel: Option<Kernel>,
     /// Why the kernel's connections cannot be read, if there are any.
     pub unreadable: Option<String>,
+    /// Why the first connection of this host that no path can be opened for has none.
+    pub no_way: Option<String>,
 }
 
 impl Layout {
@@ -61,6 +63,7 @@ impl Layout {
             given: Vec::new(),
             kernel: None,
             unreadable: None,
+            no_way: None,
         };
         let mut known = HashMap::new();
         let mut not_peers = BTreeSet::new();
@@ -86,6 +89,7 @@ impl Layout {
                     // asked.
                     Err(error) if flow.host.is_some() => {
                         tracing::info!(%error, %peer, "not probed");
+                        layout.no_way.get_or_insert_with(|| error.to_string());
                         flow.obstacle = Some(Seen::NotSent);
                         layout.targets.push(Target { peer, hop: None });
                     }

@@ -29,5 +29,5 @@ pub use connection::{Connection, Numbers, SocketKeepalive, SocketTimestamps, Tcp
 pub use error::HostError;
 pub use namespace::{Namespace, Namespaces, namespaces, own_namespace};
 pub use owner::{Owner, Owners, cgroup};
-pub use process::{comm, cookie_of, netns_of, sockets_of};
+pub use process::{comm, cookie_of, hidden_remedy, netns_of, sockets_of};
 pub use reader::{Reader, Reading};

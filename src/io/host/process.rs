@@ -4,6 +4,7 @@
 use super::HostError;
 use super::owner::numbered;
 use crate::io::IoError;
+use crate::io::privilege::{self, Capability};
 use crate::io::sockopt::get_u64;
 use std::collections::HashSet;
 use std::fs;
@@ -60,16 +61,29 @@ pub fn comm(pid: u32) -> Option<String> {
     Some(String::from_utf8_lossy(&text).trim_end_matches('\n').to_owned())
 }
 
+/// Says what to do where the kernel hides a process from us.
+pub fn hidden_remedy() -> &'static str {
+    hidden_from(privilege::require(&[Capability::CAP_SYS_PTRACE]).is_ok())
+}
+
+fn hidden_from(may_trace: bool) -> &'static str {
+    match may_trace {
+        // Landlock, for one, or a sandbox around the machine's own first process.
+        true => "a security module keeps it even from CAP_SYS_PTRACE",
+        false => "needs CAP_SYS_PTRACE for processes of other users: try sudo",
+    }
+}
+
 fn unless_gone<T>(pid: u32, result: io::Result<T>) -> Result<Option<T>, HostError> {
     match result {
         Ok(found) => Ok(Some(found)),
         // ESRCH: it ended between the directory and what is in it.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
         Err(source) => Err(HostError::Io(IoError {
-            operation: "look at process",
-            object: pid.to_string(),
+            operation: "read /proc",
+            object: format!("process {pid}"),
             source,
-            remedy: "needs CAP_SYS_PTRACE for processes of other users: try sudo",
+            remedy: hidden_remedy(),
         })),
     }
 }
@@ -79,6 +93,16 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_refusal_names_the_process_and_what_was_read() {
+        let refused = io::Error::from_raw_os_error(libc::EACCES);
+        let text = unless_gone::<()>(4711, Err(refused)).expect_err("refused").to_string();
+        assert!(text.starts_with("read /proc on process 4711: Permission denied"), "{text}");
+        assert!(text.ends_with(hidden_remedy()), "{text}");
+        assert!(hidden_from(false).contains("sudo"), "{text}");
+        assert!(!hidden_from(true).contains("sudo"), "whoever has the capability is told no lie");
+    }
 
     #[test]
     fn own_sockets_and_namespace_are_found_and_nobodys_are_not() {
