@@ -130,8 +130,6 @@ pub struct Sender {
     repeats: u64,
     asked: u64,
     sent: TxCounts,
-    /// Frames to be handed out before [`look_ahead`](Self::look_ahead) is due again.
-    looked_at: usize,
     rejected: [u64; Rejection::ALL.len()],
 }
 
@@ -203,7 +201,6 @@ impl Sender {
             repeats: 0,
             asked: 0,
             sent: TxCounts::default(),
-            looked_at: 0,
             rejected: [0; Rejection::ALL.len()],
             plan,
             targets,
