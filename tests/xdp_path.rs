@@ -361,9 +361,9 @@ fn a_dead_link_sends_nothing_and_nothing_later() {
         let (mut queue, _redirect) = path(mode);
         ip("link set a0 down");
         // More batches than there are frames: the ring fills up with what cannot be sent.
-        for _ in 0..12 {
-            let unsent = flush(&mut queue, &vec![from_us(1); 256]).unwrap_err();
-            assert_eq!((unsent.sent, unsent.refused), (0, 256));
+        for _ in 0..24 {
+            let unsent = flush(&mut queue, &vec![from_us(1); 128]).unwrap_err();
+            assert_eq!((unsent.sent, unsent.refused), (0, 128));
             assert!(unsent.to_string().contains("a0 queue 0"), "{unsent}");
             assert_eq!(unsent.error.source.raw_os_error(), Some(libc::ENETDOWN), "{unsent}");
         }
@@ -387,10 +387,10 @@ fn a_link_without_carrier_is_reported_too() {
     let (mut queue, _redirect) = path(XdpMode::Drv);
     lab.peer.run(|| ip("link set b0 down"));
     // More often than the ring has entries: each try spends one.
-    for _ in 0..12 {
+    for _ in 0..24 {
         let begun = Clock.now();
-        let unsent = flush(&mut queue, &vec![from_us(1); 256]).unwrap_err();
-        assert_eq!((unsent.sent, unsent.refused), (0, 256));
+        let unsent = flush(&mut queue, &vec![from_us(1); 128]).unwrap_err();
+        assert_eq!((unsent.sent, unsent.refused), (0, 128));
         assert!(unsent.to_string().contains("see whether its link is up"), "{unsent}");
         assert!(unsent.is_of_path(), "{unsent}");
         // Other paths wait meanwhile.
@@ -408,9 +408,9 @@ fn an_interface_that_is_gone_takes_nothing() {
     let Some(_lab) = Lab::new() else { return };
     let (mut queue, redirect) = path(XdpMode::Drv);
     ip("link del a0");
-    for _ in 0..12 {
-        let unsent = flush(&mut queue, &vec![from_us(1); 256]).unwrap_err();
-        assert_eq!((unsent.sent, unsent.refused), (0, 256));
+    for _ in 0..24 {
+        let unsent = flush(&mut queue, &vec![from_us(1); 128]).unwrap_err();
+        assert_eq!((unsent.sent, unsent.refused), (0, 128));
         assert!(unsent.error.is_of_link(), "{unsent}");
         assert!(unsent.to_string().contains("the interface is gone"), "{unsent}");
         let received = queue.rx.receive(Duration::ZERO, &mut |_| panic!("a frame"));

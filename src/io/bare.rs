@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Frames handed to the kernel before a loop looks at the clock again; as many as a path's batch.
+/// Frames handed to the kernel before a loop looks at the clock again.
 pub const BATCH: usize = 256;
 
 /// A loop that sends one constant frame.

@@ -22,6 +22,7 @@ pub mod host;
 pub mod packet;
 #[cfg(feature = "os")]
 pub mod ports;
+pub(crate) mod prefetch;
 #[cfg(feature = "os")]
 pub mod privilege;
 #[cfg(feature = "os")]

@@ -129,16 +129,26 @@ const SHORT: usize = 64;
 struct Template {
     frame: [u8; ROOM],
     len: usize,
-    ip_at: usize,
-    tcp_at: usize,
+    layout: Layout,
     v4: bool,
     /// What the IPv4 header checksum is made of, without the fields that are filled in.
     ip_sum: u64,
     /// The same of the TCP checksum.
     tcp_sum: u64,
+}
+
+/// Where a template's headers begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Layout {
+    ip_at: usize,
+    tcp_at: usize,
     /// Whether it has timestamps, TSval 24 octets after the TCP header begins, and TSecr behind it.
     stamped: bool,
 }
+
+/// The layouts of nearly every frame of a sweep.
+const ETHERNET_V4: Layout = Layout { ip_at: 14, tcp_at: 34, stamped: false };
+const IP_V4: Layout = Layout { ip_at: 0, tcp_at: 20, stamped: false };
 
 impl Template {
     fn new(
@@ -174,10 +184,11 @@ impl Template {
         let sum = |at: usize| u64::from(!u16::from_be_bytes([frame[at], frame[at + 1]]));
         let ip_sum = if v4 { sum(ip_at + 10) } else { 0 };
         let (tcp_sum, stamped) = (sum(tcp_at + 16), options.timestamps.is_some());
-        Ok(Template { frame, len, ip_at, tcp_at, v4, ip_sum, tcp_sum, stamped })
+        let layout = Layout { ip_at, tcp_at, stamped };
+        Ok(Template { frame, len, layout, v4, ip_sum, tcp_sum })
     }
 
-    #[inline]
+    #[inline(always)]
     fn patch(&self, segment: &Outgoing, buf: &mut [u8]) -> Result<usize, CraftError> {
         let (need, have) = (self.len, buf.len());
         if have < need {
@@ -186,26 +197,41 @@ impl Template {
         if segment.peer.is_ipv4() != self.v4 {
             return Err(CraftError::MixedFamilies);
         }
-        // A length that the compiler knows is copied in a few moves.
-        if need <= SHORT
-            && let (Some(to), Some(from)) =
-                (buf.first_chunk_mut(), self.frame.first_chunk::<SHORT>())
-        {
-            *to = *from;
-        } else {
-            buf[..need].copy_from_slice(&self.frame[..need]);
-        }
-        self.fill_in(segment, &mut buf[..need]).ok_or(CraftError::TooShort { need, have })?;
+        // Lengths and places that the compiler knows cost a few moves each. One branch a layout: what
+        // branches have in common it would join, and call memcpy with a length again.
+        let filled = match (buf.first_chunk_mut::<SHORT>(), self.frame.first_chunk::<SHORT>()) {
+            (Some(to), Some(from)) if self.is_short(ETHERNET_V4) => {
+                *to = *from;
+                self.fill_in(ETHERNET_V4, segment, to)
+            }
+            (Some(to), Some(from)) if self.is_short(IP_V4) => {
+                *to = *from;
+                self.fill_in(IP_V4, segment, to)
+            }
+            _ => self.patch_any(segment, &mut buf[..need]),
+        };
+        filled.ok_or(CraftError::TooShort { need, have })?;
         Ok(need)
+    }
+
+    #[inline(never)]
+    fn patch_any(&self, segment: &Outgoing, frame: &mut [u8]) -> Option<()> {
+        frame.copy_from_slice(&self.frame[..frame.len()]);
+        self.fill_in(self.layout, segment, frame)
+    }
+
+    #[inline]
+    fn is_short(&self, layout: Layout) -> bool {
+        self.layout == layout && self.len <= SHORT
     }
 
     /// Writes what differs into `frame`, a copy of the template's; `None` if it is too short for its own
     /// headers.
-    #[inline]
-    fn fill_in(&self, segment: &Outgoing, frame: &mut [u8]) -> Option<()> {
-        let (before, tcp) = frame.split_at_mut_checked(self.tcp_at)?;
+    #[inline(always)]
+    fn fill_in(&self, layout: Layout, segment: &Outgoing, frame: &mut [u8]) -> Option<()> {
+        let (before, tcp) = frame.split_at_mut_checked(layout.tcp_at)?;
         let (tcp, behind) = tcp.split_first_chunk_mut::<20>()?;
-        let (link, ip) = before.split_at_mut_checked(self.ip_at)?;
+        let (link, ip) = before.split_at_mut_checked(layout.ip_at)?;
         if let Some(mac) = link.first_chunk_mut() {
             *mac = segment.mac.0;
         }
@@ -244,7 +270,7 @@ impl Template {
         tcp[8..12].copy_from_slice(&ack.to_be_bytes());
         tcp[13] = flags;
         tcp[14..16].copy_from_slice(&segment.wnd.to_be_bytes());
-        if let (true, Some(Timestamps { tsval, tsecr })) = (self.stamped, segment.timestamps) {
+        if let (true, Some(Timestamps { tsval, tsecr })) = (layout.stamped, segment.timestamps) {
             // Behind two octets of padding and the option's own kind and length.
             let stamps = behind.get_mut(4..12)?;
             stamps[..4].copy_from_slice(&tsval.to_be_bytes());

@@ -25,7 +25,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::probe::table::{Expect, FlowKey, Phase, Table};
+use crate::probe::table::{Expect, FlowKey, Phase, Table, View};
 use crate::probe::{Generation, Slot};
 use crate::time::Instant;
 use crate::wire::{Flags, IcmpError, IcmpKind, Segment, SeqNumber};
@@ -176,6 +176,45 @@ const OUR_WINDOW: u32 = 65_535;
 /// flow may be, since its scale is not known, and nobody takes in what it sends.
 const SCALED_WINDOW: u32 = 1 << 30;
 
+/// What matching needs of a segment, once the frame is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gist {
+    at: Instant,
+    seq: SeqNumber,
+    ack: SeqNumber,
+    seg_len: u32,
+    tsecr: Option<u32>,
+    wnd: u16,
+    flags: Flags,
+    ttl: u8,
+}
+
+impl Gist {
+    /// Takes it from `segment`, which reached this machine at `at`.
+    #[inline]
+    pub fn of(segment: &Segment<'_>, at: Instant) -> Self {
+        Gist {
+            at,
+            seq: segment.seq,
+            ack: segment.ack,
+            seg_len: segment.seg_len(),
+            tsecr: segment.options.timestamps.map(|timestamps| timestamps.tsecr),
+            wnd: segment.wnd,
+            flags: segment.flags,
+            ttl: segment.ip.ttl,
+        }
+    }
+}
+
+/// Returns the 4-tuple of the flow that `segment`, from the peer, belongs to.
+#[inline]
+pub fn key_of(segment: &Segment<'_>) -> FlowKey {
+    FlowKey {
+        local: SocketAddr::new(segment.ip.dst, segment.dst_port),
+        peer: SocketAddr::new(segment.ip.src, segment.src_port),
+    }
+}
+
 /// Finds the flow that `segment` belongs to and says what it is.
 ///
 /// # Errors
@@ -187,11 +226,15 @@ pub fn match_segment(
     segment: &Segment<'_>,
     at: Instant,
 ) -> Result<Reply, Rejection> {
-    let key = FlowKey {
-        local: SocketAddr::new(segment.ip.dst, segment.dst_port),
-        peer: SocketAddr::new(segment.ip.src, segment.src_port),
-    };
-    let view = table.lookup(&key).ok_or(Rejection::NoFlow)?;
+    judge_segment(table.lookup(&key_of(segment)), &Gist::of(segment, at))
+}
+
+/// Says what a segment of a flow is, given what was found of the flow.
+///
+/// # Errors
+/// As [`match_segment`].
+pub fn judge_segment(view: Option<View>, segment: &Gist) -> Result<Reply, Rejection> {
+    let view = view.ok_or(Rejection::NoFlow)?;
     let kind = match view.expect.phase {
         Phase::SynSent => judge_syn_sent(segment, &view.expect)?,
         Phase::Open => match judge_open(segment, &view.expect) {
@@ -210,18 +253,18 @@ pub fn match_segment(
     Ok(Reply {
         slot: view.slot,
         generation: view.generation,
-        at,
-        ttl: segment.ip.ttl,
+        at: segment.at,
+        ttl: segment.ttl,
         seg_seq: segment.seq,
         seg_ack: segment.ack,
         wnd: segment.wnd,
-        tsecr: segment.options.timestamps.map(|timestamps| timestamps.tsecr),
+        tsecr: segment.tsecr,
         kind,
     })
 }
 
 /// RFC 9293 §3.10.7.3.
-fn judge_syn_sent(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejection> {
+fn judge_syn_sent(segment: &Gist, expect: &Expect) -> Result<ReplyKind, Rejection> {
     let acks_syn = segment.flags.contains(Flags::ACK) && segment.ack == expect.snd_una;
     if segment.flags.contains(Flags::RST) {
         return if acks_syn { Ok(ReplyKind::RstToSyn) } else { Err(Rejection::RstAck) };
@@ -237,7 +280,7 @@ fn judge_syn_sent(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, R
 }
 
 /// RFC 9293 §3.10.7.4, with RST by RFC 5961 §3.2.
-fn judge_open(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejection> {
+fn judge_open(segment: &Gist, expect: &Expect) -> Result<ReplyKind, Rejection> {
     if segment.flags.contains(Flags::RST) {
         // Whoever has no connection takes SEG.SEQ from our SEG.ACK and sends no ACK, or one of the
         // keepalive (SND.UNA − 1): only whoever has the connection can acknowledge SND.NXT.
@@ -275,17 +318,17 @@ fn judge_open(segment: &Segment<'_>, expect: &Expect) -> Result<ReplyKind, Rejec
     if !segment.seq.is_in_window(expect.rcv_nxt - behind, behind + ahead) {
         return Err(Rejection::SeqOutOfWindow);
     }
-    if segment.seg_len() == 0 {
+    if segment.seg_len == 0 {
         return Ok(ReplyKind::Ack);
     }
-    let end = segment.seq + segment.seg_len();
+    let end = segment.seq + segment.seg_len;
     let in_order = !expect.rcv_nxt.is_before(segment.seq);
     let next = if in_order && expect.rcv_nxt.is_before(end) { end } else { expect.rcv_nxt };
     if segment.flags.contains(Flags::FIN) && in_order {
         return Ok(ReplyKind::Fin { next });
     }
     // One octet below RCV.NXT is the peer's own keepalive: an ACK that wants one, no news.
-    if next == expect.rcv_nxt && in_order && segment.seg_len() <= 1 {
+    if next == expect.rcv_nxt && in_order && segment.seg_len <= 1 {
         return Ok(ReplyKind::Ack);
     }
     Ok(ReplyKind::Data { next })

@@ -130,6 +130,8 @@ pub struct Sender {
     repeats: u64,
     asked: u64,
     sent: TxCounts,
+    /// Frames to be handed out before [`look_ahead`](Self::look_ahead) is due again.
+    looked_at: usize,
     rejected: [u64; Rejection::ALL.len()],
 }
 
@@ -201,6 +203,7 @@ impl Sender {
             repeats: 0,
             asked: 0,
             sent: TxCounts::default(),
+            looked_at: 0,
             rejected: [0; Rejection::ALL.len()],
             plan,
             targets,
@@ -313,6 +316,8 @@ impl Sender {
         if self.flows[index].must_be_read(now) {
             return self.touch(slot);
         }
+        // A reading that was asked for on a hint comes too late to be a second verdict.
+        self.flows[index].settle();
         let verdict = self.verdict(slot, false);
         let flow = &mut self.flows[index];
         if verdict.state == State::Alive {

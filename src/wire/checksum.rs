@@ -5,6 +5,7 @@ use std::net::IpAddr;
 /// Returns the Internet checksum of `bytes` (the complement of the folded sum), host order.
 ///
 /// An odd last octet is padded with a zero octet (RFC 1071 §1).
+#[inline]
 pub fn internet(bytes: &[u8]) -> u16 {
     !sum(bytes)
 }
@@ -12,6 +13,7 @@ pub fn internet(bytes: &[u8]) -> u16 {
 /// Returns the folded, not complemented sum of the pseudo-header for TCP (protocol 6) or ICMPv6.
 ///
 /// `length` is that of header and payload, in octets (RFC 9293 §3.1, RFC 8200 §8.1).
+#[inline]
 pub fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, length: u32) -> u16 {
     let addresses = match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => words32(src.to_bits()) + words32(dst.to_bits()),
@@ -40,6 +42,7 @@ pub const fn of_sum(sum: u64) -> u16 {
 }
 
 /// Returns the folded ones' complement sum of `bytes`, host order.
+#[inline]
 pub(super) fn sum(bytes: &[u8]) -> u16 {
     // The sum does not depend on byte order (RFC 1071 §2 B): words are added as they are loaded,
     // as wide as the accumulator can take without a carry out, and swapped once at the end.

@@ -109,6 +109,7 @@ impl LinkHeader {
 
 /// Returns the EtherType behind up to two tags, and what follows it. Three tags are given back as
 /// the EtherType of a tag, which nobody wants.
+#[inline]
 pub(super) fn parse(frame: &[u8]) -> Result<(EtherType, &[u8]), ParseError> {
     const TRUNCATED: ParseError = ParseError::Truncated(Layer::Ethernet);
     let mut ethertype = EthernetPacket::new(frame).ok_or(TRUNCATED)?.get_ethertype();

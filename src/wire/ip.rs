@@ -40,6 +40,7 @@ pub(super) struct Upper<'a> {
 }
 
 /// Parses an IPv4 packet; `None` for a fragment.
+#[inline]
 pub(super) fn parse_v4(
     bytes: &[u8],
     checksums: Checksums,
@@ -84,6 +85,7 @@ pub(super) fn parse_quote(bytes: &[u8], v4: bool) -> Result<Option<Upper<'_>>, P
     }
 }
 
+#[inline]
 fn v4_header(bytes: &[u8], layer: Layer) -> Result<(Ipv4Packet<'_>, usize), ParseError> {
     let packet = Ipv4Packet::new(bytes).ok_or(ParseError::Truncated(layer))?;
     let header_len = usize::from(packet.get_header_length()) * 4;
@@ -96,6 +98,7 @@ fn v4_header(bytes: &[u8], layer: Layer) -> Result<(Ipv4Packet<'_>, usize), Pars
     }
 }
 
+#[inline(always)]
 fn v4_upper<'a>(packet: &Ipv4Packet<'_>, bytes: &'a [u8]) -> Upper<'a> {
     let ip = IpHeader {
         src: packet.get_source().octets().into(),

@@ -119,6 +119,7 @@ pub enum EmitError {
 /// # Errors
 /// A frame that is truncated, contradicts itself, or (with [`Checksums::Verify`]) carries a wrong
 /// IPv4 header, TCP or ICMP checksum.
+#[inline]
 pub fn parse(frame: &[u8], link: LinkType, checksums: Checksums) -> Result<Packet<'_>, ParseError> {
     let upper = match link {
         LinkType::Ethernet => match eth::parse(frame)? {
@@ -138,7 +139,7 @@ pub fn parse(frame: &[u8], link: LinkType, checksums: Checksums) -> Result<Packe
     };
     let Some(upper) = upper else { return Ok(Packet::Other) };
     match (upper.protocol, upper.ip.src) {
-        (IpNextHeaderProtocols::Tcp, _) => Segment::parse(upper, checksums).map(Packet::Tcp),
+        (IpNextHeaderProtocols::Tcp, _) => Ok(Packet::Tcp(Segment::parse(upper, checksums)?)),
         (IpNextHeaderProtocols::Icmpv6, IpAddr::V6(_)) if nd::is_nd(upper.bytes) => {
             Nd::parse(upper, checksums).map(Packet::Nd)
         }

@@ -86,6 +86,7 @@ pub struct Options {
 
 impl Options {
     /// Parses the octets between header and payload.
+    #[inline]
     fn parse(mut bytes: &[u8]) -> Result<Options, ParseError> {
         let mut options = Options::default();
         while let [number, rest @ ..] = bytes {
@@ -209,6 +210,7 @@ pub struct Segment<'a> {
 
 impl<'a> Segment<'a> {
     /// Parses what an IP packet carries.
+    #[inline]
     pub(super) fn parse(upper: Upper<'a>, checksums: Checksums) -> Result<Self, ParseError> {
         let Upper { ip, bytes, .. } = upper;
         let tcp = TcpPacket::new(bytes).ok_or(ParseError::Truncated(Layer::Tcp))?;
@@ -236,6 +238,7 @@ impl<'a> Segment<'a> {
     }
 
     /// Returns SEG.LEN: payload octets, plus one each for SYN and FIN.
+    #[inline]
     pub fn seg_len(&self) -> u32 {
         let controls = [Flags::SYN, Flags::FIN];
         let controls = controls.into_iter().filter(|&flag| self.flags.contains(flag));

@@ -2,6 +2,7 @@
 //!
 //! Needs root. Without it these tests fail when CI is set and say so otherwise.
 
+mod audit;
 #[path = "../bpf/mod.rs"]
 mod bpf;
 mod ends;

@@ -81,6 +81,7 @@ struct TxObject<'a> {
     bare_cpu_ns_per_frame: Spread,
     ratio_to_bare: Spread,
     craft_cpu_ns_per_frame: Spread,
+    sender_cpu_ns_per_frame: Spread,
     sendto_pps: Option<Spread>,
     ratio_to_raw: Option<f64>,
     ratio_to_raw_sendto: Option<f64>,
@@ -223,6 +224,7 @@ impl Rows {
             bare_cpu_ns_per_frame: report.bare_cpu_ns,
             ratio_to_bare: report.ratio_to_bare,
             craft_cpu_ns_per_frame: report.craft_ns,
+            sender_cpu_ns_per_frame: report.sender_ns,
             sendto_pps: report.sendto_pps,
             ratio_to_raw: raw.map(|raw| report.pps.median / raw),
             ratio_to_raw_sendto: sendto.map(|sendto| report.pps.median / sendto),
@@ -247,6 +249,7 @@ impl Rows {
             "NS EACH",
             "OF BARE",
             "OF SENDTO",
+            "SENDER",
             "REFUSED",
         ];
         let titles = titles.map(Cell::new).to_vec();
@@ -262,6 +265,7 @@ impl Rows {
                 Cell::new(format!("{:.0}", object.bare_cpu_ns_per_frame.median)),
                 Cell::new(format!("{:.3}", object.ratio_to_bare.median)),
                 Cell::new(times(object.ratio_to_raw_sendto)),
+                Cell::new(format!("{:.0}", object.sender_cpu_ns_per_frame.median)),
                 Cell::new(object.frames_refused),
             ]
         });

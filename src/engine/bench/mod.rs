@@ -4,6 +4,7 @@
 //! alike; what counts is the median. Time in which something else had the CPU is not counted.
 #![forbid(unsafe_code)]
 
+mod deciding;
 mod flows;
 mod matching;
 mod rx;

@@ -337,14 +337,16 @@ fn listen_once(
     post: &Post,
 ) -> Result<u64, EngineError> {
     let before = receiver.counts().matched;
-    let mut sink = |frame: RxFrame<'_>| {
-        let mut pending = receiver.handle_frame(frame);
+    let mut stuck = |heard| {
+        let mut pending = Err(heard);
         while let Err(heard) = pending {
             while post.pop(0).is_some() {}
-            pending = receiver.hand_on(heard);
+            pending = post.push(heard);
         }
     };
+    let mut sink = |frame: RxFrame<'_>| receiver.take_in(frame, &mut stuck);
     receive.receive(LISTEN, &mut sink).map_err(EngineError::system)?;
+    receiver.settle(&mut stuck);
     Ok(receiver.counts().matched - before)
 }
 

@@ -1,6 +1,7 @@
 //! How many keepalives a second leave through each path.
 #![forbid(unsafe_code)]
 
+use super::deciding::Deciding;
 use super::flows::{BenchFlow, NETWORK, ROUTER, SOURCE, flows, order};
 use super::slice::Slice;
 use super::{BenchPath, Spread, Watch, sink};
@@ -16,6 +17,9 @@ use crate::probe::craft::Crafter;
 use crate::time::{Clock, Instant};
 use crate::wire::LinkType;
 use std::time::Duration;
+
+/// How often the sender alone has its turn.
+const SENDER_SLICES: usize = 5;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -63,6 +67,9 @@ pub struct TxReport {
     pub ratio_to_bare: Spread,
     /// Nanoseconds of CPU that crafting a keepalive takes, and reading its flow out of memory.
     pub craft_ns: Spread,
+    /// Nanoseconds of CPU that a sweep's sender takes a keepalive to decide which is due, keep its timers
+    /// and craft it; in memory, and no part of the figures above.
+    pub sender_ns: Spread,
     /// Constant frames a second by `sendto`, one by one; raw sockets only.
     pub sendto_pps: Option<Spread>,
     /// How long something else had the CPU; not counted.
@@ -187,6 +194,7 @@ struct Sender<'a> {
     path: BenchPath,
     interface: &'a Interface,
     end: End,
+    info: PathInfo,
     crafter: Crafter,
     flows: Vec<BenchFlow>,
     order: Vec<u32>,
@@ -231,6 +239,7 @@ impl<'a> Sender<'a> {
             path,
             interface,
             end,
+            info,
             crafter,
             flows,
             order,
@@ -288,6 +297,12 @@ impl<'a> Sender<'a> {
                 break;
             }
         }
+        let mut deciding = Deciding::new(&self.flows, &self.info)?;
+        // The first warms up.
+        deciding.slice(&mut buffer)?;
+        let decided: Result<Vec<_>, _> =
+            (0..SENDER_SLICES).map(|_| deciding.slice(&mut buffer)).collect();
+        let decided = decided?;
         let after = testbed::counts(self.interface.index).map_err(EngineError::system)?;
         // What an `ifb` is given it counts as received.
         let frames = |counts: LinkCounts| match kind {
@@ -315,6 +330,7 @@ impl<'a> Sender<'a> {
             bare_cpu_ns: cpu_ns(&bare),
             ratio_to_bare: Spread::of(ratios),
             craft_ns: cpu_ns(&crafted),
+            sender_ns: cpu_ns(&decided),
             sendto_pps: (!sendto.is_empty()).then(|| pps(&sendto)),
             off_cpu: all.map(|slice| slice.waited).sum(),
         })

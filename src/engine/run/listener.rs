@@ -101,25 +101,31 @@ impl Listener<'_> {
     }
 
     fn listen(&mut self) -> Result<(), IoError> {
-        let Listener { receiver, receive, finished, senders, capture, .. } = self;
+        let Listener { receiver, receive, finished, senders, post, capture, .. } = self;
         let link = receiver.link();
         let before = receiver.counts().matched;
-        let received = receive.receive(LISTEN, &mut |frame| {
-            if let Some(capture) = capture {
-                capture.received(link, frame);
-            }
-            let mut pending = receiver.handle_frame(frame);
-            // A sender is behind: wait for it rather than lose what was heard. The ring holds
-            // what comes meanwhile, and says so if it cannot.
+        // A sender is behind: wait for it rather than lose what was heard. The ring holds what comes
+        // meanwhile, and says so if it cannot.
+        let mut stuck = |heard| {
+            let mut pending = Err(heard);
             while let Err(heard) = pending {
                 if finished.load(Ordering::Acquire) {
                     break;
                 }
                 senders.iter().for_each(Unparker::unpark);
                 thread::yield_now();
-                pending = receiver.hand_on(heard);
+                pending = post.push(heard);
             }
-        })?;
+        };
+        let received = receive.receive(LISTEN, &mut |frame| {
+            if let Some(capture) = capture {
+                capture.received(link, frame);
+            }
+            receiver.take_in(frame, &mut stuck);
+        });
+        // Also if it failed, and before anything is said of how far was heard.
+        receiver.settle(&mut stuck);
+        let received = received?;
         // Drops before the instant: who believes the silence up to it must know of them.
         let stats = receive.stats()?;
         self.hearing.dropped.store(stats.dropped, Ordering::Release);

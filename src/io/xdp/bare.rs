@@ -1,10 +1,11 @@
-//! The barest loop over an AF_XDP ring: entries that never change, and two cursors that move on.
+//! The barest loop over an AF_XDP ring: frames that are written once, descriptors, and cursors that
+//! move on. It is what `xdpsock --txonly` of the kernel's samples does.
 
 use super::completions::Completions;
-use super::tx::{LAST_PATIENCE, XdpTx};
+use super::tx::{LAST_PATIENCE, XdpTx, offset};
 use super::umem::CHUNK;
-use crate::io::IoError;
-use crate::io::bare::BareLoop;
+use crate::io::bare::{BATCH, BareLoop};
+use crate::io::{FRAME_OCTETS, IoError};
 use nix::errno::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,25 +21,32 @@ pub struct BareRing<'a> {
     /// Cursor of the next completion entry.
     seen: u32,
     in_flight: u32,
+    /// Where the frames are that it sends in turn, as many as two batches.
+    frames: Box<[u64]>,
+    len: u32,
+    turn: usize,
 }
 
 impl<'a> BareRing<'a> {
-    /// Writes `frame` into one frame of the UMEM, and its descriptor into every tx entry.
+    /// Writes `frame` into as many frames of the UMEM as can be on their way while others are filled.
     pub(super) fn new(lender: &'a mut XdpTx, frame: &[u8]) -> Result<Self, IoError> {
-        let all = lender.frames;
-        lender.await_frames(all, LAST_PATIENCE)?;
+        lender.await_frames(lender.frames, LAST_PATIENCE)?;
         let completions = lender.completions.clone();
         let (next, seen) = (lender.producer.next(), completions.lock().consumer.next());
-        let Some(first) = lender.free.first_mut().filter(|_| frame.len() <= CHUNK) else {
+        if frame.len() > FRAME_OCTETS || lender.free.is_empty() {
             return Err(lender.sockets.sending.error("send a constant frame", Errno::EMSGSIZE));
-        };
-        lender.ledger.octets_mut(first)[..frame.len()].copy_from_slice(frame);
-        let addr = u64::from(first.index()) * CHUNK as u64;
-        let descriptor = libc::xdp_desc { addr, len: frame.len() as u32, options: 0 };
-        for index in 0..all as u32 {
-            lender.tx.write(index, descriptor);
         }
-        Ok(BareRing { lender, completions, next, seen, in_flight: 0 })
+        let XdpTx { free, ledger, .. } = &mut *lender;
+        let chosen = free.iter_mut().rev().take(2 * BATCH);
+        let frames: Box<[u64]> = chosen
+            .map(|free| {
+                let start = offset(free.index());
+                ledger.octets_mut(free)[start..start + frame.len()].copy_from_slice(frame);
+                u64::from(free.index()) * CHUNK as u64 + start as u64
+            })
+            .collect();
+        let len = frame.len() as u32;
+        Ok(BareRing { lender, completions, next, seen, in_flight: 0, frames, len, turn: 0 })
     }
 
     fn reap(&mut self) {
@@ -52,8 +60,15 @@ impl<'a> BareRing<'a> {
 
 impl BareLoop for BareRing<'_> {
     fn send(&mut self) -> Result<usize, IoError> {
-        let room = (self.lender.frames as u32 - self.in_flight).min(crate::io::bare::BATCH as u32);
-        self.next = self.next.wrapping_add(room);
+        // They are alike: which of them are on their way does not matter, only how many.
+        let room = (self.frames.len() as u32 - self.in_flight).min(BATCH as u32);
+        for _ in 0..room {
+            let descriptor =
+                libc::xdp_desc { addr: self.frames[self.turn], len: self.len, options: 0 };
+            self.lender.tx.write(self.next, descriptor);
+            self.next = self.next.wrapping_add(1);
+            self.turn = if self.turn + 1 < self.frames.len() { self.turn + 1 } else { 0 };
+        }
         self.in_flight += room;
         self.lender.tx.producer().store(self.next, Ordering::Release);
         let kicked = match self.lender.zerocopy && !self.lender.tx.needs_wakeup() {

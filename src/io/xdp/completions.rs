@@ -44,23 +44,31 @@ impl Completions {
             ledgers.map(|ledger| Half { end: ledger.end(), back: Vec::new() }).collect();
     }
 
-    /// Moves the addresses of the frames of half number `half` that are back to `to`.
+    /// Hands the addresses of the frames of half number `half` that are back to `own`.
     ///
     /// # Errors
-    /// [`BadCursor`]; or an address outside of all shares, in [`BadDescriptor`].
-    pub fn take(&self, half: usize, to: &mut Vec<u64>) -> Result<(), Error> {
+    /// [`BadCursor`]; or an address outside of all shares, or that `own` refuses, in [`BadDescriptor`].
+    pub fn take(
+        &self,
+        half: usize,
+        mut own: impl FnMut(u64) -> Result<(), BadDescriptor>,
+    ) -> Result<(), Error> {
         let mut returned = self.lock();
         let Returned { ring, consumer, halves } = &mut *returned;
+        if let Some(put_by) = halves.get_mut(half) {
+            put_by.back.drain(..).try_for_each(&mut own)?;
+        }
         let done = consumer.available(ring.producer())?;
         for _ in 0..done {
             let addr = ring.read(consumer.advance());
-            sort(addr, halves)?;
+            match owner(addr, halves)? {
+                Some(owner) if owner == half => own(addr)?,
+                Some(other) => halves[other].back.push(addr),
+                None => {}
+            }
         }
         if done > 0 {
             consumer.release(ring.consumer());
-        }
-        if let Some(own) = halves.get_mut(half) {
-            to.append(&mut own.back);
         }
         Ok(())
     }
@@ -71,15 +79,15 @@ impl Completions {
     }
 }
 
-fn sort(addr: u64, halves: &mut [Half]) -> Result<(), BadDescriptor> {
-    // A frame that was withdrawn (Ledger::outside): some kernels give back what they skip, others do
-    // not.
-    if halves.last().is_some_and(|last| addr == last.end) {
-        return Ok(());
+/// Returns the number of the half that a frame belongs to; none for a frame that was withdrawn
+/// (`Ledger::outside`): some kernels give back what they skip, others do not.
+fn owner(addr: u64, halves: &[Half]) -> Result<Option<usize>, BadDescriptor> {
+    let owner = halves.iter().position(|half| addr < half.end);
+    let is_withdrawn = || halves.last().is_some_and(|last| addr == last.end);
+    if owner.is_none() && !is_withdrawn() {
+        return Err(BadDescriptor::outside(addr));
     }
-    let owner = halves.iter_mut().find(|half| addr < half.end);
-    owner.ok_or(BadDescriptor::outside(addr))?.back.push(addr);
-    Ok(())
+    Ok(owner)
 }
 
 /// What the kernel wrote into the ring, or into its cursor, cannot be right.
@@ -97,20 +105,17 @@ mod tests {
 
     #[test]
     fn every_frame_comes_back_to_its_half() {
-        let half = |end| Half { end, back: Vec::new() };
-        let mut halves = [half(100), half(200), half(300)];
-        for addr in [99, 100, 250, 0, 199] {
-            sort(addr, &mut halves).unwrap();
-        }
-        assert_eq!(halves.map(|half| half.back), [vec![99, 0], vec![100, 199], vec![250]]);
+        let halves = [100, 200, 300].map(|end| Half { end, back: Vec::new() });
+        let owners = [99, 100, 250, 0, 199].map(|addr| owner(addr, &halves));
+        assert_eq!(owners, [0, 1, 2, 0, 1].map(|half| Ok(Some(half))));
     }
 
     #[test]
     fn an_address_behind_the_last_half_is_refused() {
-        let mut halves = [Half { end: 100, back: Vec::new() }];
-        assert!(sort(101, &mut halves).is_err());
+        let halves = [Half { end: 100, back: Vec::new() }];
+        assert!(owner(101, &halves).is_err());
         // Nobody's, but not wrong: it stands for a frame that was withdrawn.
-        assert!(sort(100, &mut halves).is_ok() && halves[0].back.is_empty());
-        assert!(sort(u64::MAX, &mut halves).is_err());
+        assert_eq!(owner(100, &halves), Ok(None));
+        assert!(owner(u64::MAX, &halves).is_err());
     }
 }

@@ -17,6 +17,7 @@
 //!   Searches and removals ignore it.
 
 use super::sync::{AtomicU32, AtomicU64, Ordering, yield_now};
+use crate::io::prefetch::prefetch;
 use siphasher::sip::SipHasher13;
 
 /// Cells of a bucket; one in a loom model, so that a few flows already overflow.
@@ -91,11 +92,34 @@ impl Index {
         self.hasher.hash(&bytes[..8 * W])
     }
 
+    fn home(&self, hash: u64) -> usize {
+        // Maps 32 random bits evenly to any number of buckets, without a division.
+        (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize
+    }
+
+    /// Has the CPU fetch the hash's home bucket.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u64) {
+        if let Some(bucket) = self.buckets.get(self.home(hash)) {
+            prefetch(bucket);
+        }
+    }
+
+    /// Returns the slot that a search for this hash most likely asks, or `u32::MAX`: one of its home
+    /// bucket.
+    #[inline]
+    pub(super) fn guess(&self, hash: u64) -> u32 {
+        let Some(bucket) = self.buckets.get(self.home(hash)) else { return u32::MAX };
+        // No branch to guess wrong: all cells are in one cache line. Relaxed: it is only a guess.
+        bucket.cells.iter().fold(u32::MAX, |guess, cell| {
+            let entry = cell.load(Ordering::Relaxed);
+            if (entry >> 32) as u32 == hash as u32 { (entry as u32).wrapping_sub(1) } else { guess }
+        })
+    }
+
     /// Visits buckets from the hash's home on, round to it again.
     fn buckets_from(&self, hash: u64) -> impl Iterator<Item = &Bucket> {
-        // Maps 32 random bits evenly to any number of buckets, without a division.
-        let home = (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize;
-        let (before, from) = self.buckets.split_at(home);
+        let (before, from) = self.buckets.split_at(self.home(hash));
         from.iter().chain(before)
     }
 

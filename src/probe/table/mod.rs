@@ -118,6 +118,14 @@ pub struct View {
     pub expect: Expect,
 }
 
+/// A 4-tuple made ready for a look-up in one table: packed and hashed.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared {
+    hash: u64,
+    /// As many words as the table's keys have, then zeros.
+    words: [u64; 5],
+}
+
 /// Why a flow could not be entered; the slot is then vacant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum InsertError {
@@ -190,6 +198,37 @@ impl Table {
         match &self.flows {
             Flows::V4(store) => store.lookup(&pack_v4(key)?),
             Flows::V6(store) => store.lookup(&pack_any(key)?),
+        }
+    }
+
+    /// Begins a look-up that goes on with [`fetch`](Self::fetch) and [`find`](Self::find); `None` if the
+    /// table has no room for the 4-tuple's family.
+    ///
+    /// A look-up reads two places in memory, the second of which only the first can tell. Whoever has
+    /// many to make takes each step for all of them, and has the CPU read those places side by side.
+    #[inline]
+    pub fn prepare(&self, key: &FlowKey) -> Option<Prepared> {
+        match &self.flows {
+            Flows::V4(store) => store.prepare(&pack_v4(key)?),
+            Flows::V6(store) => store.prepare(&pack_any(key)?),
+        }
+    }
+
+    /// Has the CPU read the slot that a look-up will come to.
+    #[inline]
+    pub fn fetch(&self, prepared: &Prepared) {
+        match &self.flows {
+            Flows::V4(store) => store.fetch(prepared),
+            Flows::V6(store) => store.fetch(prepared),
+        }
+    }
+
+    /// Ends a look-up that was prepared by this table: as [`lookup`](Self::lookup), at this moment.
+    #[inline]
+    pub fn find(&self, prepared: &Prepared) -> Option<View> {
+        match &self.flows {
+            Flows::V4(store) => store.find(prepared.hash, prepared.words.first_chunk()?),
+            Flows::V6(store) => store.find(prepared.hash, prepared.words.first_chunk()?),
         }
     }
 
@@ -271,6 +310,20 @@ impl<const W: usize> Store<W> {
 
     fn lookup(&self, key: &[u64; W]) -> Option<View> {
         self.find(self.index.hash(key), key)
+    }
+
+    fn prepare(&self, key: &[u64; W]) -> Option<Prepared> {
+        let hash = self.index.hash(key);
+        self.index.prefetch(hash);
+        let mut words = [0; 5];
+        *words.first_chunk_mut()? = *key;
+        Some(Prepared { hash, words })
+    }
+
+    fn fetch(&self, prepared: &Prepared) {
+        if let Some(slot) = self.slots.get(self.index.guess(prepared.hash) as usize) {
+            slot.prefetch();
+        }
     }
 
     fn find(&self, hash: u64, key: &[u64; W]) -> Option<View> {

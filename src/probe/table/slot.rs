@@ -12,6 +12,7 @@
 
 use super::sync::{AtomicU64, Ordering};
 use super::{Expect, Past, Phase};
+use crate::io::prefetch::prefetch;
 use crate::probe::Generation;
 use crate::wire::SeqNumber;
 
@@ -123,6 +124,15 @@ impl<const W: usize> FlowSlot<W> {
             control: AtomicU64::new(0),
             numbers: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
             key: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+
+    /// Has the CPU fetch what [`read`](Self::read) reads: one cache line, or two.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        prefetch(&self.control);
+        if size_of::<Self>() > 64 {
+            prefetch(&self.key[W - 1]);
         }
     }
 

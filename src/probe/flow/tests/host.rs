@@ -195,6 +195,9 @@ fn a_reset_is_believed_once_the_kernel_was_read() {
     script.hear(ACK);
     script.said(&["alive/ack"]);
     assert!(script.done);
+    let now = script.now;
+    script.read(|reading| reading.last_ack_at = now);
+    script.said(&[]);
 }
 
 #[test]
@@ -351,6 +354,20 @@ fn an_acknowledgment_of_something_newer_has_the_kernel_read_and_nothing_else() {
     script.at(1_000);
     script.read(|_| ());
     script.sent(&["1000 [.] 0 ack -1"]);
+}
+
+/// The other end of a connection over the loopback is probed, too: its probe is a hint.
+#[test]
+fn a_reading_that_comes_after_the_answer_is_no_second_verdict() {
+    let mut script = host();
+    script.hear(Say { seq: 0, ack: u32::MAX, ..ACK });
+    assert!(script.sender.wants_reading().is_some(), "the hint is looked into");
+    script.at(3);
+    script.hear(ACK);
+    script.said(&["alive/ack"]);
+    let now = script.now;
+    script.read(|reading| reading.last_ack_at = now);
+    script.said(&[]);
 }
 
 #[test]

@@ -1,0 +1,99 @@
+//! What `keepsweep audit` has said.
+
+use super::apps::Held;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Command, Output};
+
+/// A finished audit.
+pub struct Audit {
+    /// Exit code; `None` after a signal.
+    pub code: Option<i32>,
+    /// Standard error.
+    pub stderr: String,
+    /// One record per connection, by namespace and the two ends.
+    pub records: HashMap<(String, SocketAddr, SocketAddr), Value>,
+    /// The last record.
+    pub summary: Value,
+}
+
+impl Audit {
+    /// Runs `keepsweep audit --format ndjson` to its end, in a namespace by its full name.
+    pub fn run(namespace: &str, args: &[&str]) -> Audit {
+        Audit::read(Audit::command(namespace, args).output().expect("keepsweep starts"))
+    }
+
+    /// The same, to be started elsewhere or otherwise.
+    pub fn command(namespace: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_keepsweep")])
+            .args(["audit", "--format", "ndjson"])
+            .args(args);
+        command
+    }
+
+    /// Reads what an audit has written.
+    pub fn read(output: Output) -> Audit {
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let mut records = HashMap::new();
+        let mut summary = Value::Null;
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let record: Value = serde_json::from_str(line).expect("a line is a JSON object");
+            assert!(summary.is_null(), "a record after the summary: {line}");
+            match record["type"].as_str() {
+                Some("peer") => {
+                    let end = |ip: &str, port: &str| {
+                        let ip = record[ip].as_str().expect(ip);
+                        // A link-local address has its scope behind it.
+                        let ip = ip.split('%').next().unwrap_or(ip);
+                        let ip: IpAddr = ip.parse().expect("an address");
+                        let port = record[port].as_u64().expect(port);
+                        SocketAddr::new(ip, u16::try_from(port).expect("a port"))
+                    };
+                    let ends = (end("local_ip", "local_port"), end("peer_ip", "peer_port"));
+                    let namespace = record["netns"].as_str().unwrap_or("").to_owned();
+                    let twice = records.insert((namespace, ends.0, ends.1), record);
+                    assert!(twice.is_none(), "reported twice: {line}");
+                }
+                Some("summary") => summary = record,
+                other => panic!("record type {other:?}: {line}"),
+            }
+        }
+        assert!(!summary.is_null(), "no summary; exit {:?}: {stderr}", output.status.code());
+        Audit { code: output.status.code(), stderr, records, summary }
+    }
+
+    /// Checks that each of these connections has one of these verdicts, as "state/reason".
+    pub fn assert_says(&self, namespace: &str, held: &[Held], verdicts: &[&str]) {
+        for held in held {
+            // A scope is no part of a record's address.
+            let plain = |end: SocketAddr| SocketAddr::new(end.ip(), end.port());
+            let key = (namespace.to_owned(), plain(held.local), plain(held.peer));
+            let record = self.records.get(&key);
+            let record = record.unwrap_or_else(|| panic!("{held:?}: no record\n{}", self.stderr));
+            let text = |field: &str| record[field].as_str().unwrap_or("?");
+            let said = format!("{}/{}", text("state"), text("reason"));
+            assert!(verdicts.contains(&said.as_str()), "{}: {record}", held.group);
+            assert_eq!(record["cookie"], held.cookie, "{record}");
+        }
+    }
+
+    /// Returns how many frames were sent whose kind begins like this.
+    pub fn sent(&self, kind: &str) -> u64 {
+        let kinds = self.summary["sent_by_kind"].as_object().expect("sent_by_kind").iter();
+        kinds.filter(|(name, _)| name.starts_with(kind)).filter_map(|(_, sent)| sent.as_u64()).sum()
+    }
+
+    /// Checks that nothing but probes was sent, and nothing by our own kernel.
+    pub fn assert_only_probes(&self) {
+        let sent = self.summary["sent_by_kind"].as_object().expect("sent_by_kind");
+        let strange: Vec<_> = sent
+            .iter()
+            .filter(|(kind, sent)| !kind.starts_with("probe") && sent.as_u64() != Some(0))
+            .collect();
+        assert!(strange.is_empty(), "{strange:?}");
+        assert_eq!(self.summary["kernel_rsts"], 0, "{}", self.summary);
+    }
+}
