@@ -355,6 +355,21 @@ fn behind_a_firewall_that_drops_invalid_the_exact_probe_finds_out() {
     });
 }
 
+/// One connection that cannot be asked must not keep the others from being asked.
+#[test]
+fn a_peer_that_has_become_a_broadcast_address_is_left_out() {
+    in_namespace(|| {
+        let there = There::new();
+        there.link();
+        let pairs = [Pair::new(&there, PEERS[0]), Pair::new(&there, PEERS[1])];
+        ip("route add table local broadcast 10.7.0.2 dev h0 src 10.7.0.1");
+        let locals: Vec<_> = pairs.iter().map(Pair::local).collect();
+        let (verdicts, _) = audit(&locals);
+        assert_eq!(verdicts[&locals[0]].state.name(), "undetermined");
+        assert_eq!(said(&verdicts[&locals[1]]), ("alive", "ack", 1));
+    });
+}
+
 #[test]
 fn a_peer_that_is_gone_is_down_after_the_whole_plan() {
     in_namespace(|| {

@@ -9,6 +9,7 @@ use super::watch::HostWatch;
 use super::xdp::most_senders;
 use super::{Cpus, EngineError, IoKind, Setup, Sweep};
 use crate::io::claim::{self, Claim, ClaimError, Hears};
+use crate::io::packet::PortRanges;
 use crate::io::ports::PortsError;
 use crate::io::watch::Watch;
 use crate::io::{PathId, PathInfo, affinity, ports, privilege};
@@ -25,6 +26,7 @@ use layout::{Egress, Layout};
 use paths::Opened;
 use std::collections::{HashMap, HashSet};
 use std::num::NonZero;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -57,7 +59,7 @@ impl Sweep {
                 error => EngineError::Usage(error.to_string()),
             })?;
         }
-        let claims = claims(&setup)?;
+        let claims = claims(&setup, &layout.given)?;
         let capture = match &setup.pcap {
             None => None,
             Some(path) => Some(Capture::create(path, layout.link()).map_err(|error| {
@@ -102,21 +104,38 @@ impl Sweep {
 }
 
 /// Says on which ports this sweep hears, alone where an XDP program takes the answers.
-fn claims(setup: &Setup) -> Result<Vec<Claim>, EngineError> {
+fn claims(setup: &Setup, given: &[Given]) -> Result<Vec<Claim>, EngineError> {
     let hears = match setup.io {
         IoKind::Xdp(_) => Hears::Alone,
         _ => Hears::Too,
     };
-    let opened = (!setup.targets.is_empty()).then(|| (setup.source_ports.clone(), hears));
-    // Answers on given flows go past the program.
-    let given = setup.flows.iter().map(|flow| flow.local.port());
-    let given = given.clone().min().zip(given.max()).map(|(lo, hi)| (lo..=hi, Hears::Too));
-    let wanted = opened.into_iter().chain(given);
+    let opened = (!setup.targets.is_empty()).then(|| setup.source_ports.clone());
+    let given = ports_to_claim(given, opened.as_ref()).into_iter().map(|ports| (ports, Hears::Too));
+    let wanted = opened.map(|ports| (ports, hears)).into_iter().chain(given);
     let claims = wanted.map(|(ports, hears)| claim::claim(&ports, hears));
     claims.collect::<Result<_, _>>().map_err(|error| match error {
         ClaimError::Io(error) => EngineError::system(error),
         taken => EngineError::Usage(taken.to_string()),
     })
+}
+
+/// Returns the ports of given flows whose answers the XDP program of another sweep would take: it lets
+/// pass what the kernel owns. What our own one takes is heard, so `opened` is left out.
+fn ports_to_claim(
+    given: &[Given],
+    opened: Option<&RangeInclusive<u16>>,
+) -> Vec<RangeInclusive<u16>> {
+    let probed = given.iter().filter(|flow| flow.host.is_none() && flow.obstacle().is_none());
+    let others = probed.map(|flow| flow.local.port());
+    let others = others.filter(|port| opened.is_none_or(|opened| !opened.contains(port)));
+    // Joined on either side of `opened`, and not across it.
+    let (below, above): (Vec<u16>, Vec<u16>) =
+        others.partition(|port| opened.is_none_or(|opened| port < opened.start()));
+    let joined = |ports: Vec<u16>| PortRanges::covering(ports.into_iter().map(|port| port..=port));
+    [below, above]
+        .into_iter()
+        .flat_map(|ports| joined(ports).iter().cloned().collect::<Vec<_>>())
+        .collect()
 }
 
 /// Crafts the first frame to every peer in the order of the sweep and hands it to `show` together
@@ -260,4 +279,40 @@ fn own_hops(targets: &[Target], hops: &[Hop]) -> (Vec<Target>, Vec<Hop>) {
         .map(|target| Target { peer: target.peer, hop: target.hop.map(&mut rename) })
         .collect();
     (targets, own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::evidence::Seen;
+    use crate::probe::host::{Host, Reading};
+    use crate::wire::SeqNumber;
+
+    #[test]
+    fn only_ports_whose_answers_another_sweep_would_take_are_claimed() {
+        let number = SeqNumber(1);
+        let flow = |port: u16| Given {
+            local: ([10, 0, 0, 1], port).into(),
+            peer: ([10, 0, 0, 2], 80).into(),
+            snd_una: number,
+            snd_nxt: number,
+            rcv_nxt: number,
+            wnd: 1,
+            clock: None,
+            obstacle: None,
+            host: None,
+        };
+        let owned = Given { host: Some(Host::new(1, Reading::default())), ..flow(500) };
+        let unprobed = Given { obstacle: Some(Seen::KernelOwned), ..flow(600) };
+        let given = [flow(60_999), owned, flow(61_007), unprobed, flow(65_535), flow(60_998)];
+        let alone = ports_to_claim(&given, None);
+        assert_eq!(alone, [60_998..=60_999, 61_007..=61_007, 65_535..=65_535]);
+        let beside = ports_to_claim(&given, Some(&(61_000..=65_534)));
+        assert_eq!(beside, [60_998..=60_999, 65_535..=65_535]);
+        // So many that some are joined: never across what is opened.
+        let many: Vec<_> = (1..=100).map(|step| flow(step * 600)).collect();
+        let beside = ports_to_claim(&many, Some(&(30_001..=30_500)));
+        assert!(beside.iter().all(|ports| *ports.end() <= 30_000 || *ports.start() > 30_500));
+        assert_eq!(ports_to_claim(&[owned], None), []);
+    }
 }

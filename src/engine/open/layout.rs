@@ -141,6 +141,10 @@ impl Layout {
             Route::None(_) => None,
             // The kernel loops it: there is no next hop to tell from another.
             Route::Local { ifindex, source } => Some((ifindex, source, source)),
+            // A connection of the kernel's is older than that route.
+            Route::Broadcast | Route::Multicast if likeness.is_some() => {
+                return Err(EngineError::Usage(broadcast(&BTreeSet::from([peer.ip()]))));
+            }
             Route::Broadcast | Route::Multicast => {
                 not_peers.insert(peer.ip());
                 return Ok(());
