@@ -54,6 +54,7 @@ fn prefix(peer: IpAddr) -> IpNet {
 
 /// Returns the entries in the order in which they need attention: the most that are not alive
 /// first, then the most at all.
+#[cfg(feature = "cli")]
 pub fn by_need<K: Ord>(counts: &BTreeMap<K, ByState>) -> Vec<(&K, &ByState)> {
     let mut sorted: Vec<_> = counts.iter().collect();
     let weight = |counts: &ByState| {
