@@ -24,6 +24,7 @@ use keepsweep::time::Clock;
 use keepsweep::wire::MacAddr;
 use lab::{Lab, PacketSocket, await_that, ip, outbound};
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -292,6 +293,12 @@ fn no_frame_comes_behind_the_claim() {
     }
 }
 
+fn has_program(interface: &str) -> bool {
+    let output = Command::new("ip").args(["link", "show", interface]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().contains("prog/xdp")
+}
+
 #[test]
 fn without_the_program_the_tap_hears_and_the_guard_holds() {
     let Some(lab) = Lab::new() else { return };
@@ -309,6 +316,8 @@ fn without_the_program_the_tap_hears_and_the_guard_holds() {
 
     let tap = PacketSocket::open("a0", false);
     drop(redirect);
+    // A child that another test is just starting may have the program's descriptor a moment longer.
+    await_that(|| !has_program("a0"));
     send_from_peer(&lab, vec![to_us(2)]);
     assert_eq!(source_port(&tap.receive_until(|frame| frame.len() >= 54 && frame[23] == 6)), 2);
     await_that(|| guard.counts().unwrap().dropped == 1);
