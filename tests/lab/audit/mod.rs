@@ -93,7 +93,8 @@ fn an_interruption_leaves_every_connection_as_it_was() {
             .expect("keepsweep starts");
         pause(Duration::from_millis(after_ms));
         let pid = Pid::from_raw(child.id() as i32);
-        signal::kill(pid, Signal::SIGINT).expect("signal");
+        // Not SIGINT, which shells let their background jobs ignore: until it is caught, it would be lost.
+        signal::kill(pid, Signal::SIGTERM).expect("signal");
         let output = child.wait_with_output().expect("keepsweep ends");
         // Before it catches signals it has done nothing that needs an end.
         if output.status.code().is_some() {
