@@ -31,12 +31,8 @@ static __always_inline int read(struct xdp_md *xdp, __u32 offset, void *to, __u3
 #include "parse.h"
 #include "shared.h"
 
-/* The interface's own address. Frames to another one (promiscuous mode, bridges, macvlan) are not
- * for this host, whatever their IP address is. */
-const volatile __u8 our_mac[ETH_ALEN] = {};
-
-/* What a UMEM frame holds. A longer one (merged by GRO, jumbo) would be dropped on the way into it. */
-const volatile __u32 frame_max = 0;
+/* Set by Rust before the program is attached. Alone in .bss, so that it is the map's one value. */
+volatile struct redirect_interface interface = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -73,7 +69,7 @@ static __always_inline int is_our_mac(const __u8 *mac)
 	int i;
 
 	for (i = 0; i < ETH_ALEN; i++)
-		if (mac[i] != our_mac[i])
+		if (mac[i] != interface.mac[i])
 			return 0;
 	return 1;
 }
@@ -160,7 +156,7 @@ int redirect(struct xdp_md *xdp)
 
 	if (read(xdp, 0, &eth, sizeof(eth)))
 		return pass(REDIRECT_MALFORMED);
-	if (!is_our_mac(eth.h_dest) || bpf_xdp_get_buff_len(xdp) > frame_max)
+	if (!is_our_mac(eth.h_dest) || bpf_xdp_get_buff_len(xdp) > interface.frame_max)
 		return pass(REDIRECT_PASSED);
 	result = parse_network(xdp, eth.h_proto, sizeof(eth), &segment);
 	if (result == PARSE_ICMP)

@@ -47,6 +47,15 @@ enum redirect_counter {
 	REDIRECT_COUNTERS,
 };
 
+/* What the redirecting program knows of the interface that it runs on. */
+struct redirect_interface {
+	__u32 frame_max; /* octets that a UMEM frame holds: a longer packet (merged by GRO, jumbo) would be
+	                  * dropped on the way into it */
+	__u8 mac[6];     /* its own address: frames to another one (promiscuous mode, bridges, macvlan) are
+	                  * not for this host, whatever their IP address is */
+	__u8 padding[2];
+};
+
 /* Value of `frames`: an answer without options or data, and two octets of padding. */
 struct replay_frame {
 	__u64 words[7];
@@ -55,5 +64,6 @@ struct replay_frame {
 _Static_assert(sizeof(struct guard_source) == 20, "mirrored in src/io/guard.rs");
 _Static_assert(sizeof(struct guard_ports) == 4, "mirrored in src/io/guard.rs");
 _Static_assert(sizeof(struct guard_tuple) == 40, "mirrored in src/io/guard.rs");
+_Static_assert(sizeof(struct redirect_interface) == 12, "mirrored in src/io/xdp/program.rs");
 
 #endif

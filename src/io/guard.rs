@@ -14,11 +14,12 @@
 //! above the one that the segment came in by (SO_BINDTODEVICE to a bridge or VLAN), if its port is
 //! in the range; [`super::ports::check`] refuses a range that holds such a socket.
 
+use super::bpf;
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use aya::programs::tc::{TcAttachOptions, TcError};
 use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::{Ebpf, Pod};
 use nix::errno::Errno;
 use std::error::Error;
 use std::ffi::CStr;
@@ -405,12 +406,12 @@ fn load(spec: &GuardSpec) -> Result<Ebpf, GuardError> {
         remedy: remedy(error),
     };
     let capacity = |entries: usize| u32::try_from(entries.max(1)).unwrap_or(u32::MAX);
-    let mut programs = EbpfLoader::new()
-        .map_max_entries("sources", capacity(spec.sources.len()))
-        .map_max_entries("tuples", capacity(spec.tuples.len()))
-        .map_max_entries("held", capacity(spec.holds))
-        .load(OBJECT)
-        .map_err(|error| load_error(&error))?;
+    let max_entries = [
+        ("sources", capacity(spec.sources.len())),
+        ("tuples", capacity(spec.tuples.len())),
+        ("held", capacity(spec.holds)),
+    ];
+    let mut programs = bpf::load(OBJECT, &max_entries).map_err(|error| load_error(&error))?;
 
     let sources = programs.map_mut("sources").ok_or_else(|| missing("map sources"))?;
     let mut sources: HashMap<_, Source, Ports> =

@@ -7,6 +7,8 @@ pub mod bare;
 #[cfg(feature = "os")]
 mod batch;
 #[cfg(feature = "os")]
+pub mod bpf;
+#[cfg(feature = "os")]
 pub mod claim;
 #[cfg(feature = "os")]
 pub mod cpu;

@@ -13,9 +13,9 @@ use crate::io::route::{Interface, interfaces};
 use crate::io::testbed::{self, LinkCounts};
 use crate::io::xdp::{Queue, QueueSpec, XdpTx, ZeroCopy};
 use crate::io::{FRAME_OCTETS, IoError, PathId, PathInfo, Transmit, affinity, cpu};
-use crate::probe::craft::Crafter;
+use crate::probe::craft::{CraftError, Crafter};
 use crate::time::{Clock, Instant};
-use crate::wire::LinkType;
+use crate::wire::{LinkType, MacAddr};
 use std::time::Duration;
 
 /// How often the sender alone has its turn.
@@ -172,14 +172,6 @@ enum End {
 }
 
 impl End {
-    fn transmit(&mut self) -> &mut dyn Transmit {
-        match self {
-            End::Raw(end) => end,
-            End::Packet(end) => end,
-            End::Xdp(queue) => &mut queue.tx,
-        }
-    }
-
     fn bare(&mut self, frame: &[u8]) -> Result<Box<dyn BareLoop + '_>, IoError> {
         Ok(match self {
             End::Raw(end) => Box::new(end.bare(frame, NETWORK)),
@@ -336,7 +328,7 @@ impl<'a> Sender<'a> {
         })
     }
 
-    fn craft(&self, flow: u32, buf: &mut [u8]) -> Result<usize, crate::probe::craft::CraftError> {
+    fn craft(&self, flow: u32, buf: &mut [u8]) -> Result<usize, CraftError> {
         let outgoing = self.flows[flow as usize].keepalive(self.interface.mac, self.repeat);
         self.crafter.emit(&outgoing, buf)
     }
@@ -345,50 +337,21 @@ impl<'a> Sender<'a> {
         Slice::of(|| self.batch())
     }
 
-    /// Crafts and sends a batch, as the engine does, and returns how many frames left.
+    /// Crafts and sends a batch, and returns how many frames left.
     fn batch(&mut self) -> Result<u64, EngineError> {
         self.gather();
-        let mac = self.interface.mac;
-        let Sender { end, crafter, gathered, repeat, .. } = self;
-        let transmit = end.transmit();
-        let (mut sent, mut refused, mut refusal) = (0, 0, None);
-        let mut flush = |transmit: &mut dyn Transmit, mut left: usize| {
-            while left > 0 {
-                match transmit.flush() {
-                    Ok(_) => {
-                        sent += left as u64;
-                        return;
-                    }
-                    Err(unsent) => {
-                        sent += unsent.sent as u64;
-                        refused += unsent.refused as u64;
-                        // At least one, so that this ends whatever the path claims.
-                        left = left.saturating_sub(unsent.sent + unsent.refused.max(1));
-                        refusal = Some(unsent.error);
-                    }
-                }
-            }
+        let keepalives = Keepalives {
+            crafter: &self.crafter,
+            flows: &self.gathered,
+            mac: self.interface.mac,
+            repeat: self.repeat,
         };
-        let mut put = 0;
-        let mut due = gathered.iter();
-        let mut next = due.next();
-        while let Some(flow) = next {
-            let Some(buf) = transmit.reserve() else {
-                if put == 0 {
-                    // No room in an empty batch: as if all were refused.
-                    break;
-                }
-                flush(transmit, put);
-                put = 0;
-                continue;
-            };
-            let outgoing = flow.keepalive(mac, *repeat);
-            let len = crafter.emit(&outgoing, buf).map_err(EngineError::system)?;
-            transmit.submit(len);
-            put += 1;
-            next = due.next();
-        }
-        flush(transmit, put);
+        let taken = match &mut self.end {
+            End::Raw(end) => keepalives.send(end),
+            End::Packet(end) => keepalives.send(end),
+            End::Xdp(queue) => keepalives.send(&mut queue.tx),
+        };
+        let Taken { sent, refused, refusal } = taken.map_err(EngineError::system)?;
         self.sent += sent;
         self.refused += refused;
         self.refusal = refusal.or(self.refusal.take());
@@ -416,6 +379,66 @@ impl<'a> Sender<'a> {
         if end == self.order.len() {
             self.next = 0;
             self.repeat = self.repeat.wrapping_add(1);
+        }
+    }
+}
+
+/// A batch's worth of flows, and what their keepalives have in common.
+struct Keepalives<'a> {
+    crafter: &'a Crafter,
+    flows: &'a [BenchFlow],
+    mac: MacAddr,
+    repeat: u16,
+}
+
+/// What a path did with a batch.
+#[derive(Default)]
+struct Taken {
+    sent: u64,
+    refused: u64,
+    refusal: Option<IoError>,
+}
+
+impl Keepalives<'_> {
+    /// Crafts them into the buffers of `end`, and has them sent.
+    fn send<T: Transmit>(&self, end: &mut T) -> Result<Taken, CraftError> {
+        let mut taken = Taken::default();
+        let mut flows = self.flows.iter();
+        loop {
+            let mut put = 0;
+            while flows.len() > 0
+                && let Some(buf) = end.reserve()
+                && let Some(flow) = flows.next()
+            {
+                let len = self.crafter.emit(&flow.keepalive(self.mac, self.repeat), buf)?;
+                end.submit(len);
+                put += 1;
+            }
+            // Nothing left; or no room in an empty batch: as if all were refused.
+            if put == 0 {
+                return Ok(taken);
+            }
+            taken.flush(end, put);
+        }
+    }
+}
+
+impl Taken {
+    fn flush(&mut self, end: &mut impl Transmit, mut left: usize) {
+        while left > 0 {
+            match end.flush() {
+                Ok(_) => {
+                    self.sent += left as u64;
+                    return;
+                }
+                Err(unsent) => {
+                    self.sent += unsent.sent as u64;
+                    self.refused += unsent.refused as u64;
+                    // At least one, so that this ends whatever the path claims.
+                    left = left.saturating_sub(unsent.sent + unsent.refused.max(1));
+                    self.refusal = Some(unsent.error);
+                }
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 use super::layout::{Egress as Way, Layout};
 use crate::engine::xdp::{Beside, XdpSpec};
 use crate::engine::{EngineError, IoKind, Path, Setup};
+use crate::io::bpf;
 use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, PortRanges, RxOptions};
 use crate::io::raw::{Egress, RawTx};
@@ -56,6 +57,7 @@ impl Layout {
             .collect();
         let spec = self.guard_spec(setup);
         let infos = self.path_infos();
+        let _loads = bpf::Together::begin();
         thread::scope(|scope| {
             let guard = scope.spawn(|| Guard::attach(&up, &spec).map_err(EngineError::system));
             let paths: Vec<_> = infos

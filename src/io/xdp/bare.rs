@@ -2,8 +2,7 @@
 //! move on. It is what `xdpsock --txonly` of the kernel's samples does.
 
 use super::completions::Completions;
-use super::tx::{LAST_PATIENCE, XdpTx, offset};
-use super::umem::CHUNK;
+use super::tx::{LAST_PATIENCE, XdpTx};
 use crate::io::bare::{BATCH, BareLoop};
 use crate::io::{FRAME_OCTETS, IoError};
 use nix::errno::Errno;
@@ -40,9 +39,8 @@ impl<'a> BareRing<'a> {
         let chosen = free.iter_mut().rev().take(2 * BATCH);
         let frames: Box<[u64]> = chosen
             .map(|free| {
-                let start = offset(free.index());
-                ledger.octets_mut(free)[start..start + frame.len()].copy_from_slice(frame);
-                u64::from(free.index()) * CHUNK as u64 + start as u64
+                ledger.octets_mut(free)[..frame.len()].copy_from_slice(frame);
+                u64::from(free.index()) * FRAME_OCTETS as u64
             })
             .collect();
         let len = frame.len() as u32;

@@ -1,7 +1,7 @@
 //! The frames that the kernel gives back when they are sent, for all who send through one queue.
 
 use super::rings::{BadCursor, Consumer, Ring};
-use super::umem::{BadDescriptor, Ledger};
+use super::umem::{BadDescriptor, TxLedger};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -39,30 +39,27 @@ impl Completions {
     }
 
     /// Says whose the frames of each half are: `ledgers` in the order of their frames.
-    pub fn share_out<'a>(&self, ledgers: impl Iterator<Item = &'a Ledger>) {
+    pub fn share_out<'a>(&self, ledgers: impl Iterator<Item = &'a TxLedger>) {
         self.lock().halves =
             ledgers.map(|ledger| Half { end: ledger.end(), back: Vec::new() }).collect();
     }
 
-    /// Hands the addresses of the frames of half number `half` that are back to `own`.
+    /// Appends the addresses of the frames of half number `half` that are back to `own`.
     ///
     /// # Errors
-    /// [`BadCursor`]; or an address outside of all shares, or that `own` refuses, in [`BadDescriptor`].
-    pub fn take(
-        &self,
-        half: usize,
-        mut own: impl FnMut(u64) -> Result<(), BadDescriptor>,
-    ) -> Result<(), Error> {
+    /// [`BadCursor`]; or an address outside of all shares, in [`BadDescriptor`].
+    pub fn take(&self, half: usize, own: &mut Vec<u64>) -> Result<(), Error> {
         let mut returned = self.lock();
         let Returned { ring, consumer, halves } = &mut *returned;
         if let Some(put_by) = halves.get_mut(half) {
-            put_by.back.drain(..).try_for_each(&mut own)?;
+            own.append(&mut put_by.back);
         }
         let done = consumer.available(ring.producer())?;
+        own.reserve(done as usize);
         for _ in 0..done {
             let addr = ring.read(consumer.advance());
             match owner(addr, halves)? {
-                Some(owner) if owner == half => own(addr)?,
+                Some(owner) if owner == half => own.push(addr),
                 Some(other) => halves[other].back.push(addr),
                 None => {}
             }

@@ -4,12 +4,12 @@
 mod tests;
 
 use super::link::{Hanging, Link};
-use crate::io::IoError;
 use crate::io::guard::{Ports, Source, chain, errno};
+use crate::io::{IoError, bpf};
 use crate::wire::MacAddr;
-use aya::maps::{HashMap, MapData, PerCpuArray, XskMap};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, XskMap};
 use aya::programs::{ProgramError, Xdp};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, Pod};
 use nix::errno::Errno;
 use std::error::Error;
 use std::fmt;
@@ -22,6 +22,20 @@ use std::sync::Arc;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.bpf.o"));
 
 const PROGRAM: &str = "redirect";
+
+/// `struct redirect_interface` of `xdp/shared.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct OnInterface {
+    frame_max: u32,
+    mac: [u8; 6],
+    _padding: [u8; 2],
+}
+
+const _: () = assert!(size_of::<OnInterface>() == 12);
+
+// SAFETY: repr(C), Copy, no padding but the field of that name, every bit pattern valid.
+unsafe impl Pod for OnInterface {}
 
 /// Where the program is to run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -190,13 +204,14 @@ impl Redirect {
             remedy: "this build is broken: build it again",
         };
         let capacity = u32::try_from(spec.sources.len().max(1)).unwrap_or(u32::MAX);
-        let mut programs = EbpfLoader::new()
-            .map_max_entries("sources", capacity)
-            .map_max_entries("xsks", spec.queues.max(1))
-            .override_global("our_mac", &spec.mac.0, true)
-            .override_global("frame_max", &spec.frame_octets, true)
-            .load(OBJECT)
-            .map_err(|cause| error(&cause))?;
+        let max_entries = [("sources", capacity), ("xsks", spec.queues.max(1))];
+        let mut programs = bpf::load(OBJECT, &max_entries).map_err(|cause| error(&cause))?;
+
+        let globals = programs.map_mut(".bss").ok_or_else(|| broken("map .bss"))?;
+        let mut globals: Array<_, OnInterface> =
+            Array::try_from(globals).map_err(|cause| error(&cause))?;
+        let own = OnInterface { frame_max: spec.frame_octets, mac: spec.mac.0, _padding: [0; 2] };
+        globals.set(0, own, 0).map_err(|cause| error(&cause))?;
 
         let sources = programs.map_mut("sources").ok_or_else(|| broken("map sources"))?;
         let mut sources: HashMap<_, Source, Ports> =

@@ -2,7 +2,7 @@
 
 use super::rings::{BadCursor, Consumer, Producer, Ring};
 use super::socket::{Sizes, Sockets};
-use super::umem::{BadDescriptor, Free, Ledger, Ours};
+use super::umem::{BadDescriptor, Free, Ours, RxLedger};
 use crate::io::prefetch::prefetch;
 use crate::io::{IoError, QueueCounts, Receive, Received, RxFrame, RxStats};
 use crate::time::{Clock, Instant};
@@ -48,7 +48,7 @@ pub(super) struct Rings {
     consumer: Consumer,
     fill: Ring<u64>,
     producer: Producer,
-    ledger: Ledger,
+    ledger: RxLedger,
     /// Frames that were taken from the rx ring and not handed over.
     turn: Vec<Ours>,
     /// Frames that the fill ring has no room for yet.
@@ -120,7 +120,7 @@ impl Rings {
         rx: Ring<libc::xdp_desc>,
         fill: Ring<u64>,
         sizes: Sizes,
-        mut ledger: Ledger,
+        mut ledger: RxLedger,
     ) -> Result<Self, BadCursor> {
         let spare = ledger.issue();
         let mut rings = Rings {

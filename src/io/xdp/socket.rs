@@ -8,7 +8,7 @@ use super::completions::Completions;
 use super::rings::{COMPLETION, FILL, Place, RX, Ring, TX};
 use super::rx::{Rings, XdpRx};
 use super::tx::XdpTx;
-use super::umem::{CHUNK, Umem};
+use super::umem::{CHUNK, TX_PER_CHUNK, Umem};
 use crate::io::IoError;
 use crate::time::Clock;
 use nix::errno::Errno;
@@ -30,7 +30,7 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// From 16 ms at a million packets a second, which a receiver on a busy machine may have to wait for
-    /// its turn, and 36 MiB; to what the memlock limit, which is 8 MiB by default and counts for all queues
+    /// its turn, and 32 MiB; to what the memlock limit, which is 8 MiB by default and counts for all queues
     /// of a user, allows.
     pub const TRIED: [Sizes; 6] = [
         Sizes { rx: 16_384, tx: 2048 },
@@ -41,9 +41,14 @@ impl Sizes {
         Sizes { rx: 512, tx: 256 },
     ];
 
+    /// Returns how many chunks the frames take.
+    const fn chunks(self) -> u32 {
+        self.rx + self.tx / TX_PER_CHUNK
+    }
+
     /// Returns the memory that frames take, in octets.
     pub const fn octets(self) -> u64 {
-        (self.rx + self.tx) as u64 * CHUNK as u64
+        self.chunks() as u64 * CHUNK as u64
     }
 
     /// Twice the frames: the kernel shows late what it has taken from the fill ring.
@@ -135,7 +140,7 @@ impl Queue {
     }
 
     fn open_with(spec: QueueSpec<'_>, sizes: Sizes) -> Result<Queue, IoError> {
-        let umem = Umem::map(sizes.rx + sizes.tx, spec.interface)?;
+        let umem = Umem::map(sizes.chunks(), spec.interface)?;
         let receiving = Socket::new(spec)?;
         receiving.set("register the UMEM", libc::XDP_UMEM_REG, &umem.registration())?;
         receiving.set("size the fill ring", libc::XDP_UMEM_FILL_RING, &sizes.fill())?;

@@ -4,7 +4,7 @@ use super::bare::BareRing;
 use super::completions::Completions;
 use super::rings::{Producer, Ring};
 use super::socket::{Sizes, Sockets};
-use super::umem::{CHUNK, Free, Ledger};
+use super::umem::{Free, TxLedger};
 use crate::io::{FRAME_OCTETS, IoError, QueueCounts, Transmit, Unsent};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
@@ -25,17 +25,6 @@ pub(super) const LAST_PATIENCE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 
-/// Octets of a cache line, and how many of them a packet may be moved away from its frame's start.
-const LINE: usize = 64;
-const COLOURS: usize = (CHUNK - FRAME_OCTETS) / LINE;
-
-/// Returns where in its frame a packet is written. Frames are 2 KiB apart: if all packets began with
-/// theirs, they would share two sets of the nearest cache, and a batch has ten times as many.
-pub(super) const fn offset(index: u32) -> usize {
-    // Every other frame begins half of the sets further on.
-    index as usize / 2 % COLOURS * LINE
-}
-
 /// Sends frames through one queue by AF_XDP.
 pub struct XdpTx {
     // First, so that the rings are unmapped before their sockets close.
@@ -44,12 +33,14 @@ pub struct XdpTx {
     pub(super) completions: Arc<Completions>,
     /// Which of the halves that send through this queue.
     half: usize,
-    pub(super) ledger: Ledger,
+    pub(super) ledger: TxLedger,
     pub(super) free: Vec<Free>,
+    /// Addresses that have come back, on their way into `free`.
+    returned: Vec<u64>,
     /// The frame last reserved.
     next: Option<Free>,
     /// What of the batch the kernel has not taken, in the order of the tx ring.
-    pending: VecDeque<Pending>,
+    pending: Vec<Pending>,
     withdrawn: Withdrawn,
     /// The first frame of the batch that was dropped and could not be repeated.
     lost: Option<usize>,
@@ -92,7 +83,7 @@ impl XdpTx {
         tx: Ring<libc::xdp_desc>,
         completions: Arc<Completions>,
         sizes: Sizes,
-        mut ledger: Ledger,
+        mut ledger: TxLedger,
         zerocopy: bool,
         sockets: Arc<Sockets>,
     ) -> Self {
@@ -105,8 +96,9 @@ impl XdpTx {
             half: 0,
             free,
             ledger,
+            returned: Vec::new(),
             next: None,
-            pending: VecDeque::with_capacity(BATCH),
+            pending: Vec::with_capacity(BATCH),
             withdrawn: Withdrawn::default(),
             lost: None,
             queued: 0,
@@ -145,8 +137,9 @@ impl XdpTx {
                 half,
                 ledger,
                 free,
+                returned: Vec::new(),
                 next: None,
-                pending: VecDeque::with_capacity(BATCH),
+                pending: Vec::with_capacity(BATCH),
                 withdrawn: Withdrawn::default(),
                 lost: None,
                 queued: 0,
@@ -180,30 +173,35 @@ impl XdpTx {
 
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
-        let XdpTx { completions, half, ledger, free, withdrawn, sockets, .. } = self;
-        let taken = completions.take(*half, |addr| {
-            let frame = ledger.take_back(addr)?;
-            for skipped in withdrawn.skipped_before(frame.index()) {
-                free.push(ledger.withdraw(skipped)?);
+        let XdpTx { completions, half, returned, ledger, free, withdrawn, sockets, .. } = self;
+        let bad_ring = |bad| sockets.sending.bad_ring(bad);
+        completions.take(*half, returned).map_err(bad_ring)?;
+        for addr in returned.drain(..) {
+            let frame = ledger.take_back(addr).map_err(|bad| bad_ring(bad.into()))?;
+            if self.zerocopy {
+                for skipped in withdrawn.skipped_before(frame.index()) {
+                    free.push(ledger.withdraw(skipped).map_err(|bad| bad_ring(bad.into()))?);
+                }
             }
             free.push(frame);
-            Ok(())
-        });
-        taken.map_err(|bad| sockets.sending.bad_ring(bad))
+        }
+        Ok(())
     }
 
     /// Puts a frame into the tx ring, where there must be room.
+    #[inline]
     fn enqueue(&mut self, position: u16, frame: Free, len: u16) {
         let index = frame.index();
-        let descriptor = self.ledger.lend_packet(frame, offset(index), usize::from(len));
+        let descriptor = self.ledger.lend_packet(frame, usize::from(len));
         let cursor = self.producer.next();
         self.tx.write(self.producer.advance(), descriptor);
-        self.pending.push_back(Pending { cursor, position, index, len });
+        self.pending.push(Pending { cursor, position, index, len });
         if self.zerocopy {
             self.withdrawn.note_sent(index);
         }
     }
 
+    #[inline]
     /// Says whether the tx ring has room, which only withdrawn frames can take: it has no
     /// fewer entries than there are frames.
     fn has_room(&mut self) -> bool {
@@ -305,7 +303,7 @@ impl XdpTx {
     /// zero-copy mode the driver may be reading this very one: then it leaves after all, now.
     fn withdraw(&mut self) -> Result<(), IoError> {
         let outside = self.ledger.outside();
-        while let Some(pending) = self.pending.pop_front() {
+        for pending in self.pending.drain(..) {
             self.tx.write(pending.cursor, outside);
             if self.zerocopy {
                 self.withdrawn.note_withdrawn(pending.index);
@@ -378,7 +376,7 @@ impl XdpTx {
 /// dropped. That one the kernel does not always show: it moves the cursor only after it has sent
 /// something (__xsk_tx_release).
 fn strike(
-    pending: &mut VecDeque<Pending>,
+    pending: &mut Vec<Pending>,
     consumed: u32,
     next: u32,
     dropped: bool,
@@ -390,7 +388,7 @@ fn strike(
     match (dropped, last) {
         (false, _) => (taken, None),
         (true, Some(last)) => (taken - 1, Some(last)),
-        (true, None) => (0, pending.pop_front()),
+        (true, None) => (0, pending.drain(..pending.len().min(1)).next()),
     }
 }
 
@@ -445,6 +443,7 @@ impl Drop for XdpTx {
 }
 
 impl Transmit for XdpTx {
+    #[inline]
     fn reserve(&mut self) -> Option<&mut [u8]> {
         if self.queued + self.surplus >= self.batch() {
             return None;
@@ -454,16 +453,14 @@ impl Transmit for XdpTx {
         }
         match &mut self.next {
             // In the order of the batch: nothing is sent behind what cannot be.
-            Some(frame) if self.surplus == 0 => {
-                let start = offset(frame.index());
-                self.ledger.octets_mut(frame).get_mut(start..start + FRAME_OCTETS)
-            }
+            Some(frame) if self.surplus == 0 => Some(self.ledger.octets_mut(frame)),
             _ => Some(&mut self.scratch[..]),
         }
     }
 
     /// # Panics
     /// If `len` is more than [`FRAME_OCTETS`].
+    #[inline]
     fn submit(&mut self, len: usize) {
         assert!(len <= FRAME_OCTETS, "frame of {len} octets in a buffer of {FRAME_OCTETS}");
         match self.next.take() {
@@ -515,7 +512,7 @@ mod tests {
     use super::*;
 
     /// Frames in the entries from `start` on, numbered from 0.
-    fn pending(start: u32, count: usize) -> VecDeque<Pending> {
+    fn pending(start: u32, count: usize) -> Vec<Pending> {
         let frame = |position: usize| Pending {
             cursor: start.wrapping_add(position as u32),
             position: position as u16,

@@ -4,15 +4,22 @@
 //! cannot be copied; whoever lends a frame to the kernel gives its token away, and with it every way
 //! to the frame's octets. A [`Ledger`] remembers what is lent, so that an address from the kernel
 //! becomes a token again only if it was.
+//!
+//! Received packets need a chunk each, which the kernel fills as it likes. Of what is sent it asks only
+//! that no packet reaches from one chunk into the next (xp_aligned_validate_desc): sixteen of our frames
+//! share one, so that a batch takes four pages instead of 64, and what goes round stays in the cache.
 
-use crate::io::IoError;
+use crate::io::{FRAME_OCTETS, IoError};
 use nix::errno::Errno;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Octets of a frame, the least that the kernel allows (XDP_UMEM_MIN_CHUNK_SIZE).
+/// Octets of a chunk, the least that the kernel allows (XDP_UMEM_MIN_CHUNK_SIZE).
 pub(super) const CHUNK: usize = 2048;
+/// Frames to be sent that a chunk holds.
+pub(super) const TX_PER_CHUNK: u32 = (CHUNK / FRAME_OCTETS) as u32;
+const _: () = assert!(CHUNK.is_multiple_of(FRAME_OCTETS));
 /// What the kernel leaves free before a received packet (XDP_PACKET_HEADROOM).
 const HEADROOM: usize = 256;
 /// The longest packet that a frame holds when it is received.
@@ -62,11 +69,16 @@ impl BadDescriptor {
     }
 }
 
-/// A mapping of `frames` frames.
+/// The frames that are received into, a chunk each.
+pub(super) type RxLedger = Ledger<CHUNK>;
+/// The frames that are sent, [`TX_PER_CHUNK`] a chunk.
+pub(super) type TxLedger = Ledger<FRAME_OCTETS>;
+
+/// A mapping of `chunks` chunks.
 #[derive(Debug)]
 pub(super) struct Umem {
     start: NonNull<u8>,
-    frames: u32,
+    chunks: u32,
 }
 
 // SAFETY: the mapping belongs to this value; its octets are only reached through a `Ledger`, which
@@ -76,16 +88,16 @@ unsafe impl Send for Umem {}
 unsafe impl Sync for Umem {}
 
 impl Umem {
-    /// Maps memory for `frames` frames. `interface` is named in messages.
+    /// Maps memory for `chunks` chunks. `interface` is named in messages.
     ///
     /// # Errors
     /// No memory.
-    pub fn map(frames: u32, interface: &str) -> Result<Self, IoError> {
+    pub fn map(chunks: u32, interface: &str) -> Result<Self, IoError> {
         // SAFETY: a new anonymous mapping touches no memory that exists.
         let mapping = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                frames as usize * CHUNK,
+                chunks as usize * CHUNK,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
                 -1,
@@ -93,7 +105,7 @@ impl Umem {
             )
         };
         match NonNull::new(mapping.cast::<u8>()) {
-            Some(start) if mapping != libc::MAP_FAILED => Ok(Umem { start, frames }),
+            Some(start) if mapping != libc::MAP_FAILED => Ok(Umem { start, chunks }),
             _ => Err(IoError {
                 operation: "map the UMEM",
                 object: interface.to_owned(),
@@ -107,7 +119,7 @@ impl Umem {
     pub fn registration(&self) -> libc::xdp_umem_reg {
         libc::xdp_umem_reg {
             addr: self.start.as_ptr() as u64,
-            len: u64::from(self.frames) * CHUNK as u64,
+            len: u64::from(self.chunks) * CHUNK as u64,
             chunk_size: CHUNK as u32,
             headroom: 0,
             flags: 0,
@@ -115,12 +127,13 @@ impl Umem {
         }
     }
 
-    /// Splits the frames in two: the first `first` of them, and the others.
-    pub fn split(self, first: u32) -> (Arc<Self>, Ledger, Ledger) {
+    /// Splits the memory in two: the first `rx` chunks to receive into, and the others to send from.
+    pub fn split(self, rx: u32) -> (Arc<Self>, RxLedger, TxLedger) {
         let umem = Arc::new(self);
-        let first = first.min(umem.frames);
-        let head = Ledger::new(umem.clone(), 0, first);
-        let tail = Ledger::new(umem.clone(), first, umem.frames - first);
+        let rx = rx.min(umem.chunks);
+        let head = Ledger::new(umem.clone(), 0, rx);
+        let (first, frames) = (rx * TX_PER_CHUNK, (umem.chunks - rx) * TX_PER_CHUNK);
+        let tail = Ledger::new(umem.clone(), first, frames);
         (umem, head, tail)
     }
 }
@@ -129,12 +142,14 @@ impl Drop for Umem {
     fn drop(&mut self) {
         // SAFETY: this is the mapping made in `map`; every ledger holds the Umem, and no slice of a
         // frame outlives its ledger.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.frames as usize * CHUNK) };
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.chunks as usize * CHUNK) };
     }
 }
 
-/// A share of a UMEM's frames, and which of them are lent to the kernel.
-pub(super) struct Ledger {
+/// A share of a UMEM's memory as frames of `OCTETS` octets, and which of them are lent to the kernel.
+///
+/// Frame `n` begins at address `n * OCTETS`. No two shares overlap.
+pub(super) struct Ledger<const OCTETS: usize> {
     umem: Arc<Umem>,
     first: u32,
     /// By index from `first` on.
@@ -142,14 +157,14 @@ pub(super) struct Ledger {
     unissued: bool,
 }
 
-impl fmt::Debug for Ledger {
+impl<const OCTETS: usize> fmt::Debug for Ledger<OCTETS> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let frames = self.first..self.first + self.lent.len() as u32;
         f.debug_struct("Ledger").field("frames", &frames).finish_non_exhaustive()
     }
 }
 
-impl Ledger {
+impl<const OCTETS: usize> Ledger<OCTETS> {
     fn new(umem: Arc<Umem>, first: u32, frames: u32) -> Self {
         Ledger { umem, first, lent: vec![false; frames as usize].into(), unissued: true }
     }
@@ -163,7 +178,7 @@ impl Ledger {
 
     /// Gives the frames from number `at` of this share on away, with their tokens out of `free`. None
     /// if one of them is in use.
-    pub fn split_off(&mut self, at: usize, free: &mut Vec<Free>) -> Option<(Ledger, Vec<Free>)> {
+    pub fn split_off(&mut self, at: usize, free: &mut Vec<Free>) -> Option<(Self, Vec<Free>)> {
         let first = self.first + u32::try_from(at).ok()?;
         let count = self.lent.len().checked_sub(at)?;
         if free.iter().filter(|frame| frame.0 >= first).count() != count {
@@ -179,23 +194,24 @@ impl Ledger {
 
     /// Returns the address behind the last frame of this share.
     pub fn end(&self) -> u64 {
-        (u64::from(self.first) + self.lent.len() as u64) * CHUNK as u64
+        (u64::from(self.first) + self.lent.len() as u64) * OCTETS as u64
     }
 
     /// Returns the octets of a frame that nobody uses, to be written.
-    pub fn octets_mut<'a>(&'a mut self, frame: &'a mut Free) -> &'a mut [u8] {
+    #[inline]
+    pub fn octets_mut<'a>(&'a mut self, frame: &'a mut Free) -> &'a mut [u8; OCTETS] {
         self.slot(frame.0);
-        let start = frame.0 as usize * CHUNK;
+        let start = frame.0 as usize * OCTETS;
         // SAFETY: the frame is of this ledger's share (checked), so inside the mapping; its token, of
-        // which there is one, is borrowed for as long as the slice lives, and the kernel has not got
-        // the frame.
-        unsafe { std::slice::from_raw_parts_mut(self.umem.start.as_ptr().add(start), CHUNK) }
+        // which there is one, is borrowed for as long as the reference lives, and the kernel has not
+        // got the frame.
+        unsafe { &mut *self.umem.start.as_ptr().add(start).cast() }
     }
 
     /// Returns the packet in a frame.
     pub fn octets<'a>(&'a self, frame: &'a Ours) -> &'a [u8] {
         self.slot(frame.index);
-        let start = frame.index as usize * CHUNK + frame.offset as usize;
+        let start = frame.index as usize * OCTETS + frame.offset as usize;
         // SAFETY: the frame is of this ledger's share (checked), offset and length lie inside it
         // (checked in `take_packet`), and its only token is borrowed for as long as the slice lives.
         unsafe {
@@ -207,25 +223,25 @@ impl Ledger {
     pub fn lend(&mut self, frame: Free) -> u64 {
         let slot = self.slot(frame.0);
         self.lent[slot] = true;
-        u64::from(frame.0) * CHUNK as u64
+        u64::from(frame.0) * OCTETS as u64
     }
 
-    /// Gives a frame whose `len` octets from `offset` on are to be sent to the kernel, and returns its
-    /// descriptor for the tx ring.
+    /// Gives a frame whose first `len` octets are to be sent to the kernel, and returns its descriptor
+    /// for the tx ring.
     ///
     /// # Panics
     /// If it is not that long.
-    pub fn lend_packet(&mut self, frame: Free, offset: usize, len: usize) -> libc::xdp_desc {
-        let fits = offset.checked_add(len).is_some_and(|end| end <= CHUNK);
-        assert!(fits, "packet of {len} octets at {offset} in a frame of {CHUNK}");
-        let addr = self.lend(frame) + offset as u64;
-        libc::xdp_desc { addr, len: len as u32, options: 0 }
+    #[inline]
+    pub fn lend_packet(&mut self, frame: Free, len: usize) -> libc::xdp_desc {
+        assert!(len <= OCTETS, "packet of {len} octets in a frame of {OCTETS}");
+        libc::xdp_desc { addr: self.lend(frame), len: len as u32, options: 0 }
     }
 
     /// Takes back a frame that the kernel has sent, by its address from the completion ring.
     ///
     /// # Errors
     /// [`BadDescriptor`] if it was not lent.
+    #[inline]
     pub fn take_back(&mut self, addr: u64) -> Result<Free, BadDescriptor> {
         let (index, _) = self.locate(addr, 0)?;
         Ok(Free(index))
@@ -233,7 +249,7 @@ impl Ledger {
 
     /// Returns a descriptor of nothing, which the kernel skips.
     pub fn outside(&self) -> libc::xdp_desc {
-        libc::xdp_desc { addr: u64::from(self.umem.frames) * CHUNK as u64, len: 64, options: 0 }
+        libc::xdp_desc { addr: u64::from(self.umem.chunks) * CHUNK as u64, len: 64, options: 0 }
     }
 
     /// Takes back a frame that was lent, and that the kernel has not read and will not read.
@@ -241,7 +257,7 @@ impl Ledger {
     /// # Errors
     /// [`BadDescriptor`] if it was not lent.
     pub fn withdraw(&mut self, index: u32) -> Result<Free, BadDescriptor> {
-        self.take_back(u64::from(index) * CHUNK as u64)
+        self.take_back(u64::from(index) * OCTETS as u64)
     }
 
     /// Takes back a frame that the kernel has filled, by its descriptor from the rx ring.
@@ -257,11 +273,12 @@ impl Ledger {
         Ok(Ours { index, offset, len })
     }
 
+    #[inline]
     fn locate(&mut self, addr: u64, len: u32) -> Result<(u32, u32), BadDescriptor> {
         let bad = |reason| BadDescriptor { addr, len, reason };
-        let index = u32::try_from(addr / CHUNK as u64).map_err(|_| bad("outside the UMEM"))?;
-        let offset = (addr % CHUNK as u64) as u32;
-        if u64::from(offset) + u64::from(len) > CHUNK as u64 {
+        let index = u32::try_from(addr / OCTETS as u64).map_err(|_| bad("outside the UMEM"))?;
+        let offset = (addr % OCTETS as u64) as u32;
+        if u64::from(offset) + u64::from(len) > OCTETS as u64 {
             return Err(bad("longer than its frame"));
         }
         let lent = index
@@ -286,7 +303,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn ledgers() -> (Ledger, Ledger) {
+    const TX_OCTETS: u64 = FRAME_OCTETS as u64;
+    /// The first frame that is sent.
+    const FIRST: u32 = 4 * TX_PER_CHUNK;
+    /// The last one.
+    const LAST: u32 = 6 * TX_PER_CHUNK - 1;
+
+    fn ledgers() -> (RxLedger, TxLedger) {
         let (_, rx, tx) = Umem::map(6, "a test").unwrap().split(4);
         (rx, tx)
     }
@@ -299,15 +322,25 @@ mod tests {
     fn a_packet_goes_out_and_comes_back() {
         let (_, mut tx) = ledgers();
         let mut frames = tx.issue();
-        assert_eq!(frames.len(), 2);
+        assert_eq!(frames.len(), 2 * TX_PER_CHUNK as usize);
         assert!(tx.issue().is_empty(), "one token a frame");
         let mut frame = frames.pop().unwrap();
         tx.octets_mut(&mut frame)[..5].copy_from_slice(b"hello");
-        let sent = tx.lend_packet(frame, 0, 5);
-        assert_eq!((sent.addr, sent.len), (5 * CHUNK as u64, 5));
+        let sent = tx.lend_packet(frame, 5);
+        assert_eq!((sent.addr, sent.len), (6 * CHUNK as u64 - TX_OCTETS, 5));
         let packet = tx.take_packet(sent).unwrap();
         assert_eq!(tx.octets(&packet), b"hello");
-        assert_eq!(packet.free().index(), 5);
+        assert_eq!(packet.free().index(), LAST);
+    }
+
+    #[test]
+    fn no_frame_reaches_into_the_next_chunk() {
+        let (_, mut tx) = ledgers();
+        for frame in tx.issue() {
+            let sent = tx.lend_packet(frame, FRAME_OCTETS);
+            let end = sent.addr + u64::from(sent.len) - 1;
+            assert_eq!(sent.addr / CHUNK as u64, end / CHUNK as u64);
+        }
     }
 
     #[test]
@@ -315,14 +348,16 @@ mod tests {
         let (_, mut tx) = ledgers();
         let mut free = tx.issue();
         let lent = free.pop().unwrap();
-        assert!(tx.split_off(1, &mut free).is_none(), "frame 5 is in use");
+        assert!(tx.split_off(30, &mut free).is_none(), "the last frame is in use");
         free.push(lent);
-        let (mut other, given) = tx.split_off(1, &mut free).unwrap();
+        let (mut other, given) = tx.split_off(30, &mut free).unwrap();
         let indices = |frames: &[Free]| frames.iter().map(Free::index).collect::<Vec<_>>();
-        assert_eq!((indices(&free), indices(&given)), (vec![4], vec![5]));
+        assert_eq!(indices(&free), (FIRST..LAST - 1).collect::<Vec<_>>());
+        assert_eq!(indices(&given), [LAST - 1, LAST]);
         assert!(other.issue().is_empty(), "one token a frame");
-        assert_eq!((tx.end(), other.end()), (5 * CHUNK as u64, 6 * CHUNK as u64));
-        let sent = other.lend_packet(given.into_iter().next().unwrap(), 0, 1);
+        assert_eq!(tx.end(), u64::from(LAST - 1) * TX_OCTETS);
+        assert_eq!(other.end(), 6 * CHUNK as u64);
+        let sent = other.lend_packet(given.into_iter().next().unwrap(), 1);
         assert!(tx.take_back(sent.addr).is_err(), "of the other share now");
         assert!(other.take_back(sent.addr).is_ok());
     }
