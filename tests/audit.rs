@@ -148,18 +148,24 @@ fn lists_what_ss_lists_and_says_whose_it_is() {
 fn a_list_is_what_sweep_takes_for_flows() {
     in_namespace(|| {
         let _held = [pair("127.0.0.1", "127.0.0.1"), pair("::1", "::1")];
+        let closed = pair("127.0.0.1", "127.0.0.1");
+        closed.client.shutdown(Shutdown::Both).expect("shut down");
+        (&closed.server).read_exact(&mut [0]).expect_err("the end");
+        drop(closed);
         let dir = tempfile::tempdir().expect("a directory");
         for format in ["ndjson", "csv"] {
             let list = dir.path().join(format);
             let list = list.to_str().expect("a path");
             let output =
-                keepsweep(&format!("audit --dry-run --format {format} -o {list}")).output();
+                keepsweep(&format!("audit --dry-run --tcp-state all --format {format} -o {list}"))
+                    .output();
             assert!(output.expect("runs").status.success());
             let output = keepsweep(&format!("sweep --flows {list} --dry-run")).output();
             let output = output.expect("runs");
             assert!(output.status.success(), "{}", said(&output));
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             assert!(text.contains("127.0.0.1:") && text.contains("[::1]:"), "{text}");
+            assert!(said(&output).contains("flows passed over: 1;"), "{}", said(&output));
         }
     });
 }
