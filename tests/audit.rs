@@ -5,6 +5,7 @@ mod netns;
 use keepsweep::audit::{self, Audit, AuditError};
 use keepsweep::engine::Control;
 use keepsweep::probe::classify::{Reason, State};
+use keepsweep::time::Clock;
 use netns::{in_namespace, ip};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +17,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 /// Both ends of a connection.
 struct Pair {
@@ -92,6 +94,15 @@ fn ss() -> BTreeSet<(SocketAddr, SocketAddr, String)> {
         Some((address(2)?, address(0)?, state))
     });
     connections.collect()
+}
+
+/// Waits until `condition` holds, half a minute at most.
+fn await_condition(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Clock.now();
+    while !condition() {
+        assert!(Clock.now().since(begun) < Duration::from_secs(30), "{what}: not within 30 s");
+        Clock.sleep(Duration::from_millis(10));
+    }
 }
 
 /// Ends a process of ours, if the test has not.
@@ -463,6 +474,38 @@ fn rounds_write_changes_only() {
 }
 
 #[test]
+fn a_reader_that_goes_away_ends_the_rounds() {
+    in_namespace(|| {
+        let peer = Peer::new("pipe");
+        let _held = peer.connect();
+        let fifo = tempfile::tempdir().expect("a directory");
+        let fifo = fifo.path().join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
+        for (output, every) in [("-".to_owned(), "1h"), (fifo.display().to_string(), "50ms")] {
+            let args = format!("audit --format ndjson --every {every} -o {output}");
+            let child = keepsweep(&args).stdout(Stdio::piped()).spawn();
+            let mut child = Ended(child.expect("starts"));
+            let reader: Box<dyn Read> = match output == "-" {
+                true => Box::new(child.0.stdout.take().expect("piped")),
+                false => Box::new(File::open(&fifo).expect("opened")),
+            };
+            let mut reader = BufReader::new(reader);
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a line");
+            assert!(line.contains("\"change\":\"new\""), "{line}");
+            // Nothing changes from here on, so that nothing is written.
+            drop(reader);
+            let mut ended = None;
+            await_condition("its end", || {
+                ended = child.0.try_wait().expect("asked for");
+                ended.is_some()
+            });
+            assert_eq!(ended.and_then(|status| status.code()), Some(0), "{args}");
+        }
+    });
+}
+
+#[test]
 fn an_application_asks_about_its_own_socket() {
     in_namespace(|| {
         let peer = Peer::new("own");
@@ -472,7 +515,7 @@ fn an_application_asks_about_its_own_socket() {
         assert_eq!(verdict.peer, held.client.peer_addr().expect("an address"));
         is_whole(&mut held);
         let mut plan = audit::PLAN;
-        plan.keepalive.interval = std::time::Duration::from_millis(500);
+        plan.keepalive.interval = Duration::from_millis(500);
         plan.keepalive.count = 3;
         peer.falls_silent();
         let verdict = audit::probe_with(&held.client, plan).expect("asked");
