@@ -348,8 +348,23 @@ impl Peer {
             self.nft(&format!(
                 "add chain inet silence {hook} {{ type filter hook {hook} priority -400 ; }}"
             ));
-            self.nft(&format!("add rule inet silence {hook} meta l4proto tcp drop"));
+            self.nft(&format!("add counter inet silence {hook}"));
+            self.nft(&format!(
+                "add rule inet silence {hook} meta l4proto tcp counter name {hook} drop"
+            ));
         }
+    }
+
+    /// How many segments it has swallowed since it fell silent.
+    fn swallowed(&self) -> u64 {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.namespace.0, "nft", "-j"])
+            .args(["list", "counter", "inet", "silence", "prerouting"])
+            .output()
+            .expect("nft runs");
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let objects = answer["nftables"].as_array().expect("a list").iter();
+        objects.filter_map(|object| object["counter"]["packets"].as_u64()).sum()
     }
 
     fn speaks_again(&self) {
@@ -470,6 +485,35 @@ fn rounds_write_changes_only() {
         let summary = next();
         assert_eq!(text(&summary, "type"), "summary", "{summary}");
         assert_eq!(child.0.wait().expect("ends").code(), Some(130));
+    });
+}
+
+/// What was said of a connection stands until the next answer, also in the summary.
+#[test]
+fn an_interrupted_round_changes_nothing_that_is_known() {
+    in_namespace(|| {
+        let peer = Peer::new("stop");
+        let held = [peer.connect(), peer.connect()];
+        let child = keepsweep("audit --format ndjson --every 100ms").stdout(Stdio::piped()).spawn();
+        let mut child = Ended(child.expect("starts"));
+        let mut out = BufReader::new(child.0.stdout.take().expect("piped"));
+        for _ in &held {
+            let mut line = String::new();
+            out.read_line(&mut line).expect("a line");
+            assert!(line.contains("\"state\":\"alive\""), "{line}");
+        }
+        peer.falls_silent();
+        // Both are asked again, and neither can answer.
+        await_condition("two probes in a later round", || peer.swallowed() >= 2);
+        kill(Pid::from_raw(child.0.id() as i32), Signal::SIGINT).expect("signalled");
+        let mut rest = Vec::new();
+        out.read_to_end(&mut rest).expect("read");
+        assert_eq!(child.0.wait().expect("ends").code(), Some(130));
+        let rest = records(&rest);
+        assert_eq!(rest.len(), 1, "{rest:?}");
+        let counts = ["peers", "alive", "undetermined"].map(|count| rest[0][count].as_u64());
+        assert_eq!(counts, [Some(2), Some(2), Some(0)], "{}", rest[0]);
+        assert_eq!(rest[0]["by_process"][0]["alive"], 2, "{}", rest[0]);
     });
 }
 

@@ -49,6 +49,7 @@ use crate::engine::EngineError;
 use crate::io::host::{HostError, TcpState};
 use crate::probe::evidence::Verdict;
 use crate::probe::plan::{Close, PROFILES, Plan, ProbeBytes};
+use crate::report::Summary;
 use filter::Filter;
 use ipnet::IpNet;
 use std::path::PathBuf;
@@ -99,6 +100,20 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// What else an operator wants to know of it.
     pub findings: Vec<Finding>,
+}
+
+impl Outcome {
+    /// Counts it in the summary of an audit, as the last word on its connection.
+    fn count_in(&self, summary: &mut Summary) {
+        let Outcome { listed, verdict, findings } = self;
+        summary.peers += 1;
+        summary.count_as(verdict.state, verdict.reason);
+        let holder = listed.process.as_ref();
+        let holder = holder.map(|process| (process.comm.to_string(), process.pid));
+        let names = findings.iter().map(|finding| finding.name());
+        let tally = summary.audit.get_or_insert_default();
+        tally.count(holder, verdict.peer.ip(), verdict.state, names);
+    }
 }
 
 /// Why an audit cannot be had.

@@ -165,7 +165,8 @@ fn once(
     audit.probe(listing, control, &mut |outcome| tell(told(&outcome, None)))
 }
 
-/// Audits until interrupted, and tells what changes; returns the summary of the last round.
+/// Audits until interrupted, and tells what changes; returns the summary of the last round, with what
+/// is known by then.
 fn again_and_again(
     request: &Request,
     every: Duration,
@@ -185,9 +186,8 @@ fn again_and_again(
         changes.begin();
         let summary = request.audit.probe(listing, control, &mut |mut outcome| {
             outcome.verdict.round = round;
-            // Of what an interruption left open nothing is known anew.
-            let stopped = control.stop.load(Ordering::Relaxed);
-            if stopped && outcome.verdict.reason == Reason::Interrupted && round > 1 {
+            // What is known from the rounds before still stands.
+            if outcome.verdict.reason == Reason::Interrupted && round > 1 {
                 return;
             }
             if let Some(change) = changes.take(&outcome) {
@@ -205,7 +205,7 @@ fn again_and_again(
             thread::park_timeout(LOOK);
         }
         if control.stop.load(Ordering::Relaxed) {
-            return Ok(summary);
+            return Ok(changes.summarise(summary));
         }
     }
     Ok(Summary::default())
