@@ -4,6 +4,7 @@ mod netns;
 
 use keepsweep::audit::{self, Audit, AuditError};
 use keepsweep::engine::Control;
+use keepsweep::io::privilege::{self, Capability};
 use keepsweep::probe::classify::{Reason, State};
 use keepsweep::time::Clock;
 use netns::{in_namespace, ip};
@@ -16,6 +17,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -545,6 +547,56 @@ fn a_reader_that_goes_away_ends_the_rounds() {
                 ended.is_some()
             });
             assert_eq!(ended.and_then(|status| status.code()), Some(0), "{args}");
+        }
+    });
+}
+
+/// Each thread's effective capabilities, by the thread's number; the process's own is the first.
+fn capabilities(pid: u32) -> Vec<(u32, u64)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let threads = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+    let mut threads: Vec<u32> = threads.collect();
+    threads.sort_unstable_by_key(|&thread| (thread != pid, thread));
+    let held = threads.into_iter().filter_map(|thread| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
+        // It may have ended.
+        let status = status.ok()?;
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        Some((thread, u64::from_str_radix(effective.trim(), 16).expect("a number")))
+    });
+    held.collect()
+}
+
+#[test]
+fn threads_hold_no_capability_that_they_do_not_need() {
+    in_namespace(|| {
+        let peer = Peer::new("caps");
+        let _held = peer.connect();
+        peer.falls_silent();
+        let mask = |held: &[Capability]| -> u64 {
+            held.iter().map(|capability| 1 << capability.index()).sum()
+        };
+        let others = mask(privilege::OTHERS);
+        let own = mask(privilege::SWEEP) | mask(privilege::CONNECTIONS);
+        // Not all of them: those are other tests'.
+        let netns = std::fs::metadata("/proc/thread-self/ns/net").expect("a namespace").ino();
+        let netns = format!("--netns net:[{netns}]");
+        for (args, main) in [
+            ("", 0),
+            (&*netns, 0),
+            ("--every 1s", own),
+            (&format!("{netns} --every 1s"), own | others),
+        ] {
+            let args = format!("audit -q {args}");
+            let before = peer.swallowed();
+            let child = keepsweep(&args).stdout(Stdio::null()).spawn();
+            let child = Ended(child.expect("starts"));
+            // So that it has opened all that it opens.
+            await_condition("a probe", || peer.swallowed() > before);
+            let held = capabilities(child.0.id());
+            assert!(held.len() > 4, "{args}: {held:?}");
+            assert_eq!(held[0], (child.0.id(), main), "{args}: {held:x?}");
+            assert!(held[1..].iter().all(|(_, held)| *held == 0), "{args}: {held:x?}");
         }
     });
 }

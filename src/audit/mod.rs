@@ -46,7 +46,8 @@ pub use list::Listing;
 pub use own::{probe, probe_with};
 
 use crate::engine::EngineError;
-use crate::io::host::{HostError, TcpState};
+use crate::io::host::{self, HostError, TcpState};
+use crate::io::privilege::{self, Capability};
 use crate::probe::evidence::Verdict;
 use crate::probe::plan::{Close, PROFILES, Plan, ProbeBytes};
 use crate::report::Summary;
@@ -66,6 +67,7 @@ pub struct Audit {
     plan: Plan,
     keepalive_off_over: Duration,
     pcap: Option<PathBuf>,
+    gives_up_privileges: bool,
 }
 
 /// Which network namespaces.
@@ -146,6 +148,7 @@ impl Audit {
             plan: PLAN,
             keepalive_off_over: KEEPALIVE_OFF_OVER,
             pcap: None,
+            gives_up_privileges: false,
         }
     }
 
@@ -209,6 +212,32 @@ impl Audit {
     #[must_use]
     pub fn pcap(self, path: impl Into<PathBuf>) -> Audit {
         Audit { pcap: Some(path.into()), ..self }
+    }
+
+    /// Has [`Audit::probe`] give up every capability of the calling thread, for good, as soon as it
+    /// needs none any more: for whoever asks only once.
+    #[must_use]
+    pub fn gives_up_privileges(self) -> Audit {
+        Audit { gives_up_privileges: true, ..self }
+    }
+
+    /// Returns the capabilities that it takes to list and to probe, again and again: a thread that does
+    /// nothing else can give up the others ([`privilege::keep`]).
+    pub fn capabilities(&self) -> Vec<Capability> {
+        let looks_at_others = self.looks_for_namespaces() || host::owners_are_in_proc();
+        let others = if looks_at_others { privilege::OTHERS } else { &[] };
+        // The directory of the file may be another user's.
+        let file = self.pcap.as_ref().map(|_| Capability::CAP_DAC_OVERRIDE);
+        [privilege::SWEEP, privilege::CONNECTIONS, others]
+            .concat()
+            .into_iter()
+            .chain(file)
+            .collect()
+    }
+
+    /// Says whether the connections may be those of other namespaces than the calling thread's.
+    fn looks_for_namespaces(&self) -> bool {
+        self.scope != Scope::Own || !self.pids.is_empty()
     }
 
     /// Returns what there is to find in `listed`, whether its peer is asked or not.

@@ -5,14 +5,14 @@ use super::list::{InNamespace, name};
 use super::{Audit, AuditError, Listed, Listing, Outcome};
 use crate::engine::{self, Control, EngineError, IoKind, Setup, Sweep};
 use crate::io::host::{HostError, Namespace};
-use crate::io::ports;
+use crate::io::{ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::{Seen, Sighting, Verdict};
 use crate::probe::plan::Plan;
 use crate::report::{Summary, Tally};
 use crate::time::Clock;
-use crossbeam::channel::{self, Sender};
+use crossbeam::channel::{self, Receiver, Sender};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +42,8 @@ impl Audit {
     /// is known: every connection once, then corrections.
     ///
     /// Sweeps are opened on threads of their own, inside of the namespaces, and give up the
-    /// privileges of those threads; the calling thread keeps its own.
+    /// privileges of those threads; the calling thread keeps its own, unless it
+    /// [gives them up](Audit::gives_up_privileges).
     ///
     /// # Errors
     /// [`AuditError`] if nothing could be asked. Where one of several namespaces fails, its
@@ -65,25 +66,29 @@ impl Audit {
             report,
         };
         let jobs = self.jobs(listing, &mut round)?;
+        let turns = Turns::new(AT_A_TIME);
         thread::scope(|scope| {
-            let (jobs_to, jobs_of) = channel::unbounded();
             let (said_to, said) = channel::unbounded();
-            (0..jobs.len()).for_each(|index| {
-                // Both ends are here.
-                let _ = jobs_to.send(index);
-            });
-            drop(jobs_to);
-            for _ in 0..jobs.len().min(AT_A_TIME) {
-                let (jobs, jobs_of, said_to) = (&jobs, jobs_of.clone(), said_to.clone());
+            for (index, job) in jobs.iter().enumerate() {
+                let (turns, said_to) = (&turns, said_to.clone());
                 scope.spawn(move || {
-                    for index in jobs_of {
-                        let ended = jobs[index].run(index, self.pcap.clone(), control, &said_to);
-                        let _ = said_to.send(Said::Ended(index, Box::new(ended)));
-                    }
+                    let _turn = turns.take();
+                    let ended = job.run(index, self.pcap.clone(), control, &said_to);
+                    let _ = said_to.send(Said::Ended(index, Box::new(ended)));
                 });
             }
             drop(said_to);
-            round.hear(&jobs, said.into_iter(), control)
+            // Those threads have what they need, and give it up by themselves.
+            let given_up = match self.gives_up_privileges {
+                true => privilege::drop_all(),
+                false => Ok(()),
+            };
+            if given_up.is_err() {
+                control.stop.store(true, Ordering::Relaxed);
+            }
+            let heard = round.hear(&jobs, said.into_iter(), control);
+            given_up.map_err(|error| EngineError::System(error.to_string()))?;
+            heard
         })?;
         round.summary.elapsed = Clock.now().since(begun);
         Ok(round.summary)
@@ -212,7 +217,34 @@ impl Round<'_> {
     }
 }
 
+/// Lets so many threads go on at a time.
+struct Turns(Sender<()>, Receiver<()>);
+
+/// One of them, until it is dropped.
+struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    fn new(at_a_time: usize) -> Turns {
+        let (taken, given_back) = channel::bounded(at_a_time);
+        Turns(taken, given_back)
+    }
+
+    fn take(&self) -> Turn<'_> {
+        // Waits while all are taken. It cannot fail: both ends are here.
+        let _ = self.0.send(());
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.1.try_recv();
+    }
+}
+
 impl Job {
+    /// Runs the sweep. To be called on a thread of its own, which moves into the namespace and has no
+    /// privileges any more when it returns.
     fn run(
         &self,
         index: usize,
@@ -220,26 +252,22 @@ impl Job {
         control: &Control,
         said_to: &Sender<Said>,
     ) -> Result<Summary, AuditError> {
-        let sweep = || -> Result<Summary, AuditError> {
-            if control.stop.load(Ordering::Relaxed) {
-                return Err(EngineError::System("interrupted".into()).into());
-            }
-            let sweep = Sweep::open(setup(&self.asked, self.plan, pcap))?;
-            for note in sweep.notes() {
-                control.notices.push(format!("{}: {note}", name(&self.namespace)));
-            }
-            let summary = sweep.run(control, &mut |verdict| {
-                // It is read until all have ended.
-                let _ = said_to.send(Said::Verdict(index, verdict));
-            })?;
-            Ok(summary)
-        };
-        if !self.namespace.is_own {
-            return self.namespace.enter(sweep)?;
+        if control.stop.load(Ordering::Relaxed) {
+            return Err(EngineError::System("interrupted".into()).into());
         }
-        // A thread of its own here, too: opening a sweep takes the thread's privileges away.
-        let run = thread::scope(|scope| scope.spawn(sweep).join());
-        run.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        // Entering needs CAP_SYS_ADMIN, even where one is already.
+        if !self.namespace.is_own {
+            self.namespace.enter_for_good()?;
+        }
+        let sweep = Sweep::open(setup(&self.asked, self.plan, pcap))?;
+        for note in sweep.notes() {
+            control.notices.push(format!("{}: {note}", name(&self.namespace)));
+        }
+        let summary = sweep.run(control, &mut |verdict| {
+            // It is read until all have ended.
+            let _ = said_to.send(Said::Verdict(index, verdict));
+        })?;
+        Ok(summary)
     }
 }
 

@@ -9,6 +9,7 @@ use super::session::{self, Reporting, Session, Told, conclude, trace_to_stderr};
 use super::{plan, say};
 use crate::audit::{Audit, AuditError, Change, Changes, Finding, Listed, Listing, Outcome};
 use crate::engine::Control;
+use crate::io::privilege;
 use crate::probe::classify::Reason;
 use crate::report::{Audited, Connections, Csv, Layout, Ndjson, Record, Summary, connections};
 use crate::time::Clock;
@@ -56,6 +57,9 @@ impl Request {
         }
         if let Some(path) = pcap {
             audit = audit.pcap(path);
+        }
+        if args.every.is_none() {
+            audit = audit.gives_up_privileges();
         }
         Ok(Request { audit, every: args.every, several, reporting, verbose })
     }
@@ -128,6 +132,9 @@ pub fn run(args: AuditArgs) -> Result<Exit, Failure> {
 
     let signals = session::signals()?;
     reporting.clear(&destination)?;
+    // Threads have those of the one that starts them.
+    privilege::keep(&request.audit.capabilities())
+        .map_err(|error| Failure::System(error.into()))?;
     let shows_progress = !reporting.quiet && !request.verbose && request.every.is_none();
     let progress = Progress::new(listing.len() as u64, shows_progress);
     let only = reporting.only.clone();
