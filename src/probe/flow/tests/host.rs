@@ -405,7 +405,17 @@ fn without_a_reading_nobody_is_accused() {
 fn a_fin_or_a_closed_window_is_life() {
     let mut script = host();
     script.hear(FIN);
-    script.said(&["alive/closed-by-peer"]);
+    assert_eq!(evidence(&mut script, "alive/closed-by-peer"), [Seen::Fin]);
+    // After data that the kernel has got and we have not, with and without more.
+    for len in [0, 10] {
+        let mut script = host();
+        script.hear(Say { seq: 101, len, ..FIN });
+        assert_eq!(evidence(&mut script, "alive/closed-by-peer"), [Seen::Fin]);
+    }
+    let mut script = host();
+    script.at(1_000);
+    script.read(|reading| (reading.bytes_received, reading.is_closed_by_peer) = (200, true));
+    assert_eq!(evidence(&mut script, "alive/closed-by-peer"), [Seen::KernelFin]);
     let mut script = host();
     script.hear(Say { wnd: 0, ..ACK });
     script.said(&["alive/zero-window"]);
