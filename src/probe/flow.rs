@@ -315,7 +315,7 @@ impl Flow {
                 let one =
                     self.confirmed && !self.peer_window_zero && plan.probe_carries_data(self.asked);
                 self.probe_ack = match &mut self.host {
-                    Some(host) => host.acknowledge(self.asked, plan),
+                    Some(host) => host.acknowledge(self.asked, now, plan),
                     None => self.rcv_nxt,
                 };
                 self.count_probe(now);
