@@ -602,6 +602,83 @@ fn threads_hold_no_capability_that_they_do_not_need() {
 }
 
 #[test]
+fn our_own_trouble_is_not_charged_to_the_connection() {
+    in_namespace(|| {
+        let peer = Peer::new("trouble");
+        let held = peer.connect();
+        let evidence = || {
+            let records = audited("", 1);
+            let record = of(&records, &held.client);
+            assert_eq!(
+                (text(record, "state"), text(record, "reason")),
+                ("undetermined", "observer"),
+                "{record}"
+            );
+            text(&record["evidence"][0], "kind").to_owned()
+        };
+        // Its carrier is gone: the route is still there.
+        ip(&format!("-n {} link set up0 down", peer.namespace.0));
+        assert_eq!(evidence(), "link-down");
+        ip(&format!("-n {} link set up0 up", peer.namespace.0));
+        // It is switched off: the route is gone with it.
+        ip("link set up0 down");
+        assert_eq!(evidence(), "link-down");
+        ip("link set up0 up");
+        ip(&format!("address delete {HERE}/24 dev up0"));
+        assert_eq!(evidence(), "address-lost");
+        ip(&format!("address add {HERE}/24 dev up0"));
+        let records = audited("", 0);
+        assert_eq!(text(of(&records, &held.client), "state"), "alive");
+        // What has another cause is still called by its name.
+        ip(&format!("route add unreachable {THERE}"));
+        let records = audited("", 1);
+        assert_eq!(text(of(&records, &held.client), "reason"), "no-route");
+    });
+}
+
+/// While it is asked.
+#[test]
+fn a_link_that_goes_down_meanwhile_is_not_charged_to_the_connections() {
+    in_namespace(|| {
+        let peer = Peer::new("meanwhile");
+        let held: Vec<_> = (0..4).map(|_| peer.connect()).collect();
+        let there = |command: &str| format!("-n {} {command}", peer.namespace.0);
+        for (undo, cut, kind) in [
+            (None, there("link set up0 down"), "link-down"),
+            (Some(there("link set up0 up")), "link set up0 down".into(), "link-down"),
+            (
+                Some("link set up0 up".into()),
+                format!("address delete {HERE}/24 dev up0"),
+                "address-lost",
+            ),
+        ] {
+            if let Some(undo) = undo {
+                ip(&undo);
+                let records = audited("", 0);
+                assert_eq!(records.len(), held.len() + 1, "it is well again");
+            }
+            peer.falls_silent();
+            // In flight to the end.
+            (&held[0].client).write_all(b"unheard").expect("written");
+            let child = keepsweep("audit --format ndjson").stdout(Stdio::piped()).spawn();
+            let child = child.expect("starts");
+            await_condition("probes", || peer.swallowed() >= 4);
+            ip(&cut);
+            peer.speaks_again();
+            let output = child.wait_with_output().expect("ends");
+            let records = records(&output.stdout);
+            for pair in &held {
+                let record = of(&records, &pair.client);
+                let said = (text(record, "state"), text(record, "reason"));
+                assert_eq!(said, ("undetermined", "observer"), "{cut}: {record}");
+                let seen = record["evidence"].as_array().and_then(|seen| seen.last());
+                assert_eq!(seen.map(|seen| text(seen, "kind")), Some(kind), "{cut}: {record}");
+            }
+        }
+    });
+}
+
+#[test]
 fn an_application_asks_about_its_own_socket() {
     in_namespace(|| {
         let peer = Peer::new("own");

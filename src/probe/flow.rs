@@ -539,6 +539,26 @@ impl Flow {
         Step::Verdict
     }
 
+    /// Says whether what is sent does not get out, or no answer to what the owner has sent gets in: not
+    /// the peer's fault if our own side is cut off.
+    pub(crate) fn is_held_up(&self) -> bool {
+        let last = self.evidence.last().map(|last| last.kind);
+        match last {
+            Some(Seen::NotSent) => self.facts.observer,
+            Some(Seen::InFlight(_)) => self.facts.unprobeable,
+            _ => false,
+        }
+    }
+
+    /// Has nothing said of the peer unless it shows life: our own side was sick, by `kind`.
+    pub(crate) fn blame_observer(&mut self, kind: Seen, now: Instant) {
+        (self.facts.exhausted, self.facts.observer) = (true, true);
+        self.facts.unprobeable = false;
+        if self.evidence.last().is_none_or(|last| last.kind != kind) {
+            self.note_local(kind, now);
+        }
+    }
+
     /// Takes in a reply that the receiver has matched to this flow.
     pub fn handle(&mut self, reply: &Reply, plan: &Plan) -> Step {
         if self.is_judged() {

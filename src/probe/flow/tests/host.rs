@@ -5,7 +5,8 @@ use crate::io::PathId;
 use crate::probe::classify::State;
 use crate::probe::evidence::Seen;
 use crate::probe::given::TimestampClock;
-use crate::probe::host::Host;
+use crate::probe::health::Scope;
+use crate::probe::host::{Host, Reading};
 use crate::probe::plan::{Plan, ProbeBytes};
 use crate::probe::script::{ACK, FIN, RST, Say, Script, plan, resting};
 use crate::probe::sender::Interruption;
@@ -348,6 +349,18 @@ fn data_in_flight_is_left_and_read_again() {
     script.sent(&[]);
     assert!(script.done);
 
+    // Our own link is down, and has been for long.
+    let mut script = Script::host(plan(), busy);
+    script.at(100);
+    for second in 0..5 {
+        script.at(second * 1_000 + 100);
+        let (scope, always) = (Scope::Path(PathId(0)), Instant::FAR_FUTURE);
+        script.sender.note_trouble(scope, Seen::LinkDown, always);
+        script.read(|_| ());
+    }
+    let seen = [Seen::InFlight(0), Seen::LinkDown];
+    assert_eq!(evidence(&mut script, "undetermined/observer"), seen);
+
     // It is acknowledged, which is life.
     let mut script = Script::host(plan(), busy);
     script.at(100);
@@ -450,6 +463,19 @@ fn without_a_reading_nobody_is_accused() {
     script.at(5_000);
     let seen = [Seen::RstToProbe, Seen::NotRead];
     assert_eq!(evidence(&mut script, "undetermined/observer"), seen);
+}
+
+#[test]
+fn our_own_trouble_from_the_start_is_never_the_connections() {
+    for seen in [Seen::LinkDown, Seen::AddressLost] {
+        let mut script = Script::given(plan(), |given| {
+            given.host = Some(Host::new(7, Reading::default()));
+            given.obstacle = Some(seen);
+        });
+        script.sent(&[]);
+        assert_eq!(evidence(&mut script, "undetermined/observer"), [seen]);
+        assert!(script.done);
+    }
 }
 
 #[test]
