@@ -679,17 +679,23 @@ impl Flow {
         if !is_old || reply.wnd == 0 {
             self.peer_window_zero = reply.wnd == 0;
         }
-        // Karn, unless the answer says which probe it is to; and an answer only: data and keepalives
-        // of the peer's come when they like.
-        let first = self.asked == 1 && self.asked_at > Instant::ZERO;
-        let unambiguous = first || self.is_echoed_by(reply);
-        if self.is_asking() && unambiguous && reply.kind == ReplyKind::Ack && !is_old {
+        if self.is_asking() && self.is_last_answered_by(reply) {
             self.rtt = Some(reply.at.since(self.asked_at));
         }
         // The peer's own keepalive stands at RCV.NXT − 1 and wants an ACK.
         if is_old {
             self.owe_ack(reply.at);
         }
+    }
+
+    /// Says whether `reply` can only be the answer to the last probe.
+    fn is_last_answered_by(&self, reply: &Reply) -> bool {
+        // Karn, unless the answer says which probe it is to; and an answer only: data and keepalives
+        // of the peer's come when they like.
+        let first = self.asked == 1 && self.asked_at > Instant::ZERO;
+        let unambiguous = first || self.is_echoed_by(reply);
+        let is_old = reply.seg_seq.is_before(self.rcv_nxt);
+        unambiguous && reply.kind == ReplyKind::Ack && !is_old
     }
 
     fn advance_rcv_nxt(&mut self, next: SeqNumber) {

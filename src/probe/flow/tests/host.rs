@@ -170,6 +170,21 @@ fn an_answer_lets_go_only_if_no_other_probe_can_draw_a_reset() {
     }
 }
 
+/// Over the loopback the other end's probe, as good a sign of life, comes before the answer.
+#[test]
+fn an_answer_after_the_verdict_lets_go_too() {
+    let mut script = fresh();
+    script.hold(true);
+    script.hear(Say { seq: 0, ..ACK });
+    script.said(&["alive/ack"]);
+    script.at(20);
+    assert_eq!(script.holds(), [false; 0]);
+    script.hear(ACK);
+    script.said(&[]);
+    assert_eq!(script.holds(), [false]);
+    assert!(script.done);
+}
+
 /// The TSval of the last frame.
 fn tsval(script: &Script) -> u32 {
     let frame = script.frames.last().expect("one was sent");
@@ -664,6 +679,7 @@ proptest! {
                 }
             }
             known = script.frames.len();
+            is_answered |= speaks && flags & 0x14 == 0x10 && seq >= 2;
             for verdict in script.said_all() {
                 is_answered |= verdict.state == State::Alive && verdict.rtt.is_some();
                 let accused = ["down", "rebooted", "unreachable"].contains(&verdict.state.name());
