@@ -7,16 +7,21 @@ use keepsweep::engine::Control;
 use keepsweep::io::privilege::{self, Capability};
 use keepsweep::probe::classify::{Reason, State};
 use keepsweep::time::Clock;
+use keepsweep::wire::{Flags, IpHeader, LinkHeader, Options, Segment, SeqNumber};
 use netns::{in_namespace, ip};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use snapbox::cmd::cargo_bin;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -385,6 +390,33 @@ impl Peer {
         self.speaks_again();
     }
 
+    /// A RST with this sequence number comes from where it is.
+    fn resets(&self, stream: &TcpStream, seq: u32) {
+        let here = stream.local_addr().expect("an address");
+        let there = stream.peer_addr().expect("an address");
+        let segment = Segment {
+            ip: IpHeader { src: there.ip(), dst: here.ip(), ttl: 64, id: 0 },
+            src_port: there.port(),
+            dst_port: here.port(),
+            seq: SeqNumber(seq),
+            ack: SeqNumber(0),
+            flags: Flags::RST,
+            wnd: 0,
+            options: Options::default(),
+            payload: &[],
+        };
+        let mut packet = [0; 64];
+        let len = segment.emit(&LinkHeader::Ip, &mut packet).expect("fits");
+        self.namespace.enter(|| {
+            let (family, flags) = (AddressFamily::Inet, SockFlag::SOCK_CLOEXEC);
+            let socket = socket(family, SockType::Raw, flags, SockProtocol::Raw);
+            let socket = socket.expect("a raw socket");
+            let to = SockaddrStorage::from(here);
+            let sent = sendto(socket.as_raw_fd(), &packet[..len], &to, MsgFlags::empty());
+            assert_eq!(sent, Ok(len));
+        });
+    }
+
     fn nft(&self, words: &str) {
         let status =
             Command::new("ip").args(["netns", "exec", &self.namespace.0, "nft", words]).status();
@@ -548,6 +580,30 @@ fn a_reader_that_goes_away_ends_the_rounds() {
             });
             assert_eq!(ended.and_then(|status| status.code()), Some(0), "{args}");
         }
+    });
+}
+
+/// A firewall's answer to the first probe, after the peer's own to the second.
+#[test]
+fn a_late_reset_does_not_reach_the_socket() {
+    in_namespace(|| {
+        let peer = Peer::new("late");
+        // Neither has said a word: there is nothing old to acknowledge.
+        let client = TcpStream::connect((THERE, 7000)).expect("connect");
+        let (server, _) = peer.listener.accept().expect("accept");
+        peer.falls_silent();
+        let child = keepsweep("audit --format ndjson").stdout(Stdio::piped()).spawn();
+        let mut child = Ended(child.expect("starts"));
+        await_condition("a probe", || peer.swallowed() > 0);
+        peer.speaks_again();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.0.stdout.take().expect("piped"));
+        out.read_line(&mut line).expect("a line");
+        let record: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!((text(&record, "state"), &record["probes"]), ("alive", &json!(2)), "{record}");
+        peer.resets(&client, record["rcv_nxt"].as_u64().expect("a number") as u32);
+        assert_eq!(child.0.wait().expect("ends").code(), Some(0));
+        is_whole(&mut Pair { client, server });
     });
 }
 
