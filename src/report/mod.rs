@@ -21,6 +21,7 @@ use crate::audit::{Change, Finding, Listed};
 use crate::io::QueueCounts;
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::Verdict;
+use serde::Serialize;
 use std::collections::BTreeMap;
 #[cfg(feature = "cli")]
 use std::io;
@@ -71,8 +72,8 @@ pub struct Summary {
     pub audit: Option<Tally>,
 }
 
-/// What AF_XDP has counted on one interface.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// What AF_XDP has counted on one interface. Field order is part of the format of records.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct XdpCounts {
     /// The interface's name.
     pub interface: String,
