@@ -130,22 +130,10 @@ pub fn notes(flows: &[Given], unreadable: Option<&str>, no_way: Option<&str>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::SeqNumber;
 
     #[test]
     fn connections_without_a_way_are_said_with_the_cause() {
-        let number = SeqNumber(1);
-        let flow = Given {
-            local: ([10, 98, 0, 1], 40_000).into(),
-            peer: ([10, 99, 0, 7], 80).into(),
-            snd_una: number,
-            snd_nxt: number,
-            rcv_nxt: number,
-            wnd: 1,
-            clock: None,
-            obstacle: None,
-            host: None,
-        };
+        let flow = Given::example(40_000);
         let stuck = Given { obstacle: Some(Seen::NotSent), ..flow };
         assert_eq!(notes(&[flow], None, None), [""; 0]);
         assert_eq!(
