@@ -79,16 +79,13 @@ impl Audit {
             }
             drop(said_to);
             // Those threads have what they need, and give it up by themselves.
-            let given_up = match self.gives_up_privileges {
-                true => privilege::drop_all(),
-                false => Ok(()),
-            };
-            if given_up.is_err() {
+            if self.gives_up_privileges
+                && let Err(error) = privilege::drop_all()
+            {
                 control.stop.store(true, Ordering::Relaxed);
+                return Err(EngineError::System(error.to_string()).into());
             }
-            let heard = round.hear(&jobs, said.into_iter(), control);
-            given_up.map_err(|error| EngineError::System(error.to_string()))?;
-            heard
+            round.hear(&jobs, said.into_iter(), control)
         })?;
         round.summary.elapsed = Clock.now().since(begun);
         Ok(round.summary)

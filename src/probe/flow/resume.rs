@@ -12,8 +12,8 @@ use std::time::Duration;
 
 /// How long answers to the probes of a given flow may be under way after the last of them. Where
 /// keepsweep ends, the guard does: the kernel then resets what it does not know, and takes a reset for
-/// what it knows. Longer than any round trip that TCP has ever assumed unmeasured (RFC 1122 §4.2.3.1),
-/// and no longer than whoever has pressed Ctrl-C will wait.
+/// what it knows. So long TCP has waited where it had not measured the round trip yet (RFC 1122
+/// §4.2.3.1), and who has pressed Ctrl-C will wait, too.
 pub const LINGER: Duration = Duration::from_secs(3);
 
 impl Flow {
