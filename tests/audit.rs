@@ -4,18 +4,27 @@ mod netns;
 
 use keepsweep::audit::{self, Audit, AuditError};
 use keepsweep::engine::Control;
+use keepsweep::io::privilege::{self, Capability};
 use keepsweep::probe::classify::{Reason, State};
+use keepsweep::time::Clock;
+use keepsweep::wire::{Flags, IpHeader, LinkHeader, Options, Segment, SeqNumber};
 use netns::{in_namespace, ip};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use snapbox::cmd::cargo_bin;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 /// Both ends of a connection.
 struct Pair {
@@ -94,6 +103,15 @@ fn ss() -> BTreeSet<(SocketAddr, SocketAddr, String)> {
     connections.collect()
 }
 
+/// Waits until `condition` holds, half a minute at most.
+fn await_condition(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Clock.now();
+    while !condition() {
+        assert!(Clock.now().since(begun) < Duration::from_secs(30), "{what}: not within 30 s");
+        Clock.sleep(Duration::from_millis(10));
+    }
+}
+
 /// Ends a process of ours, if the test has not.
 struct Ended(Child);
 
@@ -148,18 +166,24 @@ fn lists_what_ss_lists_and_says_whose_it_is() {
 fn a_list_is_what_sweep_takes_for_flows() {
     in_namespace(|| {
         let _held = [pair("127.0.0.1", "127.0.0.1"), pair("::1", "::1")];
+        let closed = pair("127.0.0.1", "127.0.0.1");
+        closed.client.shutdown(Shutdown::Both).expect("shut down");
+        (&closed.server).read_exact(&mut [0]).expect_err("the end");
+        drop(closed);
         let dir = tempfile::tempdir().expect("a directory");
         for format in ["ndjson", "csv"] {
             let list = dir.path().join(format);
             let list = list.to_str().expect("a path");
             let output =
-                keepsweep(&format!("audit --dry-run --format {format} -o {list}")).output();
+                keepsweep(&format!("audit --dry-run --tcp-state all --format {format} -o {list}"))
+                    .output();
             assert!(output.expect("runs").status.success());
             let output = keepsweep(&format!("sweep --flows {list} --dry-run")).output();
             let output = output.expect("runs");
             assert!(output.status.success(), "{}", said(&output));
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             assert!(text.contains("127.0.0.1:") && text.contains("[::1]:"), "{text}");
+            assert!(said(&output).contains("flows passed over: 1;"), "{}", said(&output));
         }
     });
 }
@@ -331,8 +355,23 @@ impl Peer {
             self.nft(&format!(
                 "add chain inet silence {hook} {{ type filter hook {hook} priority -400 ; }}"
             ));
-            self.nft(&format!("add rule inet silence {hook} meta l4proto tcp drop"));
+            self.nft(&format!("add counter inet silence {hook}"));
+            self.nft(&format!(
+                "add rule inet silence {hook} meta l4proto tcp counter name {hook} drop"
+            ));
         }
+    }
+
+    /// How many segments it has swallowed since it fell silent.
+    fn swallowed(&self) -> u64 {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.namespace.0, "nft", "-j"])
+            .args(["list", "counter", "inet", "silence", "prerouting"])
+            .output()
+            .expect("nft runs");
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let objects = answer["nftables"].as_array().expect("a list").iter();
+        objects.filter_map(|object| object["counter"]["packets"].as_u64()).sum()
     }
 
     fn speaks_again(&self) {
@@ -349,6 +388,33 @@ impl Peer {
             .status();
         assert!(status.expect("ss runs").success());
         self.speaks_again();
+    }
+
+    /// A RST with this sequence number comes from where it is.
+    fn resets(&self, stream: &TcpStream, seq: u32) {
+        let here = stream.local_addr().expect("an address");
+        let there = stream.peer_addr().expect("an address");
+        let segment = Segment {
+            ip: IpHeader { src: there.ip(), dst: here.ip(), ttl: 64, id: 0 },
+            src_port: there.port(),
+            dst_port: here.port(),
+            seq: SeqNumber(seq),
+            ack: SeqNumber(0),
+            flags: Flags::RST,
+            wnd: 0,
+            options: Options::default(),
+            payload: &[],
+        };
+        let mut packet = [0; 64];
+        let len = segment.emit(&LinkHeader::Ip, &mut packet).expect("fits");
+        self.namespace.enter(|| {
+            let (family, flags) = (AddressFamily::Inet, SockFlag::SOCK_CLOEXEC);
+            let socket = socket(family, SockType::Raw, flags, SockProtocol::Raw);
+            let socket = socket.expect("a raw socket");
+            let to = SockaddrStorage::from(here);
+            let sent = sendto(socket.as_raw_fd(), &packet[..len], &to, MsgFlags::empty());
+            assert_eq!(sent, Ok(len));
+        });
     }
 
     fn nft(&self, words: &str) {
@@ -456,6 +522,218 @@ fn rounds_write_changes_only() {
     });
 }
 
+/// What was said of a connection stands until the next answer, also in the summary.
+#[test]
+fn an_interrupted_round_changes_nothing_that_is_known() {
+    in_namespace(|| {
+        let peer = Peer::new("stop");
+        let held = [peer.connect(), peer.connect()];
+        let child = keepsweep("audit --format ndjson --every 100ms").stdout(Stdio::piped()).spawn();
+        let mut child = Ended(child.expect("starts"));
+        let mut out = BufReader::new(child.0.stdout.take().expect("piped"));
+        for _ in &held {
+            let mut line = String::new();
+            out.read_line(&mut line).expect("a line");
+            assert!(line.contains("\"state\":\"alive\""), "{line}");
+        }
+        peer.falls_silent();
+        // Both are asked again, and neither can answer.
+        await_condition("two probes in a later round", || peer.swallowed() >= 2);
+        kill(Pid::from_raw(child.0.id() as i32), Signal::SIGINT).expect("signalled");
+        let mut rest = Vec::new();
+        out.read_to_end(&mut rest).expect("read");
+        assert_eq!(child.0.wait().expect("ends").code(), Some(130));
+        let rest = records(&rest);
+        assert_eq!(rest.len(), 1, "{rest:?}");
+        let counts = ["peers", "alive", "undetermined"].map(|count| rest[0][count].as_u64());
+        assert_eq!(counts, [Some(2), Some(2), Some(0)], "{}", rest[0]);
+        assert_eq!(rest[0]["by_process"][0]["alive"], 2, "{}", rest[0]);
+    });
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_rounds() {
+    in_namespace(|| {
+        let peer = Peer::new("pipe");
+        let _held = peer.connect();
+        let fifo = tempfile::tempdir().expect("a directory");
+        let fifo = fifo.path().join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
+        for (output, every) in [("-".to_owned(), "1h"), (fifo.display().to_string(), "50ms")] {
+            let args = format!("audit --format ndjson --every {every} -o {output}");
+            let child = keepsweep(&args).stdout(Stdio::piped()).spawn();
+            let mut child = Ended(child.expect("starts"));
+            let reader: Box<dyn Read> = match output == "-" {
+                true => Box::new(child.0.stdout.take().expect("piped")),
+                false => Box::new(File::open(&fifo).expect("opened")),
+            };
+            let mut reader = BufReader::new(reader);
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a line");
+            assert!(line.contains("\"change\":\"new\""), "{line}");
+            // Nothing changes from here on, so that nothing is written.
+            drop(reader);
+            let mut ended = None;
+            await_condition("its end", || {
+                ended = child.0.try_wait().expect("asked for");
+                ended.is_some()
+            });
+            assert_eq!(ended.and_then(|status| status.code()), Some(0), "{args}");
+        }
+    });
+}
+
+/// A firewall's answer to the first probe, after the peer's own to the second.
+#[test]
+fn a_late_reset_does_not_reach_the_socket() {
+    in_namespace(|| {
+        let peer = Peer::new("late");
+        // Neither has said a word: there is nothing old to acknowledge.
+        let client = TcpStream::connect((THERE, 7000)).expect("connect");
+        let (server, _) = peer.listener.accept().expect("accept");
+        peer.falls_silent();
+        let child = keepsweep("audit --format ndjson").stdout(Stdio::piped()).spawn();
+        let mut child = Ended(child.expect("starts"));
+        await_condition("a probe", || peer.swallowed() > 0);
+        peer.speaks_again();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.0.stdout.take().expect("piped"));
+        out.read_line(&mut line).expect("a line");
+        let record: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!((text(&record, "state"), &record["probes"]), ("alive", &json!(2)), "{record}");
+        peer.resets(&client, record["rcv_nxt"].as_u64().expect("a number") as u32);
+        assert_eq!(child.0.wait().expect("ends").code(), Some(0));
+        is_whole(&mut Pair { client, server });
+    });
+}
+
+/// Each thread's effective capabilities, by the thread's number; the process's own is the first.
+fn capabilities(pid: u32) -> Vec<(u32, u64)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let threads = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+    let mut threads: Vec<u32> = threads.collect();
+    threads.sort_unstable_by_key(|&thread| (thread != pid, thread));
+    let held = threads.into_iter().filter_map(|thread| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
+        // It may have ended.
+        let status = status.ok()?;
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        Some((thread, u64::from_str_radix(effective.trim(), 16).expect("a number")))
+    });
+    held.collect()
+}
+
+#[test]
+fn threads_hold_no_capability_that_they_do_not_need() {
+    in_namespace(|| {
+        let peer = Peer::new("caps");
+        let _held = peer.connect();
+        peer.falls_silent();
+        let mask = |held: &[Capability]| -> u64 {
+            held.iter().map(|capability| 1 << capability.index()).sum()
+        };
+        let others = mask(privilege::OTHERS);
+        let own = mask(privilege::SWEEP) | mask(privilege::CONNECTIONS);
+        // Not all of them: those are other tests'.
+        let netns = std::fs::metadata("/proc/thread-self/ns/net").expect("a namespace").ino();
+        let netns = format!("--netns net:[{netns}]");
+        for (args, main) in [
+            ("", 0),
+            (&*netns, 0),
+            ("--every 1s", own),
+            (&format!("{netns} --every 1s"), own | others),
+        ] {
+            let args = format!("audit -q {args}");
+            let before = peer.swallowed();
+            let child = keepsweep(&args).stdout(Stdio::null()).spawn();
+            let child = Ended(child.expect("starts"));
+            // So that it has opened all that it opens.
+            await_condition("a probe", || peer.swallowed() > before);
+            let held = capabilities(child.0.id());
+            assert!(held.len() > 4, "{args}: {held:?}");
+            assert_eq!(held[0], (child.0.id(), main), "{args}: {held:x?}");
+            assert!(held[1..].iter().all(|(_, held)| *held == 0), "{args}: {held:x?}");
+        }
+    });
+}
+
+#[test]
+fn our_own_trouble_is_not_charged_to_the_connection() {
+    in_namespace(|| {
+        let peer = Peer::new("trouble");
+        let held = peer.connect();
+        let evidence = || {
+            let records = audited("", 1);
+            let record = of(&records, &held.client);
+            assert_eq!(
+                (text(record, "state"), text(record, "reason")),
+                ("undetermined", "observer"),
+                "{record}"
+            );
+            text(&record["evidence"][0], "kind").to_owned()
+        };
+        // Its carrier is gone: the route is still there.
+        ip(&format!("-n {} link set up0 down", peer.namespace.0));
+        assert_eq!(evidence(), "link-down");
+        ip(&format!("-n {} link set up0 up", peer.namespace.0));
+        // It is switched off: the route is gone with it.
+        ip("link set up0 down");
+        assert_eq!(evidence(), "link-down");
+        ip("link set up0 up");
+        ip(&format!("address delete {HERE}/24 dev up0"));
+        assert_eq!(evidence(), "address-lost");
+        ip(&format!("address add {HERE}/24 dev up0"));
+        let records = audited("", 0);
+        assert_eq!(text(of(&records, &held.client), "state"), "alive");
+        // What has another cause is still called by its name.
+        ip(&format!("route add unreachable {THERE}"));
+        let records = audited("", 1);
+        assert_eq!(text(of(&records, &held.client), "reason"), "no-route");
+    });
+}
+
+/// While it is asked.
+#[test]
+fn a_link_that_goes_down_meanwhile_is_not_charged_to_the_connections() {
+    in_namespace(|| {
+        let peer = Peer::new("meanwhile");
+        let held: Vec<_> = (0..4).map(|_| peer.connect()).collect();
+        let there = |command: &str| format!("-n {} {command}", peer.namespace.0);
+        for (undo, cut, kind) in [
+            (None, there("link set up0 down"), "link-down"),
+            (Some(there("link set up0 up")), "link set up0 down".into(), "link-down"),
+            (
+                Some("link set up0 up".into()),
+                format!("address delete {HERE}/24 dev up0"),
+                "address-lost",
+            ),
+        ] {
+            if let Some(undo) = undo {
+                ip(&undo);
+                let records = audited("", 0);
+                assert_eq!(records.len(), held.len() + 1, "it is well again");
+            }
+            peer.falls_silent();
+            // In flight to the end.
+            (&held[0].client).write_all(b"unheard").expect("written");
+            let child = keepsweep("audit --format ndjson").stdout(Stdio::piped()).spawn();
+            let child = child.expect("starts");
+            await_condition("probes", || peer.swallowed() >= 4);
+            ip(&cut);
+            peer.speaks_again();
+            let output = child.wait_with_output().expect("ends");
+            let records = records(&output.stdout);
+            for pair in &held {
+                let record = of(&records, &pair.client);
+                let said = (text(record, "state"), text(record, "reason"));
+                assert_eq!(said, ("undetermined", "observer"), "{cut}: {record}");
+                let seen = record["evidence"].as_array().and_then(|seen| seen.last());
+                assert_eq!(seen.map(|seen| text(seen, "kind")), Some(kind), "{cut}: {record}");
+            }
+        }
+    });
+}
+
 #[test]
 fn an_application_asks_about_its_own_socket() {
     in_namespace(|| {
@@ -466,7 +744,7 @@ fn an_application_asks_about_its_own_socket() {
         assert_eq!(verdict.peer, held.client.peer_addr().expect("an address"));
         is_whole(&mut held);
         let mut plan = audit::PLAN;
-        plan.keepalive.interval = std::time::Duration::from_millis(500);
+        plan.keepalive.interval = Duration::from_millis(500);
         plan.keepalive.count = 3;
         peer.falls_silent();
         let verdict = audit::probe_with(&held.client, plan).expect("asked");

@@ -3,6 +3,7 @@
 
 use super::Outcome;
 use crate::probe::classify::State;
+use crate::report::{Summary, Tally};
 use std::collections::HashMap;
 
 /// How a connection differs from what was said of it in the round before.
@@ -52,6 +53,20 @@ impl Changes {
             Some((_, before)) if before.verdict.state == outcome.verdict.state => None,
             Some((_, before)) => Some(Change::State(before.verdict.state)),
         }
+    }
+
+    /// Returns the summary of a round with every connection that is known counted by what was said of
+    /// it last: a round that was interrupted has come to some of them only.
+    pub fn summarise(&self, round: Summary) -> Summary {
+        let mut summary = Summary {
+            peers: 0,
+            states: Default::default(),
+            reasons: Default::default(),
+            audit: Some(Tally::default()),
+            ..round
+        };
+        self.known.values().for_each(|(_, outcome)| outcome.count_in(&mut summary));
+        summary
     }
 
     /// Ends a round in which everything was told, and returns what is no longer there, as it was seen

@@ -68,12 +68,10 @@ impl Audit {
     pub fn list(&self) -> Result<Listing, AuditError> {
         let reader = Reader::open()?;
         let sockets = self.sockets()?;
-        let found = match self.scope {
+        let found = match self.looks_for_namespaces() {
+            true => namespaces()?,
             // Looking for all takes a while where there are many processes.
-            Scope::Own if self.pids.is_empty() => {
-                Namespaces { found: vec![host::own_namespace()?], hidden_processes: 0 }
-            }
-            _ => namespaces()?,
+            false => Namespaces { found: vec![host::own_namespace()?], hidden_processes: 0 },
         };
         let mut listing = Listing::default();
         if found.hidden_processes > 0 && self.scope == Scope::All {

@@ -46,9 +46,11 @@ pub use list::Listing;
 pub use own::{probe, probe_with};
 
 use crate::engine::EngineError;
-use crate::io::host::{HostError, TcpState};
+use crate::io::host::{self, HostError, TcpState};
+use crate::io::privilege::{self, Capability};
 use crate::probe::evidence::Verdict;
 use crate::probe::plan::{Close, PROFILES, Plan, ProbeBytes};
+use crate::report::Summary;
 use filter::Filter;
 use ipnet::IpNet;
 use std::path::PathBuf;
@@ -65,6 +67,7 @@ pub struct Audit {
     plan: Plan,
     keepalive_off_over: Duration,
     pcap: Option<PathBuf>,
+    gives_up_privileges: bool,
 }
 
 /// Which network namespaces.
@@ -101,6 +104,20 @@ pub struct Outcome {
     pub findings: Vec<Finding>,
 }
 
+impl Outcome {
+    /// Counts it in the summary of an audit, as the last word on its connection.
+    fn count_in(&self, summary: &mut Summary) {
+        let Outcome { listed, verdict, findings } = self;
+        summary.peers += 1;
+        summary.count_as(verdict.state, verdict.reason);
+        let holder = listed.process.as_ref();
+        let holder = holder.map(|process| (process.comm.to_string(), process.pid));
+        let names = findings.iter().map(|finding| finding.name());
+        let tally = summary.audit.get_or_insert_default();
+        tally.count(holder, verdict.peer.ip(), verdict.state, names);
+    }
+}
+
 /// Why an audit cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
@@ -131,6 +148,7 @@ impl Audit {
             plan: PLAN,
             keepalive_off_over: KEEPALIVE_OFF_OVER,
             pcap: None,
+            gives_up_privileges: false,
         }
     }
 
@@ -194,6 +212,32 @@ impl Audit {
     #[must_use]
     pub fn pcap(self, path: impl Into<PathBuf>) -> Audit {
         Audit { pcap: Some(path.into()), ..self }
+    }
+
+    /// Has [`Audit::probe`] give up every capability of the calling thread, for good, as soon as it
+    /// needs none any more: for whoever asks only once.
+    #[must_use]
+    pub fn gives_up_privileges(self) -> Audit {
+        Audit { gives_up_privileges: true, ..self }
+    }
+
+    /// Returns the capabilities that it takes to list and to probe, again and again: a thread that does
+    /// nothing else can give up the others ([`privilege::keep`]).
+    pub fn capabilities(&self) -> Vec<Capability> {
+        let looks_at_others = self.looks_for_namespaces() || host::owners_are_in_proc();
+        let others = if looks_at_others { privilege::OTHERS } else { &[] };
+        // The directory of the file may be another user's.
+        let file = self.pcap.as_ref().map(|_| Capability::CAP_DAC_OVERRIDE);
+        [privilege::SWEEP, privilege::CONNECTIONS, others]
+            .concat()
+            .into_iter()
+            .chain(file)
+            .collect()
+    }
+
+    /// Says whether the connections may be those of other namespaces than the calling thread's.
+    fn looks_for_namespaces(&self) -> bool {
+        self.scope != Scope::Own || !self.pids.is_empty()
     }
 
     /// Returns what there is to find in `listed`, whether its peer is asked or not.

@@ -5,14 +5,14 @@ use super::list::{InNamespace, name};
 use super::{Audit, AuditError, Listed, Listing, Outcome};
 use crate::engine::{self, Control, EngineError, IoKind, Setup, Sweep};
 use crate::io::host::{HostError, Namespace};
-use crate::io::ports;
+use crate::io::{ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::{Seen, Sighting, Verdict};
 use crate::probe::plan::Plan;
 use crate::report::{Summary, Tally};
 use crate::time::Clock;
-use crossbeam::channel::{self, Sender};
+use crossbeam::channel::{self, Receiver, Sender};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +42,8 @@ impl Audit {
     /// is known: every connection once, then corrections.
     ///
     /// Sweeps are opened on threads of their own, inside of the namespaces, and give up the
-    /// privileges of those threads; the calling thread keeps its own.
+    /// privileges of those threads; the calling thread keeps its own, unless it
+    /// [gives them up](Audit::gives_up_privileges).
     ///
     /// # Errors
     /// [`AuditError`] if nothing could be asked. Where one of several namespaces fails, its
@@ -65,76 +66,27 @@ impl Audit {
             report,
         };
         let jobs = self.jobs(listing, &mut round)?;
-        let single = jobs.len() == 1;
-        let mut unsaid: Vec<HashSet<u32>> =
-            jobs.iter().map(|job| (0..job.asked.len() as u32).collect()).collect();
-        let mut failed = None;
+        let turns = Turns::new(AT_A_TIME);
         thread::scope(|scope| {
-            let (jobs_to, jobs_of) = channel::unbounded();
             let (said_to, said) = channel::unbounded();
-            (0..jobs.len()).for_each(|index| {
-                // Both ends are here.
-                let _ = jobs_to.send(index);
-            });
-            drop(jobs_to);
-            for _ in 0..jobs.len().min(AT_A_TIME) {
-                let (jobs, jobs_of, said_to) = (&jobs, jobs_of.clone(), said_to.clone());
+            for (index, job) in jobs.iter().enumerate() {
+                let (turns, said_to) = (&turns, said_to.clone());
                 scope.spawn(move || {
-                    for index in jobs_of {
-                        let ended = jobs[index].run(index, self.pcap.clone(), control, &said_to);
-                        let _ = said_to.send(Said::Ended(index, Box::new(ended)));
-                    }
+                    let _turn = turns.take();
+                    let ended = job.run(index, self.pcap.clone(), control, &said_to);
+                    let _ = said_to.send(Said::Ended(index, Box::new(ended)));
                 });
             }
             drop(said_to);
-            for said in said {
-                let (index, error) = match said {
-                    Said::Verdict(index, verdict) => {
-                        let slot = verdict.target.0;
-                        unsaid[index].remove(&slot);
-                        if let Some(listed) = jobs[index].asked.get(slot as usize) {
-                            round.say(listed, verdict);
-                        }
-                        continue;
-                    }
-                    Said::Ended(index, ended) => match *ended {
-                        Ok(summary) => {
-                            round.summary.absorb(summary);
-                            continue;
-                        }
-                        Err(error) => (index, error),
-                    },
-                };
-                let netns = name(&jobs[index].namespace);
-                let (reason, seen) = match error {
-                    _ if control.stop.load(Ordering::Relaxed) => {
-                        (Reason::Interrupted, Some(Seen::Interrupted))
-                    }
-                    error if single => {
-                        failed = Some(error);
-                        continue;
-                    }
-                    AuditError::Host(HostError::Gone { .. }) => {
-                        control.notices.push(format!(
-                            "network namespace {netns} is gone, and its connections with it"
-                        ));
-                        (Reason::Unprobeable, Some(Seen::SocketGone))
-                    }
-                    error => {
-                        round.summary.faults.push(format!("{netns}: {error}"));
-                        (Reason::Observer, Some(Seen::ObserverFault))
-                    }
-                };
-                let mut slots: Vec<_> = std::mem::take(&mut unsaid[index]).into_iter().collect();
-                slots.sort_unstable();
-                for slot in slots {
-                    round.say_unasked(&jobs[index].asked[slot as usize], reason, seen);
-                }
+            // Those threads have what they need, and give it up by themselves.
+            if self.gives_up_privileges
+                && let Err(error) = privilege::drop_all()
+            {
+                control.stop.store(true, Ordering::Relaxed);
+                return Err(EngineError::System(error.to_string()).into());
             }
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
+            round.hear(&jobs, said.into_iter(), control)
+        })?;
         round.summary.elapsed = Clock.now().since(begun);
         Ok(round.summary)
     }
@@ -189,27 +141,107 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
+    /// Counts and hands on what the sweeps of `jobs` say, up to the last word.
+    fn hear(
+        &mut self,
+        jobs: &[Job],
+        said: impl Iterator<Item = Said>,
+        control: &Control,
+    ) -> Result<(), AuditError> {
+        let mut unsaid: Vec<HashSet<u32>> =
+            jobs.iter().map(|job| (0..job.asked.len() as u32).collect()).collect();
+        let mut failed = None;
+        for said in said {
+            let (index, error) = match said {
+                Said::Verdict(index, verdict) => {
+                    let slot = verdict.target.0;
+                    unsaid[index].remove(&slot);
+                    if let Some(listed) = jobs[index].asked.get(slot as usize) {
+                        self.say(listed, verdict);
+                    }
+                    continue;
+                }
+                Said::Ended(index, ended) => match *ended {
+                    Ok(summary) => {
+                        self.summary.absorb(summary);
+                        continue;
+                    }
+                    Err(error) => (index, error),
+                },
+            };
+            let netns = name(&jobs[index].namespace);
+            let (reason, seen) = match error {
+                _ if control.stop.load(Ordering::Relaxed) => {
+                    (Reason::Interrupted, Some(Seen::Interrupted))
+                }
+                error if jobs.len() == 1 => {
+                    failed = Some(error);
+                    continue;
+                }
+                AuditError::Host(HostError::Gone { .. }) => {
+                    control.notices.push(format!(
+                        "network namespace {netns} is gone, and its connections with it"
+                    ));
+                    (Reason::Unprobeable, Some(Seen::SocketGone))
+                }
+                error => {
+                    self.summary.faults.push(format!("{netns}: {error}"));
+                    (Reason::Observer, Some(Seen::ObserverFault))
+                }
+            };
+            let mut slots: Vec<_> = std::mem::take(&mut unsaid[index]).into_iter().collect();
+            slots.sort_unstable();
+            for slot in slots {
+                self.say_unasked(&jobs[index].asked[slot as usize], reason, seen);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
     fn say(&mut self, listed: &Arc<Listed>, verdict: Verdict) {
         let findings = self.audit.findings(listed);
-        if let Some(tally) = self.summary.audit.as_mut().filter(|_| !verdict.correction) {
-            let holder = listed.process.as_ref();
-            let holder = holder.map(|process| (process.comm.to_string(), process.pid));
-            let names = findings.iter().map(|finding| finding.name());
-            tally.count(holder, verdict.peer.ip(), verdict.state, names);
+        let outcome = Outcome { listed: Arc::clone(listed), verdict, findings };
+        match outcome.verdict.correction {
+            true => self.summary.corrections += 1,
+            false => outcome.count_in(&mut self.summary),
         }
-        (self.report)(Outcome { listed: Arc::clone(listed), verdict, findings });
+        (self.report)(outcome);
     }
 
     /// Says what there is to say of a connection whose peer nobody asks.
     fn say_unasked(&mut self, listed: &Arc<Listed>, reason: Reason, seen: Option<Seen>) {
-        let verdict = unasked(listed, reason, seen);
-        self.summary.peers += 1;
-        self.summary.count(&verdict);
-        self.say(listed, verdict);
+        self.say(listed, unasked(listed, reason, seen));
+    }
+}
+
+/// Lets so many threads go on at a time.
+struct Turns(Sender<()>, Receiver<()>);
+
+/// One of them, until it is dropped.
+struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    fn new(at_a_time: usize) -> Turns {
+        let (taken, given_back) = channel::bounded(at_a_time);
+        Turns(taken, given_back)
+    }
+
+    fn take(&self) -> Turn<'_> {
+        // Waits while all are taken. It cannot fail: both ends are here.
+        let _ = self.0.send(());
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.1.try_recv();
     }
 }
 
 impl Job {
+    /// Runs the sweep. To be called on a thread of its own, which moves into the namespace and has no
+    /// privileges any more when it returns.
     fn run(
         &self,
         index: usize,
@@ -217,26 +249,22 @@ impl Job {
         control: &Control,
         said_to: &Sender<Said>,
     ) -> Result<Summary, AuditError> {
-        let sweep = || -> Result<Summary, AuditError> {
-            if control.stop.load(Ordering::Relaxed) {
-                return Err(EngineError::System("interrupted".into()).into());
-            }
-            let sweep = Sweep::open(setup(&self.asked, self.plan, pcap))?;
-            for note in sweep.notes() {
-                control.notices.push(format!("{}: {note}", name(&self.namespace)));
-            }
-            let summary = sweep.run(control, &mut |verdict| {
-                // It is read until all have ended.
-                let _ = said_to.send(Said::Verdict(index, verdict));
-            })?;
-            Ok(summary)
-        };
-        if !self.namespace.is_own {
-            return self.namespace.enter(sweep)?;
+        if control.stop.load(Ordering::Relaxed) {
+            return Err(EngineError::System("interrupted".into()).into());
         }
-        // A thread of its own here, too: opening a sweep takes the thread's privileges away.
-        let run = thread::scope(|scope| scope.spawn(sweep).join());
-        run.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        // Entering needs CAP_SYS_ADMIN, even where one is already.
+        if !self.namespace.is_own {
+            self.namespace.enter_for_good()?;
+        }
+        let sweep = Sweep::open(setup(&self.asked, self.plan, pcap))?;
+        for note in sweep.notes() {
+            control.notices.push(format!("{}: {note}", name(&self.namespace)));
+        }
+        let summary = sweep.run(control, &mut |verdict| {
+            // It is read until all have ended.
+            let _ = said_to.send(Said::Verdict(index, verdict));
+        })?;
+        Ok(summary)
     }
 }
 
@@ -278,5 +306,55 @@ pub(super) fn unasked(listed: &Listed, reason: Reason, seen: Option<Seen>) -> Ve
         rtt: None,
         evidence: seen.map(sighting).into_iter().collect(),
         correction: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::PLAN;
+    use crate::audit::tests::outcome;
+    use crate::io::host;
+
+    #[test]
+    fn whatever_becomes_of_a_sweep_what_it_has_said_is_counted() {
+        let namespace = host::own_namespace().expect("/proc is there");
+        let job = |indices: &[u8]| Job {
+            namespace: namespace.clone(),
+            asked: indices.iter().map(|&index| outcome(index, State::Alive).listed).collect(),
+            plan: PLAN,
+        };
+        let jobs = [job(&[1, 2, 3]), job(&[4])];
+        let says = |job: usize, slot: u32, state, correction| {
+            let verdict = outcome(0, state).verdict;
+            Said::Verdict(job, Verdict { target: TargetId(slot), correction, ..verdict })
+        };
+        let broken = AuditError::from(EngineError::System("a sending thread panicked".into()));
+        let frames =
+            Summary { peers: 1, states: [1, 0, 0, 0, 0], frames_sent: 3, ..Summary::default() };
+        let said = [
+            says(0, 0, State::Alive, false),
+            says(0, 1, State::Down, false),
+            says(1, 0, State::Alive, false),
+            says(0, 1, State::Alive, true),
+            Said::Ended(0, Box::new(Err(broken))),
+            Said::Ended(1, Box::new(Ok(frames))),
+        ];
+        let mut told = [0; 5];
+        let mut corrections = 0;
+        let mut report = |outcome: Outcome| match outcome.verdict.correction {
+            true => corrections += 1,
+            false => told[outcome.verdict.state as usize] += 1,
+        };
+        let audit = Audit::new();
+        let mut round = Round { audit: &audit, summary: Summary::default(), report: &mut report };
+        round.hear(&jobs, said.into_iter(), &Control::default()).expect("the other one goes on");
+        let summary = round.summary;
+        assert_eq!((told, corrections), ([2, 1, 0, 0, 1], 1));
+        assert_eq!((summary.states, summary.corrections, summary.peers), (told, corrections, 4));
+        assert_eq!(summary.reasons.values().sum::<u64>(), 4);
+        let by_process: Vec<_> = summary.audit.expect("tallied").processes.into_values().collect();
+        assert_eq!(by_process, [told]);
+        assert_eq!((summary.frames_sent, summary.faults.len()), (3, 1));
     }
 }

@@ -199,7 +199,8 @@ fn what_is_left_out_is_said() {
     assert!(words.contains("3 in fin-wait-1, 12 in time-wait;"), "{words}");
 }
 
-fn outcome(index: u8, state: State) -> Outcome {
+/// What is said of the connection with this number.
+pub(super) fn outcome(index: u8, state: State) -> Outcome {
     let listed = Listed { connection: connection(index), process: None, netns: "blue".into() };
     let mut verdict = sweeps::unasked(&listed, Reason::Ack, None);
     verdict.state = state;
@@ -229,6 +230,26 @@ fn rounds_tell_what_changed_and_nothing_else() {
     // Told once.
     assert_eq!(changes.take(&outcome(3, State::Alive)), None);
     assert!(changes.gone().is_empty());
+}
+
+#[test]
+fn a_summary_of_rounds_counts_what_is_known() {
+    let mut changes = Changes::default();
+    changes.begin();
+    for (index, state) in [(1, State::Alive), (2, State::Alive), (3, State::Down)] {
+        changes.take(&outcome(index, state));
+    }
+    changes.begin();
+    // The rest of the round was cut off.
+    changes.take(&outcome(2, State::Rebooted));
+    let mut round = Summary { frames_sent: 7, ..Summary::default() };
+    outcome(2, State::Rebooted).count_in(&mut round);
+    let summary = changes.summarise(round);
+    assert_eq!((summary.peers, summary.states), (3, [1, 1, 1, 0, 0]));
+    assert_eq!(summary.reasons.values().sum::<u64>(), 3);
+    assert_eq!(summary.frames_sent, 7, "what the round has done is its own");
+    let by_process: Vec<_> = summary.audit.expect("tallied").processes.into_values().collect();
+    assert_eq!(by_process, [[1, 1, 1, 0, 0]]);
 }
 
 #[test]

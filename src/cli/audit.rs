@@ -9,6 +9,7 @@ use super::session::{self, Reporting, Session, Told, conclude, trace_to_stderr};
 use super::{plan, say};
 use crate::audit::{Audit, AuditError, Change, Changes, Finding, Listed, Listing, Outcome};
 use crate::engine::Control;
+use crate::io::privilege;
 use crate::probe::classify::Reason;
 use crate::report::{Audited, Connections, Csv, Layout, Ndjson, Record, Summary, connections};
 use crate::time::Clock;
@@ -56,6 +57,9 @@ impl Request {
         }
         if let Some(path) = pcap {
             audit = audit.pcap(path);
+        }
+        if args.every.is_none() {
+            audit = audit.gives_up_privileges();
         }
         Ok(Request { audit, every: args.every, several, reporting, verbose })
     }
@@ -128,6 +132,9 @@ pub fn run(args: AuditArgs) -> Result<Exit, Failure> {
 
     let signals = session::signals()?;
     reporting.clear(&destination)?;
+    // Threads have those of the one that starts them.
+    privilege::keep(&request.audit.capabilities())
+        .map_err(|error| Failure::System(error.into()))?;
     let shows_progress = !reporting.quiet && !request.verbose && request.every.is_none();
     let progress = Progress::new(listing.len() as u64, shows_progress);
     let only = reporting.only.clone();
@@ -165,7 +172,8 @@ fn once(
     audit.probe(listing, control, &mut |outcome| tell(told(&outcome, None)))
 }
 
-/// Audits until interrupted, and tells what changes; returns the summary of the last round.
+/// Audits until interrupted, and tells what changes; returns the summary of the last round, with what
+/// is known by then.
 fn again_and_again(
     request: &Request,
     every: Duration,
@@ -185,9 +193,8 @@ fn again_and_again(
         changes.begin();
         let summary = request.audit.probe(listing, control, &mut |mut outcome| {
             outcome.verdict.round = round;
-            // Of what an interruption left open nothing is known anew.
-            let stopped = control.stop.load(Ordering::Relaxed);
-            if stopped && outcome.verdict.reason == Reason::Interrupted && round > 1 {
+            // What is known from the rounds before still stands.
+            if outcome.verdict.reason == Reason::Interrupted && round > 1 {
                 return;
             }
             if let Some(change) = changes.take(&outcome) {
@@ -205,7 +212,7 @@ fn again_and_again(
             thread::park_timeout(LOOK);
         }
         if control.stop.load(Ordering::Relaxed) {
-            return Ok(summary);
+            return Ok(changes.summarise(summary));
         }
     }
     Ok(Summary::default())

@@ -23,6 +23,12 @@ const PIPE_BUF: usize = 4096;
 const TURNS_AFTER_INTERRUPT: u32 = 20;
 const TURN_MS: u8 = 100;
 
+/// Where records are written to.
+pub trait Sink: Write + Send {
+    /// Says whether nobody will ever read what is written from now on, without writing anything.
+    fn is_closed(&self) -> bool;
+}
+
 /// A file, pipe or terminal. A reader that stands still is waited for, but not once the user wants
 /// to leave.
 #[derive(Debug)]
@@ -74,6 +80,17 @@ impl Destination {
     }
 }
 
+impl Sink for Destination {
+    fn is_closed(&self) -> bool {
+        // Nothing to wait for: these two are always told (poll(2)). A pipe without a reader has the
+        // first, a socket or terminal without its other end the second.
+        let closed = PollFlags::POLLERR | PollFlags::POLLHUP;
+        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::empty())];
+        poll(&mut fds, PollTimeout::ZERO).is_ok()
+            && fds[0].revents().is_some_and(|told| told.intersects(closed))
+    }
+}
+
 impl Write for Destination {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.is_regular {
@@ -108,7 +125,7 @@ pub enum Written {
 
 /// Takes records and hands them on in batches.
 pub struct Output {
-    sink: Box<dyn Write + Send>,
+    sink: Box<dyn Sink>,
     layout: Box<dyn Layout>,
     /// Steps aside while text goes to the terminal.
     screen: ProgressBar,
@@ -125,7 +142,7 @@ pub struct Output {
 impl Output {
     /// Writes to `sink` by way of `layout`, beginning with its header.
     pub fn new(
-        sink: Box<dyn Write + Send>,
+        sink: Box<dyn Sink>,
         layout: Box<dyn Layout>,
         screen: ProgressBar,
         only: Vec<State>,
@@ -177,10 +194,14 @@ impl Output {
         self.flush();
     }
 
-    /// Writes what has been taken. After a failure nothing more is written: half a record in the
-    /// middle would spoil the rest.
+    /// Writes what has been taken; if that is nothing, looks whether somebody still reads. After a
+    /// failure nothing more is written: half a record in the middle would spoil the rest.
     pub fn flush(&mut self) {
-        if self.pending.is_empty() || self.error.is_some() {
+        if self.error.is_some() {
+            return;
+        }
+        if self.pending.is_empty() {
+            self.error = self.sink.is_closed().then(|| io::ErrorKind::BrokenPipe.into());
             return;
         }
         let (sink, pending) = (&mut self.sink, &self.pending);
@@ -229,6 +250,7 @@ mod tests {
     use super::*;
     use crate::cli::session::tests::verdict;
     use crate::report::Csv;
+    use std::os::fd::OwnedFd;
     use std::sync::Mutex;
 
     /// Takes `room` octets, a few at a time, then fails.
@@ -251,6 +273,12 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    impl Sink for Disk {
+        fn is_closed(&self) -> bool {
+            false
         }
     }
 
@@ -307,6 +335,29 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_goes_away_is_noticed_with_nothing_to_write() {
+        let (pipe_end, pipe) = io::pipe().expect("a pipe");
+        let (socket_end, socket) = std::os::unix::net::UnixStream::pair().expect("sockets");
+        let ends: [(Box<dyn Send>, OwnedFd); 2] =
+            [(Box::new(pipe_end), pipe.into()), (Box::new(socket_end), socket.into())];
+        for (end, writer) in ends {
+            let file = File::from(writer);
+            let (is_regular, is_named, interrupted) = (false, false, Arc::default());
+            let sink = Destination { file, is_regular, is_named, interrupted };
+            let layout = Box::new(crate::report::Ndjson);
+            let mut output = Output::new(Box::new(sink), layout, ProgressBar::hidden(), Vec::new());
+            output.flush();
+            assert!(!output.is_closed(), "somebody may still read");
+            drop(end);
+            output.flush();
+            assert!(output.is_closed() && matches!(output.finish(None), Written::Closed));
+        }
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let file = Destination::open(Some(file.path()), Arc::default()).expect("opened");
+        assert!(!file.is_closed(), "a file takes everything");
+    }
+
+    #[test]
     fn only_filters_rows_but_never_corrections() {
         let (mut output, content) = output(10_000, io::ErrorKind::StorageFull, &[State::Down]);
         take(&mut output, &[State::Alive, State::Down, State::Rebooted]);
@@ -331,7 +382,7 @@ mod tests {
     fn interrupted_run_does_not_wait_for_a_reader_that_stands_still() {
         let (reader, writer) = io::pipe().expect("a pipe");
         let interrupted = Arc::new(AtomicBool::new(true));
-        let file = File::from(std::os::fd::OwnedFd::from(writer));
+        let file = File::from(OwnedFd::from(writer));
         let mut destination = Destination { file, is_regular: false, is_named: false, interrupted };
         let error = destination.write_all(&vec![b'x'; 1 << 20]).expect_err("the pipe is full");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

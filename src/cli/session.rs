@@ -7,6 +7,7 @@ use super::output::{Destination, Output, Written};
 use super::progress::Progress;
 use super::say;
 use crate::engine::Control;
+use crate::io::privilege;
 use crate::probe::classify::State;
 use crate::report::{Record, Summary, table};
 use anyhow::{Context, anyhow};
@@ -202,6 +203,7 @@ impl Session {
             // Dropped last: what is left of the output may have to wait for its reader, too.
             let _close = CloseOnDrop(signals.handle());
             scope.spawn(|| {
+                renounce(&control);
                 for _ in signals.forever() {
                     let again = interrupted.swap(true, Ordering::Relaxed);
                     control.hurry.fetch_or(again, Ordering::Relaxed);
@@ -224,6 +226,7 @@ impl Session {
                 let (_running, ended) = mpsc::channel::<()>();
                 let (with_output, control) = (&with_output, &control);
                 scope.spawn(move || {
+                    renounce(control);
                     let mut told = 0;
                     while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                         tell(control, &mut told, &progress.screen(), quiet);
@@ -245,6 +248,13 @@ impl Session {
             (summary, written)
         });
         Ended { summary, written, interrupted: interrupted.load(Ordering::Relaxed) }
+    }
+}
+
+/// Leaves the calling thread without capabilities: it has what it needs.
+fn renounce(control: &Control) {
+    if let Err(error) = privilege::drop_all() {
+        control.notices.push(error.to_string());
     }
 }
 

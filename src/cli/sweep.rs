@@ -77,6 +77,13 @@ impl Request {
                 "note: flows given again: {again}; each is probed once, by its last line"
             ));
         }
+        if flows.without_numbers > 0 {
+            let sockets = HumanCount(flows.without_numbers);
+            notes.push(format!(
+                "note: flows passed over: {sockets}; their sockets have no sequence numbers, as in \
+                 TIME_WAIT, and nobody can be asked on them"
+            ));
+        }
         let named = flows.names.iter().map(|(index, name)| (*index, &**name));
         targets.add_flows(flows.given.len(), named);
         if targets.duplicates > 0 {

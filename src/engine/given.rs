@@ -57,7 +57,9 @@ pub fn examine(flows: &[Given], routes: &mut Routes) -> Result<Examined, EngineE
     };
     for flow in &mut examined.given {
         if flow.obstacle.is_none() && !is_local(flow.local.ip())? {
-            flow.obstacle = Some(Seen::NotLocal);
+            // What the kernel has a connection from was its own.
+            let is_ours = flow.host.is_some();
+            flow.obstacle = Some(if is_ours { Seen::AddressLost } else { Seen::NotLocal });
         }
     }
     Ok(examined)
@@ -100,7 +102,9 @@ pub fn notes(flows: &[Given], unreadable: Option<&str>, no_way: Option<&str>) ->
     let stuck =
         format!("have no way out of this host, such as {}", no_way.unwrap_or("by its route"));
     type Concerns = fn(&Seen) -> bool;
-    let reasons: [(Concerns, &str); 7] = [
+    let reasons: [(Concerns, &str); 9] = [
+        (|seen| *seen == Seen::LinkDown, "leave through a link of this host that is down"),
+        (|seen| *seen == Seen::AddressLost, "are from an address that this host has lost"),
         (|seen| *seen == Seen::KernelOwned, &owned),
         (|seen| *seen == Seen::NotSent, &stuck),
         (|seen| *seen == Seen::NotLocal, "have a local address that is not of this host"),
@@ -126,22 +130,10 @@ pub fn notes(flows: &[Given], unreadable: Option<&str>, no_way: Option<&str>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::SeqNumber;
 
     #[test]
     fn connections_without_a_way_are_said_with_the_cause() {
-        let number = SeqNumber(1);
-        let flow = Given {
-            local: ([10, 98, 0, 1], 40_000).into(),
-            peer: ([10, 99, 0, 7], 80).into(),
-            snd_una: number,
-            snd_nxt: number,
-            rcv_nxt: number,
-            wnd: 1,
-            clock: None,
-            obstacle: None,
-            host: None,
-        };
+        let flow = Given::example(40_000);
         let stuck = Given { obstacle: Some(Seen::NotSent), ..flow };
         assert_eq!(notes(&[flow], None, None), [""; 0]);
         assert_eq!(

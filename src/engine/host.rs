@@ -54,6 +54,7 @@ fn reading(connection: &Connection) -> Reading {
         return Reading {
             at: connection.at,
             obstacle: state.or(Some(Seen::TcpState("tcp-orphaned"))),
+            is_closed_by_peer: is_closed_by_peer(connection.state),
             ..Reading::default()
         };
     };
@@ -70,6 +71,8 @@ fn reading(connection: &Connection) -> Reading {
     Reading {
         at: connection.at,
         obstacle: state.or(signed),
+        is_closed_by_peer: is_closed_by_peer(connection.state),
+        has_numbers: true,
         snd_una,
         snd_nxt,
         rcv_nxt,
@@ -98,6 +101,12 @@ fn state_obstacle(state: TcpState) -> Option<Seen> {
         TcpState::Listen => "tcp-listen",
         TcpState::Closing => "tcp-closing",
     }))
+}
+
+/// Says whether it takes the peer's FIN to come to this state (RFC 9293 §3.3.2, figure 5).
+fn is_closed_by_peer(state: TcpState) -> bool {
+    use TcpState::{CloseWait, Closing, LastAck, TimeWait};
+    matches!(state, CloseWait | LastAck | Closing | TimeWait)
 }
 
 /// Returns the ends without what is not part of a 4-tuple: scopes and flow labels.
@@ -339,9 +348,13 @@ mod tests {
             let read = read(|connection, _| connection.state = state);
             assert_eq!(read.obstacle, obstacle.map(Seen::TcpState));
         }
-        let small = |state| reading(&Connection { state, numbers: None, ..connection() }).obstacle;
-        assert_eq!(small(TcpState::TimeWait), Some(Seen::TcpState("tcp-time-wait")));
-        assert_eq!(small(TcpState::FinWait2), Some(Seen::TcpState("tcp-orphaned")));
+        let small = |state| {
+            let reading = reading(&Connection { state, numbers: None, ..connection() });
+            (reading.obstacle, reading.is_closed_by_peer, reading.has_numbers)
+        };
+        let of = |name| Some(Seen::TcpState(name));
+        assert_eq!(small(TcpState::TimeWait), (of("tcp-time-wait"), true, false));
+        assert_eq!(small(TcpState::FinWait2), (of("tcp-orphaned"), false, false));
         type Change = fn(&mut Numbers);
         let in_flight: [Change; 3] = [
             |numbers| numbers.packets_out = 1,

@@ -286,22 +286,10 @@ mod tests {
     use super::*;
     use crate::probe::evidence::Seen;
     use crate::probe::host::{Host, Reading};
-    use crate::wire::SeqNumber;
 
     #[test]
     fn only_ports_whose_answers_another_sweep_would_take_are_claimed() {
-        let number = SeqNumber(1);
-        let flow = |port: u16| Given {
-            local: ([10, 0, 0, 1], port).into(),
-            peer: ([10, 0, 0, 2], 80).into(),
-            snd_una: number,
-            snd_nxt: number,
-            rcv_nxt: number,
-            wnd: 1,
-            clock: None,
-            obstacle: None,
-            host: None,
-        };
+        let flow = Given::example;
         let owned = Given { host: Some(Host::new(1, Reading::default())), ..flow(500) };
         let unprobed = Given { obstacle: Some(Seen::KernelOwned), ..flow(600) };
         let given = [flow(60_999), owned, flow(61_007), unprobed, flow(65_535), flow(60_998)];

@@ -3,11 +3,14 @@
 //! One thread is told that something changed, reads links, addresses and routes anew, and compares
 //! them with what the sweep began with.
 
+mod links;
+mod neighbours;
 mod programs;
+mod routes;
 
 use super::Control;
 use crate::io::raw::Likeness;
-use crate::io::route::{Constraint, Interface, NeighbourTable, Route, Routes, interfaces};
+use crate::io::route::{Constraint, Interface};
 use crate::io::watch::{Waker, Watch, Woken};
 use crate::io::xdp::Redirect;
 use crate::io::{IoError, PathId};
@@ -16,10 +19,11 @@ use crate::probe::evidence::Seen;
 use crate::probe::health::Scope;
 use crate::probe::sender::Readings;
 use crate::time::{Clock, Instant};
-use crate::wire::MacAddr;
 use crossbeam::channel;
+use links::Links;
+use neighbours::Neighbours;
 use programs::Programs;
-use std::collections::{BTreeSet, HashMap};
+use routes::Strays;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,10 +36,6 @@ const ROUTES_DUTY: u32 = 10;
 /// How long deadlines wait for a change of routes to be looked at; on a router that learns routes all
 /// the time the sweep must go on.
 const LONGEST_HOLD: Duration = Duration::from_secs(1);
-/// After a link or an address is back, switches and neighbours need a while to find it.
-const GRACE: Duration = Duration::from_secs(2);
-/// Between two looks at the kernel's table of neighbours.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(3600);
 
 /// Something that senders must know.
@@ -130,79 +130,23 @@ pub(super) struct Baseline {
     pub kernel_neighbours: Vec<(PathId, u32)>,
 }
 
-/// How a route now compares with that of the beginning.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Compared {
-    Same,
-    /// Another next hop on the same interface, from the same source.
-    NextHop(IpAddr),
-    Other,
-}
-
-impl Baseline {
-    fn compare(&self, way: &Way, route: &Result<Route, IoError>) -> Compared {
-        match *route {
-            Ok(Route::Via { ifindex, next_hop, source })
-                if (ifindex, source) == (way.ifindex, way.source) =>
-            {
-                if next_hop == way.next_hop {
-                    Compared::Same
-                } else {
-                    Compared::NextHop(next_hop)
-                }
-            }
-            // Looped: next hop and source are one.
-            Ok(Route::Local { ifindex, source })
-                if (ifindex, source, source) == (way.ifindex, way.source, way.next_hop) =>
-            {
-                Compared::Same
-            }
-            _ => Compared::Other,
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Link {
-    name_of: u32,
-    mac: MacAddr,
-    losses: u32,
-    down_since: Option<Instant>,
-}
-
 /// Watches the host on behalf of a sweep.
 pub(super) struct HostWatch {
     watch: Watch,
     baseline: Baseline,
-    links: Vec<(PathId, Link)>,
-    sources: Vec<(IpAddr, Option<Instant>)>,
-    /// What was last told of a slot, where that is not [`Compared::Same`].
-    told: HashMap<u32, Compared>,
-    /// Next hops last told to be unresolved.
-    unresolved: BTreeSet<(PathId, IpAddr)>,
-    is_blind: bool,
+    links: Links,
+    strays: Strays,
+    neighbours: Neighbours,
     programs: Programs,
 }
 
 impl HostWatch {
     /// Begins from what was found after `watch` was opened, so that no change falls in between.
     pub fn new(watch: Watch, baseline: Baseline) -> Self {
-        let find = |index: u32| baseline.interfaces.iter().find(|known| known.index == index);
-        let links = baseline.egress.iter().chain(&baseline.elsewhere);
-        let links = links.filter_map(|&(path, index)| {
-            let interface = find(index)?;
-            let (mac, losses) = (interface.mac, interface.carrier_losses);
-            Some((path, Link { name_of: index, mac, losses, down_since: None }))
-        });
-        let own: BTreeSet<IpAddr> = addresses(&baseline.interfaces).collect();
-        let sources: BTreeSet<IpAddr> = baseline.ways.iter().map(|way| way.source).collect();
         HostWatch {
-            links: links.collect(),
-            // A source need not be an address of an interface: whole prefixes can be local.
-            sources: sources.intersection(&own).map(|&source| (source, None)).collect(),
-            told: HashMap::new(),
-            unresolved: BTreeSet::new(),
-            is_blind: false,
+            links: Links::new(&baseline),
+            strays: Strays::default(),
+            neighbours: Neighbours::default(),
             programs: Programs::default(),
             watch,
             baseline,
@@ -262,7 +206,7 @@ impl HostWatch {
                 Woken::Changed => {
                     let now = Clock.now();
                     // Told at once: a link that is gone loses replies from now on.
-                    let events = self.check_links(control)?;
+                    let events = self.links.check(&self.baseline, control)?;
                     if !events.is_empty() {
                         tell(events);
                     }
@@ -280,8 +224,8 @@ impl HostWatch {
             }
             let now = Clock.now();
             if now >= look_next {
-                look_next = now + LOOK_EVERY;
-                let events = self.look(control, now);
+                look_next = now + neighbours::LOOK_EVERY;
+                let events = self.neighbours.look(&self.baseline, control, now);
                 if !events.is_empty() {
                     tell(events);
                 }
@@ -296,8 +240,9 @@ impl HostWatch {
             if routes_due.is_some() && now >= routes_next {
                 routes_due = None;
                 // Again: of what has come since, a link or an address may be the cause.
-                let mut events = self.check_links(control)?;
-                events.extend(self.check_routes(control, outlook, now)?);
+                let mut events = self.links.check(&self.baseline, control)?;
+                let Self { strays, baseline, links, .. } = &mut self;
+                events.extend(strays.check(baseline, links, control, outlook, now)?);
                 if !events.is_empty() {
                     tell(events);
                 }
@@ -306,214 +251,10 @@ impl HostWatch {
             }
         }
     }
-
-    /// Looks at the kernel's table of neighbours. If that fails, nobody is told: without a look no
-    /// silence is believed.
-    fn look(&mut self, control: &Control, now: Instant) -> Vec<HostEvent> {
-        let found = match NeighbourTable::open().and_then(|mut table| table.read()) {
-            Ok(found) => found,
-            Err(error) => {
-                if !std::mem::replace(&mut self.is_blind, true) {
-                    control.notices.push(format!(
-                        "{error}; while it lasts, silence on the raw path proves nothing"
-                    ));
-                }
-                return Vec::new();
-            }
-        };
-        self.is_blind = false;
-        let mut events = Vec::new();
-        for entry in found {
-            let paths = self.baseline.kernel_neighbours.iter();
-            for &(path, _) in paths.filter(|(_, index)| *index == entry.ifindex) {
-                let key = (path, entry.address);
-                let is_news = match entry.is_resolved {
-                    true => self.unresolved.remove(&key),
-                    false => {
-                        self.unresolved.insert(key);
-                        true
-                    }
-                };
-                if is_news {
-                    events.push(HostEvent::Neighbour(path, entry.address, entry.is_resolved, now));
-                }
-            }
-        }
-        events.push(HostEvent::Looked(now));
-        events
-    }
-
-    fn check_links(&mut self, control: &Control) -> Result<Vec<HostEvent>, IoError> {
-        let found = interfaces()?;
-        let now = Clock.now();
-        let mut events = Vec::new();
-        let Baseline { interfaces: known, egress, .. } = &self.baseline;
-        for (path, link) in &mut self.links {
-            let is_egress = egress.iter().any(|(egress, _)| egress == path);
-            let name = known
-                .iter()
-                .find(|known| known.index == link.name_of)
-                .map_or_else(String::new, |known| known.name.clone());
-            let state = found.iter().find(|found| found.index == link.name_of);
-            let is_up = state.is_some_and(|state| state.up && state.mac == link.mac);
-            let what = match state {
-                None => "gone",
-                Some(state) if state.mac != link.mac => "with another MAC address",
-                Some(state) if !state.enabled => "down",
-                Some(_) => "without carrier",
-            };
-            let losses = state.map_or(link.losses, |state| state.carrier_losses);
-            let say = |text: String| {
-                if is_egress {
-                    control.notices.push(text);
-                } else {
-                    tracing::info!("{text}");
-                }
-            };
-            match (link.down_since, is_up) {
-                (None, false) => {
-                    link.down_since = Some(now);
-                    events.push(trouble(Scope::Path(*path), Seen::LinkDown, Instant::FAR_FUTURE));
-                    say(format!(
-                        "{name}: {what}; until it is back, silence of peers behind it proves nothing"
-                    ));
-                }
-                (Some(since), true) => {
-                    link.down_since = None;
-                    events.push(trouble(Scope::Path(*path), Seen::LinkDown, now + GRACE));
-                    let away = now.since(since).as_secs_f64();
-                    say(format!("{name}: back after {away:.1} s"));
-                }
-                (None, true) if losses != link.losses => {
-                    events.push(trouble(Scope::Path(*path), Seen::LinkDown, now + GRACE));
-                    say(format!("{name}: lost its carrier for a moment"));
-                }
-                _ => {}
-            }
-            link.losses = losses;
-        }
-        // Several interfaces are listened on as one path: it is well only if all are.
-        let down: BTreeSet<PathId> =
-            self.links.iter().filter_map(|(path, link)| link.down_since.map(|_| *path)).collect();
-        events.retain(|event| match event {
-            HostEvent::Trouble(Scope::Path(path), _, until) => {
-                *until == Instant::FAR_FUTURE || !down.contains(path)
-            }
-            _ => true,
-        });
-        let own: BTreeSet<IpAddr> = addresses(&found).collect();
-        for (source, lost_since) in &mut self.sources {
-            let (scope, kind) = (Scope::Source(*source), Seen::AddressLost);
-            match (*lost_since, own.contains(source)) {
-                (None, false) => {
-                    *lost_since = Some(now);
-                    events.push(trouble(scope, kind, Instant::FAR_FUTURE));
-                    control.notices.push(format!(
-                        "{source}: no longer an address of this host; until it is back, silence \
-                         towards it proves nothing"
-                    ));
-                }
-                (Some(since), true) => {
-                    *lost_since = None;
-                    events.push(trouble(scope, kind, now + GRACE));
-                    let away = now.since(since).as_secs_f64();
-                    control
-                        .notices
-                        .push(format!("{source}: an address of this host again after {away:.1} s"));
-                }
-                _ => {}
-            }
-        }
-        Ok(events)
-    }
-
-    /// Looks up every peer's route again, and tells of those that differ. What is known to be down is
-    /// left out: routes vanish with links and addresses, and come back with them.
-    fn check_routes(
-        &mut self,
-        control: &Control,
-        outlook: &Outlook,
-        begun: Instant,
-    ) -> Result<Vec<HostEvent>, IoError> {
-        let mut routes = Routes::open()?;
-        let mut events = Vec::new();
-        let Self { baseline, links, sources, told, .. } = self;
-        let is_down = |way: &Way| {
-            links.iter().any(|(path, link)| *path == way.path && link.down_since.is_some())
-                || sources.iter().any(|(source, lost)| *source == way.source && lost.is_some())
-        };
-        let down: Vec<bool> = baseline.ways.iter().map(is_down).collect();
-        let (mut redirected, mut strayed, mut returned) = (0u64, 0u64, 0u64);
-        for (slot, &(peer, way)) in (0u32..).zip(&baseline.peers) {
-            if slot.is_multiple_of(4096) && Clock.now().since(begun) > LONGEST_HOLD {
-                outlook.settle();
-            }
-            let Some(way) = way.map(|way| way as usize).filter(|&way| !down[way]) else { continue };
-            let way = &baseline.ways[way];
-            // A link-local address is one of its link only.
-            let oif = match peer {
-                IpAddr::V6(peer) if peer.is_unicast_link_local() => Some(way.ifindex),
-                _ => baseline.constraint.oif,
-            };
-            let given = (slot >= baseline.first_given).then_some(way.source);
-            let source = given.or(baseline.constraint.source);
-            let Likeness { mark, bound_interface } = way.likeness;
-            let bound = (bound_interface != 0).then_some(bound_interface);
-            let constraint = Constraint { oif: bound.or(oif), source, mark };
-            let compared = baseline.compare(way, &routes.lookup(peer, &constraint));
-            let before = told.get(&slot).copied().unwrap_or(Compared::Same);
-            if compared == before {
-                continue;
-            }
-            match compared {
-                Compared::Same => told.remove(&slot),
-                other => told.insert(slot, other),
-            };
-            let slot = Slot(slot);
-            let now = Clock.now();
-            let (scope, kind) = (Scope::Flow(slot), Seen::RouteChanged);
-            match compared {
-                Compared::Other => {
-                    strayed += 1;
-                    events.push(trouble(scope, kind, Instant::FAR_FUTURE));
-                    continue;
-                }
-                Compared::NextHop(next_hop) => {
-                    redirected += 1;
-                    events.push(HostEvent::Redirect(slot, way.path, next_hop));
-                }
-                Compared::Same => {
-                    returned += 1;
-                    if matches!(before, Compared::NextHop(_)) {
-                        events.push(HostEvent::Redirect(slot, way.path, way.next_hop));
-                    }
-                }
-            }
-            // What was sent meanwhile may have gone astray.
-            events.push(trouble(scope, kind, now));
-        }
-        for (count, what) in [
-            (redirected, "have another next hop now; their frames follow it"),
-            (
-                strayed,
-                "have another route now, or none; until it is back, their silence proves nothing",
-            ),
-            (returned, "have the route again that they had at first"),
-        ] {
-            if count > 0 {
-                control.notices.push(format!("routes changed: {count} peers {what}"));
-            }
-        }
-        Ok(events)
-    }
 }
 
 fn trouble(scope: Scope, kind: Seen, until: Instant) -> HostEvent {
     HostEvent::Trouble(scope, kind, until)
-}
-
-fn addresses(interfaces: &[Interface]) -> impl Iterator<Item = IpAddr> {
-    interfaces.iter().flat_map(|interface| &interface.addresses).map(|address| address.addr())
 }
 
 /// Hands each event to whom it concerns: what is of one flow to its owner, all else to everyone.
@@ -577,29 +318,5 @@ mod tests {
         let got: Vec<_> = receivers.iter().map(|receiver| receiver.try_recv()).collect();
         let all = Ok(vec![everyone.clone()]);
         assert_eq!(got, [all.clone(), Ok(vec![everyone, one]), all]);
-    }
-
-    #[test]
-    fn only_another_next_hop_on_the_same_way_can_be_followed() {
-        let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
-        let likeness = Likeness::default();
-        let way = Way { path: PathId(0), ifindex: 3, next_hop: ip(1), source: ip(9), likeness };
-        let via = |ifindex, next_hop, source| Ok(Route::Via { ifindex, next_hop, source });
-        let baseline = Baseline::default();
-        let looped = Way { next_hop: ip(9), ..way };
-        let local = |source| Ok(Route::Local { ifindex: 3, source });
-        assert_eq!(baseline.compare(&looped, &local(ip(9))), Compared::Same);
-        assert_eq!(baseline.compare(&looped, &local(ip(8))), Compared::Other);
-        assert_eq!(baseline.compare(&way, &local(ip(9))), Compared::Other);
-        for (route, expected) in [
-            (via(3, ip(1), ip(9)), Compared::Same),
-            (via(3, ip(2), ip(9)), Compared::NextHop(ip(2))),
-            (via(4, ip(1), ip(9)), Compared::Other),
-            (via(3, ip(1), ip(8)), Compared::Other),
-            (Ok(Route::Broadcast), Compared::Other),
-            (Ok(Route::None(crate::io::route::NoRoute::NoRoute)), Compared::Other),
-        ] {
-            assert_eq!(baseline.compare(&way, &route), expected, "{route:?}");
-        }
     }
 }

@@ -45,6 +45,7 @@ pub mod xdp;
 
 use crate::time::Instant;
 use crate::wire::{Checksums, LinkType, MacAddr};
+use serde::Serialize;
 use std::time::Duration;
 
 /// Largest frame, in octets. The longest that keepsweep sends is a tagged IPv6 segment with all TCP
@@ -108,8 +109,8 @@ pub struct RxStats {
 }
 
 /// What one queue of an interface has carried and lost, cumulative; lost frames by the kernel's own names
-/// (`struct xdp_statistics` of linux/if_xdp.h).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// (`struct xdp_statistics` of linux/if_xdp.h). Field order is part of the format of records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct QueueCounts {
     /// Which queue, from 0 on.
     pub queue: u32,

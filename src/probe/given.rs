@@ -97,6 +97,25 @@ impl Origin {
 }
 
 #[cfg(test)]
+impl Given {
+    /// Returns a flow from this port for tests: nothing is in flight, and all its numbers are 1.
+    pub(crate) fn example(local_port: u16) -> Given {
+        let one = SeqNumber(1);
+        Given {
+            local: ([10, 98, 0, 1], local_port).into(),
+            peer: ([10, 99, 0, 7], 80).into(),
+            snd_una: one,
+            snd_nxt: one,
+            rcv_nxt: one,
+            wnd: 1,
+            clock: None,
+            obstacle: None,
+            host: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -113,22 +132,12 @@ mod tests {
 
     #[test]
     fn data_in_flight_forbids_probing() {
-        let (local, peer) = (([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 2).into());
-        let number = SeqNumber(5);
-        let (wnd, clock, obstacle) = (1, None, None);
-        let given = Given {
-            local,
-            peer,
-            snd_una: number,
-            snd_nxt: number,
-            rcv_nxt: number,
-            wnd,
-            clock,
-            obstacle,
-            host: None,
-        };
+        let given = Given::example(1);
         assert_eq!(given.obstacle(), None);
-        assert_eq!(Given { snd_nxt: number + 1, ..given }.obstacle(), Some(Seen::DataInFlight));
+        assert_eq!(
+            Given { snd_nxt: given.snd_una + 1, ..given }.obstacle(),
+            Some(Seen::DataInFlight)
+        );
         let owned = Given { obstacle: Some(Seen::KernelOwned), ..given };
         assert_eq!(owned.obstacle(), Some(Seen::KernelOwned));
     }

@@ -202,9 +202,11 @@ impl Health {
     }
 }
 
-/// Of two troubles that last as long, the first: it concerns more flows, and is the likelier cause.
+/// Of two troubles that last as long, the first: it concerns more flows, and is the likelier cause. But
+/// that frames are not sent is what comes of another one.
 fn later(one: (Seen, Instant), other: (Seen, Instant)) -> (Seen, Instant) {
-    if other.1 > one.1 { other } else { one }
+    let is_cause = one.0 == Seen::NotSent && other.1 == one.1;
+    if other.1 > one.1 || is_cause { other } else { one }
 }
 
 #[cfg(test)]
@@ -248,6 +250,18 @@ mod tests {
         // Ended is ended: an earlier instant takes nothing back.
         health.note(Scope::Path(OURS), Seen::ObserverFault, at(3));
         assert_eq!(trouble_of(&health, OURS), Some((Seen::ObserverFault, at(9))));
+    }
+
+    #[test]
+    fn a_cause_is_named_before_what_comes_of_it() {
+        for kinds in [[Seen::NotSent, Seen::LinkDown], [Seen::LinkDown, Seen::NotSent]] {
+            let mut health = Health::new(1);
+            for kind in kinds {
+                health.note(Scope::Path(OURS), kind, Instant::FAR_FUTURE);
+            }
+            let (kind, _) = trouble_of(&health, OURS).expect("there is one");
+            assert_eq!(kind, Seen::LinkDown);
+        }
     }
 
     #[test]

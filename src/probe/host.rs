@@ -34,6 +34,10 @@ pub struct Reading {
     pub at: Instant,
     /// What forbids probing it: its state, or that it is signed.
     pub obstacle: Option<Seen>,
+    /// Whether its state is one that only the peer's FIN leads to.
+    pub is_closed_by_peer: bool,
+    /// Whether the kernel still has the numbers below: not of what is left of a closed socket.
+    pub has_numbers: bool,
     /// SND.UNA.
     pub snd_una: SeqNumber,
     /// SND.NXT.
@@ -66,7 +70,7 @@ pub struct Reading {
 pub enum Life {
     /// It has sent data.
     Data,
-    /// It has sent FIN, and nothing before it.
+    /// It has sent FIN.
     Fin,
     /// It has acknowledged something, or repeated an acknowledgment.
     Ack,
@@ -75,7 +79,11 @@ pub enum Life {
 impl Reading {
     /// Returns what the peer has done since `earlier` was read.
     pub fn life_since(&self, earlier: &Reading) -> Option<Life> {
-        if self.bytes_received != earlier.bytes_received {
+        if self.is_closed_by_peer && !earlier.is_closed_by_peer {
+            Some(Life::Fin)
+        } else if !self.has_numbers {
+            None
+        } else if self.bytes_received != earlier.bytes_received {
             Some(Life::Data)
         } else if self.rcv_nxt != earlier.rcv_nxt {
             // What takes up a number and is no octet.
@@ -108,6 +116,8 @@ mod tests {
         Reading {
             at: Instant::from_nanos(1_000),
             obstacle: None,
+            is_closed_by_peer: false,
+            has_numbers: true,
             snd_una: SeqNumber(u32::MAX),
             snd_nxt: SeqNumber(u32::MAX),
             rcv_nxt: SeqNumber(1),
@@ -135,6 +145,11 @@ mod tests {
             (Reading { rcv_nxt: SeqNumber(2), ..later }, Some(Life::Fin)),
             // 2^32 octets, so that the numbers are the same again.
             (Reading { bytes_received: (1 << 33) + (1 << 32), ..later }, Some(Life::Data)),
+            // A FIN is the last word, whatever came before it.
+            (Reading { bytes_received: 7, is_closed_by_peer: true, ..later }, Some(Life::Fin)),
+            // What is left in TIME_WAIT, and after our own side alone has closed.
+            (Reading { is_closed_by_peer: true, ..Reading::default() }, Some(Life::Fin)),
+            (Reading::default(), None),
             // What our own side has done is none.
             (Reading { snd_nxt: SeqNumber(7), is_in_flight: true, ..later }, None),
             (Reading { rcv_wup: SeqNumber(0), retransmits: 3, wnd: 1, ..later }, None),
@@ -142,6 +157,9 @@ mod tests {
         for (reading, life) in rows {
             assert_eq!(reading.life_since(&first), life, "{reading:?}");
         }
+        let closed = Reading { is_closed_by_peer: true, ..first };
+        let later = Reading { is_closed_by_peer: true, ..later };
+        assert_eq!(later.life_since(&closed), None, "it was before");
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub enum ReplyKind {
         /// RCV.NXT after it.
         next: SeqNumber,
     },
-    /// FIN, in order.
+    /// FIN, in order; of a given flow wherever it stands, since what was before it is the owner's.
     Fin {
         /// RCV.NXT after it.
         next: SeqNumber,
@@ -324,7 +324,7 @@ fn judge_open(segment: &Gist, expect: &Expect) -> Result<ReplyKind, Rejection> {
     let end = segment.seq + segment.seg_len;
     let in_order = !expect.rcv_nxt.is_before(segment.seq);
     let next = if in_order && expect.rcv_nxt.is_before(end) { end } else { expect.rcv_nxt };
-    if segment.flags.contains(Flags::FIN) && in_order {
+    if segment.flags.contains(Flags::FIN) && (in_order || expect.given) {
         return Ok(ReplyKind::Fin { next });
     }
     // One octet below RCV.NXT is the peer's own keepalive: an ACK that wants one, no news.

@@ -138,6 +138,8 @@ impl Script {
         let reading = Reading {
             at: START,
             obstacle: None,
+            is_closed_by_peer: false,
+            has_numbers: true,
             snd_una: SeqNumber(1001),
             snd_nxt: SeqNumber(1001),
             rcv_nxt: IRS + 1,

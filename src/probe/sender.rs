@@ -294,21 +294,22 @@ impl Sender {
         let flow = &mut self.flows[index];
         let facts = &flow.facts;
         let silence = facts.exhausted || facts.neighbour_failed || facts.neighbour_reports > 0;
-        if let Some(hop) = self.targets[index].hop
-            && silence
-            && !flow.facts.observer
-        {
+        // A trouble is the cause of silence if it reaches into the wait, and of what does not get out if
+        // it is there now.
+        let since = match flow.is_held_up() {
+            true => Some(now),
+            false => (silence && !facts.observer).then_some(flow.first_asked_at),
+        };
+        if let (Some(hop), Some(since)) = (self.targets[index].hop, since) {
             let Hop { path, source, .. } = *self.neighbours.hop(hop);
             if let Some((kind, until)) = self.health.trouble(slot, path, source)
-                && until >= flow.first_asked_at
+                && until >= since
             {
-                flow.facts.observer = true;
-                flow.note_local(kind, now);
+                flow.blame_observer(kind, now);
             }
         }
         if silence && is_this_host && !flow.facts.observer {
-            flow.facts.observer = true;
-            flow.note_local(Seen::ObserverFault, now);
+            flow.blame_observer(Seen::ObserverFault, now);
         }
         if self.flows[index].must_be_read(now) {
             return self.touch(slot);

@@ -21,6 +21,7 @@ use crate::audit::{Change, Finding, Listed};
 use crate::io::QueueCounts;
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::Verdict;
+use serde::Serialize;
 use std::collections::BTreeMap;
 #[cfg(feature = "cli")]
 use std::io;
@@ -71,8 +72,8 @@ pub struct Summary {
     pub audit: Option<Tally>,
 }
 
-/// What AF_XDP has counted on one interface.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// What AF_XDP has counted on one interface. Field order is part of the format of records.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct XdpCounts {
     /// The interface's name.
     pub interface: String,
@@ -104,12 +105,17 @@ impl Summary {
             self.corrections += 1;
             return;
         }
-        self.states[verdict.state as usize] += 1;
-        *self.reasons.entry((verdict.state, verdict.reason)).or_default() += 1;
+        self.count_as(verdict.state, verdict.reason);
     }
 
-    /// Adds what another sweep of the same run has done. Time and memory are those of the run, and
-    /// stay.
+    /// Counts one peer as being in this state for this reason.
+    pub fn count_as(&mut self, state: State, reason: Reason) {
+        self.states[state as usize] += 1;
+        *self.reasons.entry((state, reason)).or_default() += 1;
+    }
+
+    /// Adds the frames of another sweep of the same run. Its verdicts are counted by whoever tells
+    /// them; time and memory are those of the run, and stay.
     pub fn absorb(&mut self, other: Summary) {
         let (ours, theirs) = (self.frames_sent as f64, other.frames_sent as f64);
         if ours + theirs > 0.0 {
@@ -117,14 +123,8 @@ impl Summary {
                 (self.loss_estimate * ours + other.loss_estimate * theirs) / (ours + theirs);
         }
         self.io = other.io;
-        self.peers += other.peers;
-        for (count, more) in self.states.iter_mut().zip(other.states) {
-            *count += more;
-        }
-        add(&mut self.reasons, other.reasons);
         add(&mut self.sent_by_kind, other.sent_by_kind);
         add(&mut self.replies_rejected, other.replies_rejected);
-        self.corrections += other.corrections;
         self.frames_sent += other.frames_sent;
         self.frames_received += other.frames_received;
         self.replies_matched += other.replies_matched;

@@ -4,7 +4,6 @@
 use super::tally::{ByState, Tally, by_need};
 use super::{Audited, Layout, Record, Summary, XdpCounts, peer_ip, scoped_ip};
 use crate::audit::{Change, Finding, Listed, state_name};
-use crate::io::QueueCounts;
 use crate::probe::classify::State;
 use crate::probe::evidence::{Seen, Sighting};
 use serde::Serialize;
@@ -211,8 +210,8 @@ struct SummaryObject<'a> {
     guard_dropped: u64,
     kernel_rsts: u64,
     corrections: u64,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    xdp: Vec<XdpObject<'a>>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    xdp: &'a [XdpCounts],
     #[serde(skip_serializing_if = "Option::is_none", flatten)]
     audit: Option<TallyObject<'a>>,
 }
@@ -274,67 +273,6 @@ impl TallyObject<'_> {
                     states: StatesObject::new(*states),
                 })
                 .collect(),
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct XdpObject<'a> {
-    interface: &'a str,
-    redirected: u64,
-    passed: u64,
-    malformed: u64,
-    no_socket: u64,
-    queues: Vec<QueueObject>,
-}
-
-#[derive(Serialize)]
-struct QueueObject {
-    queue: u32,
-    sent: u64,
-    received: u64,
-    rx_dropped: u64,
-    rx_ring_full: u64,
-    fill_ring_empty: u64,
-    rx_invalid_descs: u64,
-    tx_invalid_descs: u64,
-}
-
-impl<'a> From<&'a XdpCounts> for XdpObject<'a> {
-    fn from(counts: &'a XdpCounts) -> Self {
-        let XdpCounts { interface, redirected, passed, malformed, no_socket, queues } = counts;
-        XdpObject {
-            interface,
-            redirected: *redirected,
-            passed: *passed,
-            malformed: *malformed,
-            no_socket: *no_socket,
-            queues: queues.iter().copied().map(QueueObject::from).collect(),
-        }
-    }
-}
-
-impl From<QueueCounts> for QueueObject {
-    fn from(counts: QueueCounts) -> Self {
-        let QueueCounts {
-            queue,
-            sent,
-            received,
-            rx_dropped,
-            rx_ring_full,
-            fill_ring_empty,
-            rx_invalid_descs,
-            tx_invalid_descs,
-        } = counts;
-        QueueObject {
-            queue,
-            sent,
-            received,
-            rx_dropped,
-            rx_ring_full,
-            fill_ring_empty,
-            rx_invalid_descs,
-            tx_invalid_descs,
         }
     }
 }
@@ -437,7 +375,7 @@ impl Layout for Ndjson {
             guard_dropped: summary.guard_dropped,
             kernel_rsts: summary.kernel_rsts,
             corrections: summary.corrections,
-            xdp: summary.xdp.iter().map(XdpObject::from).collect(),
+            xdp: &summary.xdp,
             audit: summary.audit.as_ref().map(TallyObject::new),
         };
         line(&object, out)

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -180,6 +181,30 @@ impl Running {
     }
 }
 
+/// Reads what was written: the records of peers, each of them once, by their `key`, and behind them the
+/// summary; null if there is none.
+pub fn records<K: Hash + Eq>(
+    output: &Output,
+    key: impl Fn(&Value) -> K,
+) -> (HashMap<K, Value>, Value) {
+    let mut peers = HashMap::new();
+    let mut summary = Value::Null;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let record: Value = serde_json::from_str(line).expect("a line is a JSON object");
+        assert!(summary.is_null(), "a record after the summary: {line}");
+        match record["type"].as_str() {
+            Some("peer") => {
+                let twice = peers.insert(key(&record), record);
+                assert!(twice.is_none(), "reported twice: {line}");
+            }
+            Some("summary") => summary = record,
+            Some("correction") => panic!("a verdict had to be corrected: {line}"),
+            other => panic!("record type {other:?}: {line}"),
+        }
+    }
+    (peers, summary)
+}
+
 /// A finished sweep.
 pub struct Sweep {
     /// Exit code; `None` after a signal.
@@ -196,23 +221,10 @@ impl Sweep {
     /// Reads what a sweep has written.
     pub fn read(output: Output) -> Sweep {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        let mut peers = HashMap::new();
-        let mut summary = Value::Null;
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let record: Value = serde_json::from_str(line).expect("a line is a JSON object");
-            assert!(summary.is_null(), "a record after the summary: {line}");
-            match record["type"].as_str() {
-                Some("peer") => {
-                    let ip = record["peer_ip"].as_str().expect("peer_ip");
-                    let key = format!("{ip}:{}", record["peer_port"]);
-                    let twice = peers.insert(key, record);
-                    assert!(twice.is_none(), "reported twice: {line}");
-                }
-                Some("summary") => summary = record,
-                Some("correction") => panic!("a verdict had to be corrected: {line}"),
-                other => panic!("record type {other:?}: {line}"),
-            }
-        }
+        let (peers, summary) = records(&output, |record| {
+            let ip = record["peer_ip"].as_str().expect("peer_ip");
+            format!("{ip}:{}", record["peer_port"])
+        });
         Sweep { code: output.status.code(), stderr, peers, summary }
     }
 

@@ -20,6 +20,16 @@ pub struct Rows {
     pub matching: Option<MatchReport>,
 }
 
+/// How fast we send or receive, beside the barest loop. Field order is part of the format.
+#[derive(Serialize)]
+struct Speed {
+    pps: Spread,
+    cpu_ns_per_frame: Spread,
+    bare_pps: Spread,
+    bare_cpu_ns_per_frame: Spread,
+    ratio_to_bare: Spread,
+}
+
 /// Field order is part of the format.
 #[derive(Serialize)]
 struct RxObject {
@@ -30,11 +40,8 @@ struct RxObject {
     xdp_mode: Option<&'static str>,
     peers: u32,
     rounds: usize,
-    pps: Spread,
-    cpu_ns_per_frame: Spread,
-    bare_pps: Spread,
-    bare_cpu_ns_per_frame: Spread,
-    ratio_to_bare: Spread,
+    #[serde(flatten)]
+    speed: Speed,
     ratio_to_packet: Option<f64>,
     frames_offered: u64,
     frames_received: u64,
@@ -75,11 +82,8 @@ struct TxObject<'a> {
     zerocopy: bool,
     peers: u32,
     rounds: usize,
-    pps: Spread,
-    cpu_ns_per_frame: Spread,
-    bare_pps: Spread,
-    bare_cpu_ns_per_frame: Spread,
-    ratio_to_bare: Spread,
+    #[serde(flatten)]
+    speed: Speed,
     craft_cpu_ns_per_frame: Spread,
     sender_cpu_ns_per_frame: Spread,
     sendto_pps: Option<Spread>,
@@ -92,6 +96,26 @@ struct TxObject<'a> {
     interface_frames: u64,
     interface_drops: u64,
     off_cpu_ms: u64,
+}
+
+impl Speed {
+    /// Frames a second, their range, and the time that each takes.
+    fn own(&self) -> Vec<Cell> {
+        vec![
+            Cell::new(mpps(self.pps.median)),
+            Cell::new(format!("{}-{}", mpps(self.pps.min), mpps(self.pps.max))),
+            Cell::new(format!("{:.0}", self.cpu_ns_per_frame.median)),
+        ]
+    }
+
+    /// The same of the barest loop, and what of its speed is ours.
+    fn bare(&self) -> Vec<Cell> {
+        vec![
+            Cell::new(mpps(self.bare_pps.median)),
+            Cell::new(format!("{:.0}", self.bare_cpu_ns_per_frame.median)),
+            Cell::new(format!("{:.3}", self.ratio_to_bare.median)),
+        ]
+    }
 }
 
 impl Rows {
@@ -140,11 +164,13 @@ impl Rows {
             xdp_mode: report.attached.map(Attached::name),
             peers: PEERS,
             rounds: report.rounds,
-            pps: report.pps,
-            cpu_ns_per_frame: report.cpu_ns,
-            bare_pps: report.bare_pps,
-            bare_cpu_ns_per_frame: report.bare_cpu_ns,
-            ratio_to_bare: report.ratio_to_bare,
+            speed: Speed {
+                pps: report.pps,
+                cpu_ns_per_frame: report.cpu_ns,
+                bare_pps: report.bare_pps,
+                bare_cpu_ns_per_frame: report.bare_cpu_ns,
+                ratio_to_bare: report.ratio_to_bare,
+            },
             ratio_to_packet: packet.map(|packet| report.pps.median / packet),
             frames_offered: report.offered,
             frames_received: report.received,
@@ -174,19 +200,13 @@ impl Rows {
         let titles = titles.map(Cell::new).to_vec();
         let rows = self.rx.iter().map(|report| {
             let object = self.rx_object(report);
-            vec![
-                Cell::new(object.io),
-                Cell::new(mpps(object.pps.median)),
-                Cell::new(format!("{}-{}", mpps(object.pps.min), mpps(object.pps.max))),
-                Cell::new(format!("{:.0}", object.cpu_ns_per_frame.median)),
-                Cell::new(mpps(object.bare_pps.median)),
-                Cell::new(format!("{:.0}", object.bare_cpu_ns_per_frame.median)),
-                Cell::new(format!("{:.3}", object.ratio_to_bare.median)),
+            let rest = vec![
                 Cell::new(times(object.ratio_to_packet)),
                 Cell::new(object.frames_offered),
                 Cell::new(object.ring_dropped),
                 Cell::new(object.lost_before_ring),
-            ]
+            ];
+            [vec![Cell::new(object.io)], object.speed.own(), object.speed.bare(), rest].concat()
         });
         let grid = grid_to_width(std::iter::once(titles).chain(rows));
         let mut text = format!("{grid}\n\n");
@@ -218,11 +238,13 @@ impl Rows {
             zerocopy: report.zerocopy,
             peers: PEERS,
             rounds: report.rounds,
-            pps: report.pps,
-            cpu_ns_per_frame: report.cpu_ns,
-            bare_pps: report.bare_pps,
-            bare_cpu_ns_per_frame: report.bare_cpu_ns,
-            ratio_to_bare: report.ratio_to_bare,
+            speed: Speed {
+                pps: report.pps,
+                cpu_ns_per_frame: report.cpu_ns,
+                bare_pps: report.bare_pps,
+                bare_cpu_ns_per_frame: report.bare_cpu_ns,
+                ratio_to_bare: report.ratio_to_bare,
+            },
             craft_cpu_ns_per_frame: report.craft_ns,
             sender_cpu_ns_per_frame: report.sender_ns,
             sendto_pps: report.sendto_pps,
@@ -255,19 +277,14 @@ impl Rows {
         let titles = titles.map(Cell::new).to_vec();
         let rows = self.tx.iter().map(|report| {
             let object = self.tx_object(report);
-            vec![
-                Cell::new(object.io),
-                Cell::new(mpps(object.pps.median)),
-                Cell::new(format!("{}-{}", mpps(object.pps.min), mpps(object.pps.max))),
-                Cell::new(format!("{:.0}", object.cpu_ns_per_frame.median)),
-                Cell::new(format!("{:.1}", object.craft_cpu_ns_per_frame.median)),
-                Cell::new(mpps(object.bare_pps.median)),
-                Cell::new(format!("{:.0}", object.bare_cpu_ns_per_frame.median)),
-                Cell::new(format!("{:.3}", object.ratio_to_bare.median)),
+            let craft = vec![Cell::new(format!("{:.1}", object.craft_cpu_ns_per_frame.median))];
+            let rest = vec![
                 Cell::new(times(object.ratio_to_raw_sendto)),
                 Cell::new(format!("{:.0}", object.sender_cpu_ns_per_frame.median)),
                 Cell::new(object.frames_refused),
-            ]
+            ];
+            let (own, bare) = (object.speed.own(), object.speed.bare());
+            [vec![Cell::new(object.io)], own, craft, bare, rest].concat()
         });
         let grid = grid_to_width(std::iter::once(titles).chain(rows));
         let mut text = format!("{grid}\n\n");

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// The fields that are read, by name; others are ignored. The first six are needed.
-pub const FIELDS: [&str; 12] = [
+pub const FIELDS: [&str; 13] = [
     "local_ip",
     "local_port",
     "peer_ip",
@@ -21,6 +21,7 @@ pub const FIELDS: [&str; 12] = [
     "ts_offset_ms",
     "name",
     "type",
+    "tcp_state",
 ];
 
 /// How many of [`FIELDS`] a flow cannot do without.
@@ -29,8 +30,16 @@ pub const NEEDED: usize = 6;
 /// The fields of one flow in the order of [`FIELDS`], as text.
 pub type Fields<'a> = [Option<Cow<'a, str>>; FIELDS.len()];
 
-/// A flow and its name.
-pub type Named = (Given, Option<Box<str>>);
+/// What a line is about.
+#[derive(Debug)]
+pub enum Line {
+    /// A flow and its name.
+    Flow(Box<Given>, Option<Box<str>>),
+    /// A socket of an audit's list that has no numbers, as in TIME_WAIT: there is nothing to ask.
+    WithoutNumbers,
+    /// Whatever was counted before.
+    Summary,
+}
 
 /// A window that is likely enough where none is given: what Linux offers at first on Ethernet.
 const USUAL_WINDOW: u16 = 64_240;
@@ -87,15 +96,19 @@ pub enum Malformed {
     },
 }
 
-/// Reads a flow and its name from its fields; `None` if it is a summary, which is no flow.
+/// Reads what a line is about from its fields.
 ///
 /// # Errors
 /// [`Malformed`], naming the field and what is expected there.
-pub fn parse(fields: &Fields<'_>) -> Result<Option<Named>, Malformed> {
+pub fn parse(fields: &Fields<'_>) -> Result<Line, Malformed> {
     let [local_ip, local_port, peer_ip, peer_port, snd_una, rcv_nxt, optional @ ..] = fields;
-    let [snd_nxt, wnd, ts_recent, ts_offset_ms, name, kind] = optional;
+    let [snd_nxt, wnd, ts_recent, ts_offset_ms, name, kind, tcp_state] = optional;
     if kind.as_deref() == Some("summary") {
-        return Ok(None);
+        return Ok(Line::Summary);
+    }
+    // Only an audit knows the state, and it leaves out no number that there is.
+    if tcp_state.is_some() && snd_una.is_none() && rcv_nxt.is_none() {
+        return Ok(Line::WithoutNumbers);
     }
     let needed = [local_ip, local_port, peer_ip, peer_port, snd_una, rcv_nxt];
     if let Some(missing) = needed.iter().position(|field| field.is_none()) {
@@ -141,7 +154,7 @@ pub fn parse(fields: &Fields<'_>) -> Result<Option<Named>, Malformed> {
         obstacle: None,
         host: None,
     };
-    Ok(Some((given, name.map(Into::into))))
+    Ok(Line::Flow(Box::new(given), name.map(Into::into)))
 }
 
 fn wrong(field: &'static str, text: &str, expected: &'static str) -> Malformed {

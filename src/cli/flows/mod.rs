@@ -11,7 +11,7 @@ use super::targets::scope;
 use super::targets::space::{self, Set};
 use crate::probe::given::Given;
 use indicatif::HumanCount;
-use line::{FIELDS, Fields, Malformed, NEEDED};
+use line::{FIELDS, Fields, Line, Malformed, NEEDED};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -31,6 +31,8 @@ pub struct Flows {
     pub names: Vec<(usize, Box<str>)>,
     /// Lines whose flow another line describes.
     pub duplicates: u64,
+    /// Lines of an audit's list whose sockets have no numbers.
+    pub without_numbers: u64,
 }
 
 /// Why a file of flows cannot be used.
@@ -71,6 +73,17 @@ pub enum FlowsError {
     Excluded {
         /// The file.
         file: String,
+    },
+    /// There is no socket in it that has sequence numbers.
+    #[error(
+        "{file}: no flows in it, only sockets without sequence numbers, as in TIME_WAIT: {}",
+        HumanCount(*.sockets)
+    )]
+    WithoutNumbers {
+        /// The file.
+        file: String,
+        /// How many there are.
+        sockets: u64,
     },
     /// There is none in it.
     #[error("{file}: no flows in it")]
@@ -202,19 +215,19 @@ struct Intake<'a> {
 impl Intake<'_> {
     fn take(&mut self, line: u64, fields: Result<Fields<'_>, Malformed>) {
         let parsed = fields.and_then(|fields| line::parse(&fields)).map_err(Fault::from);
-        let checked = parsed.and_then(|parsed| match parsed {
-            Some((given, _)) if self.excluded.contains(&space::number(given.peer.ip())) => {
-                self.left_out = true;
-                Ok(None)
+        let checked = parsed.and_then(|parsed| match &parsed {
+            Line::Flow(given, _) if !self.is_excluded(given) => {
+                self.check(given.peer.ip()).map(|()| parsed)
             }
-            Some((given, name)) => self.check(given.peer.ip()).map(|()| Some((given, name))),
-            None => Ok(None),
+            _ => Ok(parsed),
         });
         match checked {
-            Ok(None) => {}
-            Ok(Some((given, name))) => {
+            Ok(Line::Summary) => {}
+            Ok(Line::WithoutNumbers) => self.flows.without_numbers += 1,
+            Ok(Line::Flow(given, _)) if self.is_excluded(&given) => self.left_out = true,
+            Ok(Line::Flow(given, name)) => {
                 let index = self.flows.given.len();
-                self.flows.given.push(given);
+                self.flows.given.push(*given);
                 self.flows.names.extend(name.map(|name| (index, name)));
             }
             Err(fault) => {
@@ -224,6 +237,10 @@ impl Intake<'_> {
                 }
             }
         }
+    }
+
+    fn is_excluded(&self, flow: &Given) -> bool {
+        self.excluded.contains(&space::number(flow.peer.ip()))
     }
 
     /// The rules for targets hold for the peers of flows.
@@ -245,9 +262,10 @@ impl Intake<'_> {
         }
         if self.flows.given.is_empty() {
             let file = self.file.to_owned();
-            return Err(match self.left_out {
-                true => FlowsError::Excluded { file },
-                false => FlowsError::Nothing { file },
+            return Err(match (self.left_out, self.flows.without_numbers) {
+                (true, _) => FlowsError::Excluded { file },
+                (false, 0) => FlowsError::Nothing { file },
+                (false, sockets) => FlowsError::WithoutNumbers { file, sockets },
             });
         }
         Ok(each_once(self.flows))
@@ -256,7 +274,7 @@ impl Intake<'_> {
 
 /// Keeps the last of the lines that describe the same flow: in a file that grows it is the newest.
 fn each_once(flows: Flows) -> Flows {
-    let Flows { given, names, .. } = flows;
+    let Flows { given, names, without_numbers, .. } = flows;
     let ends = |index: usize| -> (SocketAddr, SocketAddr) {
         let plain = |address: SocketAddr| SocketAddr::new(address.ip(), address.port());
         (plain(given[index].local), plain(given[index].peer))
@@ -268,7 +286,7 @@ fn each_once(flows: Flows) -> Flows {
     for pair in order.windows(2) {
         last[pair[0]] = ends(pair[0]) != ends(pair[1]);
     }
-    let mut kept = Flows::default();
+    let mut kept = Flows { without_numbers, ..Flows::default() };
     let mut names = names.into_iter().peekable();
     for (index, flow) in given.into_iter().enumerate() {
         let name = names.next_if(|(named, _)| *named == index);

@@ -103,6 +103,25 @@ fn absent_is_null_or_empty_and_summaries_are_no_flows() {
     assert_eq!(run(&csv).expect("fine").given, [plain()]);
 }
 
+/// As `audit --dry-run` lists them: nothing that an audit leaves out may be missed.
+#[test]
+fn listed_sockets_without_numbers_are_passed_over_and_counted() {
+    let state = |state| ("tcp_state", state);
+    let gone = [("snd_una", "null"), ("rcv_nxt", "null")];
+    let waiting = json(&[gone[0], gone[1], state("\"time-wait\"")]);
+    let established = json(&[state("\"established\"")]);
+    let flows = run(&format!("{waiting}\n{established}\n{waiting}\n")).expect("fine");
+    assert_eq!((flows.given, flows.without_numbers), (vec![plain()], 2));
+    let row = "10.0.0.1,40000,10.0.0.2,443,,,time-wait";
+    assert_eq!(
+        message(&format!("{HEADER},tcp_state\n{row}\n")),
+        "flows: no flows in it, only sockets without sequence numbers, as in TIME_WAIT: 1"
+    );
+    assert_eq!(message(&json(&gone)), "flows:1: snd_una is missing");
+    let half = json(&[gone[0], state("\"established\"")]);
+    assert_eq!(message(&half), "flows:1: snd_una is missing");
+}
+
 #[test]
 fn addresses_of_both_families_scopes_and_mapped_ones() {
     let mapped = json(&[("local_ip", "\"::ffff:10.0.0.1\""), ("peer_ip", "\"::ffff:10.0.0.2\"")]);

@@ -81,7 +81,16 @@ impl Layout {
                 layout.targets.push(Target { peer, hop: None });
             } else {
                 let own = Constraint { source: Some(local.ip()), ..constraint };
-                let added = layout.way(setup, peer, own, likeness, &mut routes).and_then(|way| {
+                let way = layout.way(setup, peer, own, likeness, &mut routes);
+                if let Some(likeness) = likeness
+                    && layout.is_cut_off(local.ip(), likeness, &way)
+                {
+                    flow.obstacle = Some(Seen::LinkDown);
+                    layout.targets.push(Target { peer, hop: None });
+                    layout.given.push(flow);
+                    continue;
+                }
+                let added = way.and_then(|way| {
                     layout.add_target(setup, peer, way, &mut known, &mut not_peers)
                 });
                 match added {
@@ -126,6 +135,34 @@ impl Layout {
             _ => {}
         }
         Ok((route, likeness))
+    }
+
+    /// Says whether a connection of the kernel's cannot be asked for the sake of a link of this host:
+    /// that of its route; or, where the route has gone with the link, the one that it is bound to or
+    /// that has its address.
+    fn is_cut_off(
+        &self,
+        local: IpAddr,
+        likeness: Likeness,
+        way: &Result<(Route, Option<Likeness>), EngineError>,
+    ) -> bool {
+        let is_down = |index: u32| {
+            let found = self.interfaces.iter().find(|interface| interface.index == index);
+            found.is_none_or(|interface| !interface.up)
+        };
+        let has_it = |interface: &&Interface| {
+            interface.addresses.iter().any(|address| address.addr() == local)
+        };
+        match way {
+            Ok((Route::Via { ifindex, .. }, _)) => is_down(*ifindex),
+            Ok((Route::None(_), _)) | Err(_) if likeness.bound_interface != 0 => {
+                is_down(likeness.bound_interface)
+            }
+            Ok((Route::None(_), _)) | Err(_) => {
+                self.interfaces.iter().find(has_it).is_some_and(|interface| !interface.up)
+            }
+            Ok(_) => false,
+        }
     }
 
     fn add_target(

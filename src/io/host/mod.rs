@@ -28,6 +28,6 @@ mod record;
 pub use connection::{Connection, Numbers, SocketKeepalive, SocketTimestamps, TcpState};
 pub use error::HostError;
 pub use namespace::{Namespace, Namespaces, namespaces, own_namespace};
-pub use owner::{Owner, Owners, cgroup};
+pub use owner::{Owner, Owners, cgroup, owners_are_in_proc};
 pub use process::{comm, cookie_of, hidden_remedy, netns_of, sockets_of};
 pub use reader::{Reader, Reading};

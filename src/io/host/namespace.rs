@@ -4,7 +4,6 @@
 use super::HostError;
 use super::owner::{cgroup, listing, numbered};
 use crate::io::IoError;
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -56,23 +55,29 @@ impl Namespace {
     /// # Panics
     /// If `f` does.
     pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, HostError> {
-        let file = self.open()?;
-        let entered = thread::scope(|scope| {
-            let run = || -> Result<T, Errno> {
-                // A thread starts where the one is that spawned it.
-                if own_inode().ok() != Some(self.inode) {
-                    setns(&file, CloneFlags::CLONE_NEWNET)?;
-                }
-                Ok(f())
-            };
+        thread::scope(|scope| {
+            let run = || self.enter_for_good().map(|()| f());
             let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, run);
             match thread.map(|thread| thread.join()) {
-                Ok(Ok(ran)) => ran.map_err(|errno| ("enter network namespace", errno.into())),
+                Ok(Ok(ran)) => ran,
                 Ok(Err(panic)) => std::panic::resume_unwind(panic),
-                Err(error) => Err(("start a thread for network namespace", error)),
+                Err(error) => Err(self.error("start a thread for network namespace", error)),
             }
-        });
-        entered.map_err(|(operation, source)| self.error(operation, source))
+        })
+    }
+
+    /// Moves the calling thread into it; nothing leads back. To stay in its own namespace needs no
+    /// privilege.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    pub fn enter_for_good(&self) -> Result<(), HostError> {
+        let file = self.open()?;
+        if own_inode().ok() == Some(self.inode) {
+            return Ok(());
+        }
+        setns(&file, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| self.error("enter network namespace", errno.into()))
     }
 
     /// Opens it by whichever way still leads there.

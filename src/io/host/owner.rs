@@ -90,10 +90,6 @@ impl Owners {
         Ok(owners)
     }
 
-    pub(super) fn in_first_pid_namespace() -> bool {
-        fs::read_link("/proc/self/ns/pid").is_ok_and(|ns| ns.as_os_str() == FIRST_PID_NAMESPACE)
-    }
-
     pub(super) fn add(&mut self, inode: u64, pid: u32, fd: u32, comm: impl FnOnce() -> String) {
         match self.by_inode.get_mut(&inode) {
             None => {
@@ -114,6 +110,12 @@ impl Owners {
             }
         }
     }
+}
+
+/// Says whether owners must be looked for in /proc: the BPF iterator tells PIDs as the first namespace
+/// has them, which mean nothing in another.
+pub fn owners_are_in_proc() -> bool {
+    !fs::read_link("/proc/self/ns/pid").is_ok_and(|ns| ns.as_os_str() == FIRST_PID_NAMESPACE)
 }
 
 /// Returns the control group of a process, such as `/system.slice/docker-3f….scope`: the unified

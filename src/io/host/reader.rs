@@ -1,6 +1,7 @@
 //! Reading through BPF iterators.
 #![forbid(unsafe_code)]
 
+use super::owner::owners_are_in_proc;
 use super::record::{ConnectionRecord, OwnerRecord, Record};
 use super::{Connection, HostError, Owners, TcpState};
 use crate::io::IoError;
@@ -132,8 +133,7 @@ impl Reader {
     /// # Errors
     /// [`HostError`].
     pub fn owners(&self) -> Result<Owners, HostError> {
-        // The program tells PIDs as the first namespace has them, which mean nothing in another.
-        if !Owners::in_first_pid_namespace() {
+        if owners_are_in_proc() {
             return Owners::by_proc();
         }
         let mut owners = Owners::default();

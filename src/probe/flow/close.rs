@@ -73,7 +73,13 @@ impl Flow {
         if self.origin.is_owned() {
             self.answer_late(reply);
         }
-        if self.accused { self.correct(reply) } else { Step::Continue }
+        let step = if self.accused { self.correct(reply) } else { Step::Continue };
+        if self.is_host() && self.stage == Stage::Lingering && self.is_last_answered_by(reply) {
+            self.rtt = Some(reply.at.since(self.asked_at));
+            // There may be nothing left to wait for.
+            self.leave();
+        }
+        step
     }
 
     fn answer_late(&mut self, reply: &Reply) {

@@ -56,8 +56,9 @@ pub(super) struct HostSide {
     /// The SEG.ACK of the first probes, if they can have one. Only life moves the numbers, and then the
     /// flow is judged: so it stays what it was.
     old_ack: Option<SeqNumber>,
-    /// Probes sent that acknowledge RCV.NXT.
+    /// Probes sent that acknowledge RCV.NXT, and when the last of them was.
     exact: u16,
+    pub(super) exact_at: Instant,
     hold: Hold,
     /// A reading is awaited that begins then or later.
     awaits: Option<(Instant, After)>,
@@ -75,6 +76,7 @@ impl HostSide {
             latest: host.latest,
             old_ack: host.latest.old_ack(),
             exact: 0,
+            exact_at: Instant::ZERO,
             hold: Hold::None,
             awaits: None,
             looks: 0,
@@ -102,10 +104,11 @@ impl HostSide {
         self.old_ack.filter(|_| asked < self.old_probes(plan))
     }
 
-    /// Returns the SEG.ACK of the probe after `asked` others, which is sent now.
-    pub(super) fn acknowledge(&mut self, asked: u16, plan: &Plan) -> SeqNumber {
+    /// Returns the SEG.ACK of the probe after `asked` others, which is sent at `now`.
+    pub(super) fn acknowledge(&mut self, asked: u16, now: Instant, plan: &Plan) -> SeqNumber {
         self.old_ack(asked, plan).unwrap_or_else(|| {
             self.exact = self.exact.saturating_add(1);
+            self.exact_at = now;
             self.latest.rcv_nxt
         })
     }
@@ -383,7 +386,13 @@ impl Flow {
     /// that our socket must not see, or an answer that overturns an accusation.
     pub(super) fn is_host_over(&self, host: &HostSide, all_is_in: bool) -> bool {
         let is_alive = classify(&self.facts).0 == State::Alive;
-        is_alive || host.exact == 0 && (!self.accused || all_is_in)
+        match host.exact {
+            0 => is_alive || !self.accused || all_is_in,
+            // It draws one answer, which was none that is held back.
+            1 => is_alive && self.rtt.is_some(),
+            // A firewall on the way may yet answer one that the peer has not.
+            _ => false,
+        }
     }
 }
 

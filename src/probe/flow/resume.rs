@@ -11,7 +11,9 @@ use crate::wire::Timestamps;
 use std::time::Duration;
 
 /// How long answers to the probes of a given flow may be under way after the last of them. Where
-/// keepsweep ends, the guard does, and the kernel resets what it does not know.
+/// keepsweep ends, the guard does: the kernel then resets what it does not know, and takes a reset for
+/// what it knows. So long TCP has waited where it had not measured the round trip yet (RFC 1122
+/// §4.2.3.1), and who has pressed Ctrl-C will wait, too.
 pub const LINGER: Duration = Duration::from_secs(3);
 
 impl Flow {
@@ -67,8 +69,9 @@ impl Flow {
         };
         self.stage = if all_is_in { Stage::Closed } else { Stage::Lingering };
         if !all_is_in {
-            // Of a probe that was taken back only the first is known.
-            self.deadline = self.asked_at.max(self.first_asked_at) + LINGER;
+            // Of a probe that was taken back only the first is known, and the last exact one.
+            let exact_at = self.host.as_ref().map_or(Instant::ZERO, |host| host.exact_at);
+            self.deadline = self.asked_at.max(self.first_asked_at).max(exact_at) + LINGER;
         }
     }
 

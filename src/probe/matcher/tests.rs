@@ -342,7 +342,7 @@ fn segments_of_a_given_flow() {
         (ACK, NXT + WINDOW, UNA, Err(R::SeqOutOfWindow)),
         (ACK, NXT - WINDOW, UNA, Ok(K::Ack)),
         (ACK, NXT - (WINDOW + 1), UNA, Err(R::SeqOutOfWindow)),
-        (FIN | ACK, NXT + 100_000, UNA, Ok(K::Data { next: NXT })),
+        (FIN | ACK, NXT + 100_000, UNA, Ok(K::Fin { next: NXT })),
         (ACK, NXT, UNA + 1, Ok(K::OldConnection)),
         (ACK, NXT, UNA - 1, Ok(K::OldConnection)),
         (0, NXT, UNA, Err(R::NoAck)),

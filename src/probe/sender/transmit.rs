@@ -240,8 +240,12 @@ impl Sender {
         }
         if let Some(obstacle) = self.given(slot).and_then(Given::obstacle) {
             let flow = &mut self.flows[index];
-            flow.facts.unprobeable = true;
-            flow.note_local(obstacle, now);
+            if matches!(obstacle, Seen::LinkDown | Seen::AddressLost) {
+                flow.blame_observer(obstacle, now);
+            } else {
+                flow.facts.unprobeable = true;
+                flow.note_local(obstacle, now);
+            }
             flow.settle();
             return self.judge(slot, now);
         }

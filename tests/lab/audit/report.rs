@@ -1,6 +1,7 @@
 //! What `keepsweep audit` has said.
 
 use super::apps::Held;
+use crate::support::records;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -37,30 +38,19 @@ impl Audit {
     /// Reads what an audit has written.
     pub fn read(output: Output) -> Audit {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        let mut records = HashMap::new();
-        let mut summary = Value::Null;
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let record: Value = serde_json::from_str(line).expect("a line is a JSON object");
-            assert!(summary.is_null(), "a record after the summary: {line}");
-            match record["type"].as_str() {
-                Some("peer") => {
-                    let end = |ip: &str, port: &str| {
-                        let ip = record[ip].as_str().expect(ip);
-                        // A link-local address has its scope behind it.
-                        let ip = ip.split('%').next().unwrap_or(ip);
-                        let ip: IpAddr = ip.parse().expect("an address");
-                        let port = record[port].as_u64().expect(port);
-                        SocketAddr::new(ip, u16::try_from(port).expect("a port"))
-                    };
-                    let ends = (end("local_ip", "local_port"), end("peer_ip", "peer_port"));
-                    let namespace = record["netns"].as_str().unwrap_or("").to_owned();
-                    let twice = records.insert((namespace, ends.0, ends.1), record);
-                    assert!(twice.is_none(), "reported twice: {line}");
-                }
-                Some("summary") => summary = record,
-                other => panic!("record type {other:?}: {line}"),
-            }
-        }
+        let (records, summary) = records(&output, |record| {
+            let end = |ip: &str, port: &str| {
+                let ip = record[ip].as_str().expect(ip);
+                // A link-local address has its scope behind it.
+                let ip = ip.split('%').next().unwrap_or(ip);
+                let ip: IpAddr = ip.parse().expect("an address");
+                let port = record[port].as_u64().expect(port);
+                SocketAddr::new(ip, u16::try_from(port).expect("a port"))
+            };
+            let ends = (end("local_ip", "local_port"), end("peer_ip", "peer_port"));
+            let namespace = record["netns"].as_str().unwrap_or("").to_owned();
+            (namespace, ends.0, ends.1)
+        });
         assert!(!summary.is_null(), "no summary; exit {:?}: {stderr}", output.status.code());
         Audit { code: output.status.code(), stderr, records, summary }
     }

@@ -81,12 +81,13 @@ fn streams(name: &str, timestamps: &str) {
         assert!(sent >= PROBES, "{sent} probes of {bytes} octets");
     }
     let ours = finish(&mut client);
-    let mut theirs: HashMap<SocketAddr, End> =
-        finish(&mut server).into_iter().map(|end| (end.peer, end)).collect();
+    // By both ends: connections to different peers may come from the same port.
+    let theirs = finish(&mut server).into_iter().map(|end| ((end.peer, end.local), end));
+    let mut theirs: HashMap<(SocketAddr, SocketAddr), End> = theirs.collect();
     assert_eq!((ours.len(), theirs.len()), (3 * STREAMS, 3 * STREAMS));
     let (mut there, mut back) = (0, 0);
     for end in ours {
-        let other = theirs.remove(&end.local).expect("the other end");
+        let other = theirs.remove(&(end.local, end.peer)).expect("the other end");
         assert_eq!((&end.error, &other.error), (&None, &None), "{end:?} {other:?}");
         assert_eq!((end.sent, &end.hash_sent), (other.received, &other.hash_received));
         assert_eq!((end.received, &end.hash_received), (other.sent, &other.hash_sent));

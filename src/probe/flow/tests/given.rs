@@ -273,18 +273,7 @@ fn timestamps_are_live_and_tell_which_probe_was_answered() {
 /// Handed out, then judged, then refused: the flow still comes to its end, and owes nothing.
 #[test]
 fn a_probe_that_did_not_leave_is_not_owed_after_the_verdict() {
-    let number = SeqNumber(1);
-    let given = Given {
-        local: ([10, 98, 0, 1], 40_000).into(),
-        peer: ([10, 99, 0, 7], 80).into(),
-        snd_una: number,
-        snd_nxt: number,
-        rcv_nxt: number,
-        wnd: 1,
-        clock: None,
-        obstacle: None,
-        host: None,
-    };
+    let given = Given::example(40_000);
     let at = |seconds: u64| Instant::from_nanos(seconds * 1_000_000_000);
     for refused in [true, false] {
         let mut flow = Flow::given(&given);
@@ -328,12 +317,7 @@ fn a_probe_that_did_not_leave_is_not_owed_after_the_verdict() {
 fn targets_leave_the_tuples_of_given_flows_alone() {
     let (source, peer) = (IpAddr::from([10, 98, 0, 1]), SocketAddr::from(([10, 99, 0, 7], 80)));
     for taken in [61_000, 61_001] {
-        let number = SeqNumber(1);
-        let (wnd, clock, obstacle) = (1, None, None);
-        let (snd_una, snd_nxt, rcv_nxt) = (number, number, number);
-        let local = SocketAddr::new(source, taken);
-        let given =
-            Given { local, peer, snd_una, snd_nxt, rcv_nxt, wnd, clock, obstacle, host: None };
+        let given = Given::example(taken);
         let path = PathInfo {
             id: PathId(0),
             interface: "test0".into(),

@@ -1,9 +1,12 @@
 //! Connections of this host's kernel: probed so that they survive the answer, and never accused before
 //! the kernel was asked again.
 
+use crate::io::PathId;
+use crate::probe::classify::State;
 use crate::probe::evidence::Seen;
 use crate::probe::given::TimestampClock;
-use crate::probe::host::Host;
+use crate::probe::health::Scope;
+use crate::probe::host::{Host, Reading};
 use crate::probe::plan::{Plan, ProbeBytes};
 use crate::probe::script::{ACK, FIN, RST, Say, Script, plan, resting};
 use crate::probe::sender::Interruption;
@@ -123,8 +126,72 @@ fn the_kernel_has_the_last_word_before_silence() {
             false => ("alive/data", Seen::KernelData),
         };
         assert_eq!(evidence(&mut script, said), [seen]);
+        // The answer to an exact probe may be under way: to the second, of 4 s, until 7 s.
+        assert_eq!(script.done, second == 1);
+        if second > 1 {
+            let last_exact = if second == 4 { 3_000 } else { 4_000 };
+            script.at(last_exact + 2_999);
+            assert_eq!(script.holds(), [false; 0], "{second}");
+            script.at(last_exact + 3_000);
+            assert_eq!(script.holds(), [false], "{second}");
+            assert!(script.done);
+        }
+    }
+}
+
+/// A firewall may reset what the peer would have answered, and late.
+#[test]
+fn an_answer_lets_go_only_if_no_other_probe_can_draw_a_reset() {
+    // The second exact probe is answered; so may the first be.
+    let timestamps = |script: &Script| Some(Timestamps { tsval: 1, tsecr: tsval(script) });
+    let clock = TimestampClock { ts_recent: 77, ts_offset: 5, in_microseconds: false };
+    for (exact, lets_go) in [(1, 0), (2, 4_000)] {
+        let mut script = Script::host(plan(), |host| {
+            (host.first.bytes_received, host.latest.bytes_received) = (1, 1);
+            host.latest.clock = Some(clock);
+        });
+        script.hold(true);
+        if exact == 2 {
+            script.at(1_000);
+            script.read(|_| ());
+        }
+        assert_eq!(script.frames.len(), exact);
+        script.options.timestamps = timestamps(&script);
+        script.hear(ACK);
+        let rtt = script.said(&["alive/ack"])[0].rtt;
+        assert_eq!(rtt, Some(Duration::ZERO), "it is known which probe was answered");
+        if exact == 2 {
+            script.at(3_999);
+            assert_eq!(script.holds(), [false; 0]);
+            script.at(lets_go);
+        }
+        assert_eq!(script.holds(), [false]);
         assert!(script.done);
     }
+}
+
+/// Over the loopback the other end's probe, as good a sign of life, comes before the answer.
+#[test]
+fn an_answer_after_the_verdict_lets_go_too() {
+    let mut script = fresh();
+    script.hold(true);
+    script.hear(Say { seq: 0, ..ACK });
+    script.said(&["alive/ack"]);
+    script.at(20);
+    assert_eq!(script.holds(), [false; 0]);
+    script.hear(ACK);
+    script.said(&[]);
+    assert_eq!(script.holds(), [false]);
+    assert!(script.done);
+}
+
+/// The TSval of the last frame.
+fn tsval(script: &Script) -> u32 {
+    let frame = script.frames.last().expect("one was sent");
+    let Ok(Packet::Tcp(segment)) = parse(frame, LinkType::Ip, Checksums::Verify) else {
+        panic!("TCP")
+    };
+    segment.options.timestamps.expect("timestamps").tsval
 }
 
 #[test]
@@ -297,6 +364,18 @@ fn data_in_flight_is_left_and_read_again() {
     script.sent(&[]);
     assert!(script.done);
 
+    // Our own link is down, and has been for long.
+    let mut script = Script::host(plan(), busy);
+    script.at(100);
+    for second in 0..5 {
+        script.at(second * 1_000 + 100);
+        let (scope, always) = (Scope::Path(PathId(0)), Instant::FAR_FUTURE);
+        script.sender.note_trouble(scope, Seen::LinkDown, always);
+        script.read(|_| ());
+    }
+    let seen = [Seen::InFlight(0), Seen::LinkDown];
+    assert_eq!(evidence(&mut script, "undetermined/observer"), seen);
+
     // It is acknowledged, which is life.
     let mut script = Script::host(plan(), busy);
     script.at(100);
@@ -402,10 +481,33 @@ fn without_a_reading_nobody_is_accused() {
 }
 
 #[test]
+fn our_own_trouble_from_the_start_is_never_the_connections() {
+    for seen in [Seen::LinkDown, Seen::AddressLost] {
+        let mut script = Script::given(plan(), |given| {
+            given.host = Some(Host::new(7, Reading::default()));
+            given.obstacle = Some(seen);
+        });
+        script.sent(&[]);
+        assert_eq!(evidence(&mut script, "undetermined/observer"), [seen]);
+        assert!(script.done);
+    }
+}
+
+#[test]
 fn a_fin_or_a_closed_window_is_life() {
     let mut script = host();
     script.hear(FIN);
-    script.said(&["alive/closed-by-peer"]);
+    assert_eq!(evidence(&mut script, "alive/closed-by-peer"), [Seen::Fin]);
+    // After data that the kernel has got and we have not, with and without more.
+    for len in [0, 10] {
+        let mut script = host();
+        script.hear(Say { seq: 101, len, ..FIN });
+        assert_eq!(evidence(&mut script, "alive/closed-by-peer"), [Seen::Fin]);
+    }
+    let mut script = host();
+    script.at(1_000);
+    script.read(|reading| (reading.bytes_received, reading.is_closed_by_peer) = (200, true));
+    assert_eq!(evidence(&mut script, "alive/closed-by-peer"), [Seen::KernelFin]);
     let mut script = host();
     script.hear(Say { wnd: 0, ..ACK });
     script.said(&["alive/zero-window"]);
@@ -525,7 +627,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     /// Whatever is heard and read, and whenever: keepalives with two acknowledgments at most, those of
-    /// RCV.NXT only under the hold, one verdict, and no accusation but after a reading without life.
+    /// RCV.NXT only under the hold, which outlasts what they can draw, one verdict, and no accusation
+    /// but after a reading without life.
     #[test]
     fn no_exact_probe_leaves_without_a_hold(
         fresh: bool, in_flight: bool, holds: bool,
@@ -541,6 +644,8 @@ proptest! {
         });
         let (mut now, mut held, mut known) = (0, false, 0);
         let mut last_read = None;
+        // Exact probes, since when at least the last is out, and whether one was answered for sure.
+        let (mut exact, mut exact_since, mut is_answered) = (0, 0, false);
         for (index, (wait, flags, seq, ack, what, speaks, answers)) in steps.into_iter().enumerate() {
             now += wait;
             script.at(now);
@@ -569,20 +674,27 @@ proptest! {
                 prop_assert!(is_exact || segment.ack.0 == u32::MAX - 1, "{}", segment.ack.0);
                 prop_assert!(held || !is_exact);
                 prop_assert!(is_exact || !fresh);
+                if is_exact {
+                    (exact, exact_since) = (exact + 1, now - wait);
+                }
             }
             known = script.frames.len();
+            is_answered |= speaks && flags & 0x14 == 0x10 && seq >= 2;
+            for verdict in script.said_all() {
+                is_answered |= verdict.state == State::Alive && verdict.rtt.is_some();
+                let accused = ["down", "rebooted", "unreachable"].contains(&verdict.state.name());
+                prop_assert!(!accused || verdict.correction || last_read.is_some_and(|what| what != 0 && what != 2));
+            }
             for hold in script.holds() {
                 if hold {
                     prop_assert!(!held, "held twice");
                     script.sender.handle_hold(crate::probe::Slot(0), holds, script.now);
                     held = holds;
                 } else {
+                    let is_over = exact == 0 || exact == 1 && is_answered;
+                    prop_assert!(is_over || now >= exact_since + 3_000, "let go too early");
                     held = false;
                 }
-            }
-            for verdict in script.said_all() {
-                let accused = ["down", "rebooted", "unreachable"].contains(&verdict.state.name());
-                prop_assert!(!accused || verdict.correction || last_read.is_some_and(|what| what != 0 && what != 2));
             }
         }
         for second in 1..=30 {
