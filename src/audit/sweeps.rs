@@ -245,6 +245,7 @@ pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan, pcap: Option<PathBuf>) ->
     Setup {
         plan,
         targets: Vec::new(),
+        on_behalf: Vec::new(),
         flows: asked.iter().map(|listed| engine::given(&listed.connection)).collect(),
         // So that the host's own routes, marks and NAT apply.
         io: IoKind::Raw,
@@ -253,6 +254,7 @@ pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan, pcap: Option<PathBuf>) ->
         source_ports: ports::DEFAULT,
         cpus: None,
         pcap,
+        pcap_goes_on: false,
     }
 }
 
