@@ -396,7 +396,8 @@ fn verdicts_are_joined_with_the_connections() {
         let args = format!("--interval 500ms --count 3 --pcap {}", pcap.path().display());
         let records = audited(&args, 1);
         let record = of(&records, &held.client);
-        assert_eq!((text(record, "state"), text(record, "reason")), ("down", "silent"), "{record}");
+        let verdict = (text(record, "state"), text(record, "reason"));
+        assert_eq!(verdict, ("down", "host-silent"), "{record}");
         assert!(std::fs::metadata(pcap.path()).expect("written").len() > 24);
         peer.speaks_again();
         is_whole(&mut held);

@@ -6,7 +6,8 @@
 //!
 //! [`Audit`] says which connections; [`Audit::list`] reads them, [`Audit::probe`] asks their peers.
 //! [`probe`] asks about a single socket of the calling process. Nothing is changed: no connection
-//! dies of being asked, and none is closed.
+//! dies of being asked, and none is closed. Where one is silent, its peer's host is asked by a fresh SYN
+//! ([`escalate`](crate::probe::escalate)), unless [`Audit::keepalives_only`] forbids it.
 //!
 //! ```no_run
 //! use keepsweep::audit::Audit;
@@ -35,6 +36,7 @@ mod filter;
 mod finding;
 mod list;
 mod own;
+mod silence;
 mod sweeps;
 #[cfg(test)]
 mod tests;
@@ -47,10 +49,12 @@ pub use own::{probe, probe_with};
 
 use crate::engine::EngineError;
 use crate::io::host::{HostError, TcpState};
+use crate::io::ports;
 use crate::probe::evidence::Verdict;
 use crate::probe::plan::{Close, PROFILES, Plan, ProbeBytes};
 use filter::Filter;
 use ipnet::IpNet;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +68,8 @@ pub struct Audit {
     filter: Filter,
     plan: Plan,
     keepalive_off_over: Duration,
+    keepalives_only: bool,
+    source_ports: RangeInclusive<u16>,
     pcap: Option<PathBuf>,
 }
 
@@ -130,6 +136,8 @@ impl Audit {
             filter: Filter::default(),
             plan: PLAN,
             keepalive_off_over: KEEPALIVE_OFF_OVER,
+            keepalives_only: false,
+            source_ports: ports::DEFAULT,
             pcap: None,
         }
     }
@@ -188,6 +196,20 @@ impl Audit {
     #[must_use]
     pub fn keepalive_off_over(self, span: Duration) -> Audit {
         Audit { keepalive_off_over: span, ..self }
+    }
+
+    /// Sends nothing but keepalives: the host of a silent connection is not asked by a fresh SYN, so
+    /// that what a firewall has forgotten is `down`, too.
+    #[must_use]
+    pub fn keepalives_only(self) -> Audit {
+        Audit { keepalives_only: true, ..self }
+    }
+
+    /// Sends fresh SYNs from these ports. No other socket may have one of them, in any of the network
+    /// namespaces; where one has, hosts are not asked, and a notice says so.
+    #[must_use]
+    pub fn source_ports(self, ports: RangeInclusive<u16>) -> Audit {
+        Audit { source_ports: ports, ..self }
     }
 
     /// Writes every probe and reply to this pcap file: possible for a single network namespace.

@@ -12,23 +12,21 @@ use crate::probe::evidence::{Seen, Sighting, Verdict};
 use crate::probe::plan::Plan;
 use crate::report::{Summary, Tally};
 use crate::time::Clock;
-use crossbeam::channel::{self, Sender};
-use std::collections::HashSet;
-use std::path::PathBuf;
+use crossbeam::channel;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
 
 /// Namespaces that are swept at a time; each takes a handful of threads and descriptors.
 const AT_A_TIME: usize = 16;
 
 /// The connections of one namespace that are to be asked.
-struct Job {
+pub(super) struct Job {
     namespace: Namespace,
     /// In the order of the sweep's targets.
-    asked: Vec<Arc<Listed>>,
-    plan: Plan,
+    pub asked: Vec<Arc<Listed>>,
+    pub plan: Plan,
 }
 
 /// What a worker says of the job with this index.
@@ -57,6 +55,7 @@ impl Audit {
         let begun = Clock.now();
         let mut round = Round {
             audit: self,
+            control,
             summary: Summary {
                 io: "none".into(),
                 audit: Some(Tally::default()),
@@ -81,7 +80,10 @@ impl Audit {
                 let (jobs, jobs_of, said_to) = (&jobs, jobs_of.clone(), said_to.clone());
                 scope.spawn(move || {
                     for index in jobs_of {
-                        let ended = jobs[index].run(index, self.pcap.clone(), control, &said_to);
+                        let ended = jobs[index].run(self, control, &mut |verdict| {
+                            // It is read until all have ended.
+                            let _ = said_to.send(Said::Verdict(index, verdict));
+                        });
                         let _ = said_to.send(Said::Ended(index, Box::new(ended)));
                     }
                 });
@@ -99,7 +101,7 @@ impl Audit {
                     }
                     Said::Ended(index, ended) => match *ended {
                         Ok(summary) => {
-                            round.summary.absorb(summary);
+                            round.absorb(summary);
                             continue;
                         }
                         Err(error) => (index, error),
@@ -184,12 +186,16 @@ pub(super) fn share(pps: u64, part: usize, all: usize) -> u64 {
 /// Where outcomes are counted and handed on.
 struct Round<'a> {
     audit: &'a Audit,
+    control: &'a Control,
     summary: Summary,
     report: &'a mut dyn FnMut(Outcome),
 }
 
 impl Round<'_> {
     fn say(&mut self, listed: &Arc<Listed>, verdict: Verdict) {
+        self.control.count(&verdict);
+        self.summary.count(&verdict);
+        self.summary.peers += u64::from(!verdict.correction);
         let findings = self.audit.findings(listed);
         if let Some(tally) = self.summary.audit.as_mut().filter(|_| !verdict.correction) {
             let holder = listed.process.as_ref();
@@ -202,46 +208,55 @@ impl Round<'_> {
 
     /// Says what there is to say of a connection whose peer nobody asks.
     fn say_unasked(&mut self, listed: &Arc<Listed>, reason: Reason, seen: Option<Seen>) {
-        let verdict = unasked(listed, reason, seen);
-        self.summary.peers += 1;
-        self.summary.count(&verdict);
-        self.say(listed, verdict);
+        self.say(listed, unasked(listed, reason, seen));
+    }
+
+    /// Adds what the sweeps of one namespace have done. What they have found is counted as it is said.
+    fn absorb(&mut self, sweeps: Summary) {
+        self.summary.absorb(Summary {
+            peers: 0,
+            states: Default::default(),
+            reasons: BTreeMap::new(),
+            corrections: 0,
+            ..sweeps
+        });
     }
 }
 
 impl Job {
-    fn run(
+    /// Runs one sweep in the namespace, on a thread of its own: opening it takes the thread's privileges
+    /// away.
+    pub(super) fn sweep(
         &self,
-        index: usize,
-        pcap: Option<PathBuf>,
+        setup: Setup,
         control: &Control,
-        said_to: &Sender<Said>,
+        report: &mut (dyn FnMut(Verdict) + Send),
     ) -> Result<Summary, AuditError> {
         let sweep = || -> Result<Summary, AuditError> {
             if control.stop.load(Ordering::Relaxed) {
                 return Err(EngineError::System("interrupted".into()).into());
             }
-            let sweep = Sweep::open(setup(&self.asked, self.plan, pcap))?;
+            let sweep = Sweep::open(setup)?;
             for note in sweep.notes() {
                 control.notices.push(format!("{}: {note}", name(&self.namespace)));
             }
-            let summary = sweep.run(control, &mut |verdict| {
-                // It is read until all have ended.
-                let _ = said_to.send(Said::Verdict(index, verdict));
-            })?;
-            Ok(summary)
+            Ok(sweep.run_uncounted(control, report)?)
         };
         if !self.namespace.is_own {
             return self.namespace.enter(sweep)?;
         }
-        // A thread of its own here, too: opening a sweep takes the thread's privileges away.
         let run = thread::scope(|scope| scope.spawn(sweep).join());
         run.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Returns the connection that a verdict is on.
+    pub(super) fn listed(&self, target: TargetId) -> &Arc<Listed> {
+        &self.asked[target.0 as usize]
     }
 }
 
 /// Returns a sweep over connections of the calling thread's namespace.
-pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan, pcap: Option<PathBuf>) -> Setup {
+pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan) -> Setup {
     Setup {
         plan,
         targets: Vec::new(),
@@ -253,21 +268,13 @@ pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan, pcap: Option<PathBuf>) ->
         source: None,
         source_ports: ports::DEFAULT,
         cpus: None,
-        pcap,
+        pcap: None,
         pcap_goes_on: false,
     }
 }
 
 /// Returns the verdict on a connection whose peer was not asked.
 pub(super) fn unasked(listed: &Listed, reason: Reason, seen: Option<Seen>) -> Verdict {
-    let sighting = |kind| Sighting {
-        kind,
-        at: Duration::ZERO,
-        ttl: None,
-        seg_seq: None,
-        seg_ack: None,
-        from: None,
-    };
     Verdict {
         target: TargetId(0),
         peer: listed.connection.peer,
@@ -278,7 +285,7 @@ pub(super) fn unasked(listed: &Listed, reason: Reason, seen: Option<Seen>) -> Ve
         probes: 0,
         replies: 0,
         rtt: None,
-        evidence: seen.map(sighting).into_iter().collect(),
+        evidence: seen.map(Sighting::unframed).into_iter().collect(),
         correction: false,
     }
 }
