@@ -23,6 +23,9 @@
 //!                                                 └─Outcome→ report
 //! ```
 //!
+//! Silence is doubted in between: hosts are asked by a sweep of fresh SYNs, and the connections of
+//! those that are there once more ([`probe::escalate`]).
+//!
 //! The core ([`wire`], [`probe`]) is sans-IO: it is given frames and instants and never reads a
 //! clock or touches a socket. [`io`] moves frames, for real or in a simulation; the engine drives
 //! both, and the command line says what to do.

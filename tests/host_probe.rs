@@ -225,12 +225,14 @@ fn sweep(flows: Vec<Given>) -> (HashMap<SocketAddr, Verdict>, Summary) {
     let setup = Setup {
         plan: plan(),
         targets: Vec::new(),
+        on_behalf: Vec::new(),
         flows,
         io: IoKind::Auto,
         interface: None,
         source: None,
         source_ports: 61_000..=65_534,
         pcap: None,
+        pcap_goes_on: false,
         cpus: None,
     };
     let thread = std::thread::spawn(move || {

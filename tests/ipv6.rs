@@ -82,6 +82,7 @@ fn setup(targets: Vec<SocketAddr>) -> Setup {
             seed: 1,
         },
         targets,
+        on_behalf: Vec::new(),
         flows: Vec::new(),
         io: IoKind::Auto,
         interface: None,
@@ -89,6 +90,7 @@ fn setup(targets: Vec<SocketAddr>) -> Setup {
         source_ports: 61000..=65534,
         cpus: None,
         pcap: None,
+        pcap_goes_on: false,
     }
 }
 

@@ -6,7 +6,8 @@
 //!
 //! [`Audit`] says which connections; [`Audit::list`] reads them, [`Audit::probe`] asks their peers.
 //! [`probe`] asks about a single socket of the calling process. Nothing is changed: no connection
-//! dies of being asked, and none is closed.
+//! dies of being asked, and none is closed. Where one is silent, its peer's host is asked by a fresh SYN
+//! ([`escalate`](crate::probe::escalate)), unless [`Audit::keepalives_only`] forbids it.
 //!
 //! ```no_run
 //! use keepsweep::audit::Audit;
@@ -35,6 +36,7 @@ mod filter;
 mod finding;
 mod list;
 mod own;
+mod silence;
 mod sweeps;
 #[cfg(test)]
 mod tests;
@@ -47,12 +49,14 @@ pub use own::{probe, probe_with};
 
 use crate::engine::EngineError;
 use crate::io::host::{self, HostError, TcpState};
+use crate::io::ports;
 use crate::io::privilege::{self, Capability};
 use crate::probe::evidence::Verdict;
 use crate::probe::plan::{Close, PROFILES, Plan, ProbeBytes};
 use crate::report::Summary;
 use filter::Filter;
 use ipnet::IpNet;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +70,8 @@ pub struct Audit {
     filter: Filter,
     plan: Plan,
     keepalive_off_over: Duration,
+    keepalives_only: bool,
+    source_ports: RangeInclusive<u16>,
     pcap: Option<PathBuf>,
     gives_up_privileges: bool,
 }
@@ -147,6 +153,8 @@ impl Audit {
             filter: Filter::default(),
             plan: PLAN,
             keepalive_off_over: KEEPALIVE_OFF_OVER,
+            keepalives_only: false,
+            source_ports: ports::DEFAULT,
             pcap: None,
             gives_up_privileges: false,
         }
@@ -208,6 +216,20 @@ impl Audit {
         Audit { keepalive_off_over: span, ..self }
     }
 
+    /// Sends nothing but keepalives: the host of a silent connection is not asked by a fresh SYN, so
+    /// that what a firewall has forgotten is `down`, too.
+    #[must_use]
+    pub fn keepalives_only(self) -> Audit {
+        Audit { keepalives_only: true, ..self }
+    }
+
+    /// Sends fresh SYNs from these ports. No other socket may have one of them, in any of the network
+    /// namespaces; where one has, hosts are not asked, and a notice says so.
+    #[must_use]
+    pub fn source_ports(self, ports: RangeInclusive<u16>) -> Audit {
+        Audit { source_ports: ports, ..self }
+    }
+
     /// Writes every probe and reply to this pcap file: possible for a single network namespace.
     #[must_use]
     pub fn pcap(self, path: impl Into<PathBuf>) -> Audit {
@@ -226,13 +248,15 @@ impl Audit {
     pub fn capabilities(&self) -> Vec<Capability> {
         let looks_at_others = self.looks_for_namespaces() || host::owners_are_in_proc();
         let others = if looks_at_others { privilege::OTHERS } else { &[] };
+        [&*self.sweep_capabilities(), others].concat()
+    }
+
+    /// Returns those that it takes to probe, in a namespace that the thread is in.
+    fn sweep_capabilities(&self) -> Vec<Capability> {
         // The directory of the file may be another user's.
         let file = self.pcap.as_ref().map(|_| Capability::CAP_DAC_OVERRIDE);
-        [privilege::SWEEP, privilege::CONNECTIONS, others]
-            .concat()
-            .into_iter()
-            .chain(file)
-            .collect()
+        let both = [privilege::SWEEP, privilege::CONNECTIONS].concat();
+        both.into_iter().chain(file).collect()
     }
 
     /// Says whether the connections may be those of other namespaces than the calling thread's.

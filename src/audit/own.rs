@@ -14,7 +14,8 @@ use std::thread;
 /// Asks whether the peer of a connected TCP socket of this process is still there, by [`PLAN`]: an
 /// answer within a round trip, or at the latest some seconds after the fifth keepalive.
 ///
-/// Neither the socket nor what is read from or written to it is affected. Blocks; call it from a
+/// Neither the socket nor what is read from or written to it is affected. Nothing but keepalives is sent:
+/// a firewall that has forgotten the connection looks like a peer that is down. Blocks; call it from a
 /// thread that may wait. Needs the privileges of an audit.
 ///
 /// ```no_run
@@ -65,7 +66,7 @@ fn ask(cookie: u64, plan: Plan) -> Result<Verdict, AuditError> {
     };
     let listed = Listed { connection, process: None, netns: "".into() };
     let mut verdict = None;
-    let sweep = Sweep::open(setup(&[Arc::new(listed)], plan, None))?;
+    let sweep = Sweep::open(setup(&[Arc::new(listed)], plan))?;
     // A correction is better than what it corrects.
     sweep.run(&Control::default(), &mut |said| verdict = Some(said))?;
     verdict.ok_or_else(|| EngineError::System("probe a socket: no verdict came".into()).into())

@@ -14,21 +14,19 @@ use crate::report::{Summary, Tally};
 use crate::time::Clock;
 use crossbeam::channel::{self, Receiver, Sender};
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
 
 /// Namespaces that are swept at a time; each takes a handful of threads and descriptors.
 const AT_A_TIME: usize = 16;
 
 /// The connections of one namespace that are to be asked.
-struct Job {
+pub(super) struct Job {
     namespace: Namespace,
     /// In the order of the sweep's targets.
-    asked: Vec<Arc<Listed>>,
-    plan: Plan,
+    pub asked: Vec<Arc<Listed>>,
+    pub plan: Plan,
 }
 
 /// What a worker says of the job with this index.
@@ -58,6 +56,7 @@ impl Audit {
         let begun = Clock.now();
         let mut round = Round {
             audit: self,
+            control,
             summary: Summary {
                 io: "none".into(),
                 audit: Some(Tally::default()),
@@ -73,7 +72,10 @@ impl Audit {
                 let (turns, said_to) = (&turns, said_to.clone());
                 scope.spawn(move || {
                     let _turn = turns.take();
-                    let ended = job.run(index, self.pcap.clone(), control, &said_to);
+                    let ended = job.run(self, control, &mut |verdict| {
+                        // It is read until all have ended.
+                        let _ = said_to.send(Said::Verdict(index, verdict));
+                    });
                     let _ = said_to.send(Said::Ended(index, Box::new(ended)));
                 });
             }
@@ -85,7 +87,7 @@ impl Audit {
                 control.stop.store(true, Ordering::Relaxed);
                 return Err(EngineError::System(error.to_string()).into());
             }
-            round.hear(&jobs, said.into_iter(), control)
+            round.hear(&jobs, said.into_iter())
         })?;
         round.summary.elapsed = Clock.now().since(begun);
         Ok(round.summary)
@@ -136,18 +138,15 @@ pub(super) fn share(pps: u64, part: usize, all: usize) -> u64 {
 /// Where outcomes are counted and handed on.
 struct Round<'a> {
     audit: &'a Audit,
+    control: &'a Control,
     summary: Summary,
     report: &'a mut dyn FnMut(Outcome),
 }
 
 impl Round<'_> {
     /// Counts and hands on what the sweeps of `jobs` say, up to the last word.
-    fn hear(
-        &mut self,
-        jobs: &[Job],
-        said: impl Iterator<Item = Said>,
-        control: &Control,
-    ) -> Result<(), AuditError> {
+    fn hear(&mut self, jobs: &[Job], said: impl Iterator<Item = Said>) -> Result<(), AuditError> {
+        let control = self.control;
         let mut unsaid: Vec<HashSet<u32>> =
             jobs.iter().map(|job| (0..job.asked.len() as u32).collect()).collect();
         let mut failed = None;
@@ -199,6 +198,7 @@ impl Round<'_> {
     }
 
     fn say(&mut self, listed: &Arc<Listed>, verdict: Verdict) {
+        self.control.count(&verdict);
         let findings = self.audit.findings(listed);
         let outcome = Outcome { listed: Arc::clone(listed), verdict, findings };
         match outcome.verdict.correction {
@@ -240,39 +240,50 @@ impl Drop for Turn<'_> {
 }
 
 impl Job {
-    /// Runs the sweep. To be called on a thread of its own, which moves into the namespace and has no
-    /// privileges any more when it returns.
-    fn run(
-        &self,
-        index: usize,
-        pcap: Option<PathBuf>,
-        control: &Control,
-        said_to: &Sender<Said>,
-    ) -> Result<Summary, AuditError> {
-        if control.stop.load(Ordering::Relaxed) {
-            return Err(EngineError::System("interrupted".into()).into());
-        }
+    /// Moves the calling thread into the namespace, for good, and gives up every privilege of it that no
+    /// sweep needs.
+    pub(super) fn settle(&self, audit: &Audit) -> Result<(), AuditError> {
         // Entering needs CAP_SYS_ADMIN, even where one is already.
         if !self.namespace.is_own {
             self.namespace.enter_for_good()?;
         }
-        let sweep = Sweep::open(setup(&self.asked, self.plan, pcap))?;
-        for note in sweep.notes() {
-            control.notices.push(format!("{}: {note}", name(&self.namespace)));
-        }
-        let summary = sweep.run(control, &mut |verdict| {
-            // It is read until all have ended.
-            let _ = said_to.send(Said::Verdict(index, verdict));
-        })?;
-        Ok(summary)
+        privilege::keep(&audit.sweep_capabilities())
+            .map_err(|error| EngineError::System(error.to_string()).into())
+    }
+
+    /// Runs one sweep, on a thread of its own: opening it takes the thread's privileges away.
+    pub(super) fn sweep(
+        &self,
+        setup: Setup,
+        control: &Control,
+        report: &mut (dyn FnMut(Verdict) + Send),
+    ) -> Result<Summary, AuditError> {
+        let sweep = || -> Result<Summary, AuditError> {
+            if control.stop.load(Ordering::Relaxed) {
+                return Err(EngineError::System("interrupted".into()).into());
+            }
+            let sweep = Sweep::open(setup)?;
+            for note in sweep.notes() {
+                control.notices.push(format!("{}: {note}", name(&self.namespace)));
+            }
+            Ok(sweep.run_uncounted(control, report)?)
+        };
+        let run = thread::scope(|scope| scope.spawn(sweep).join());
+        run.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Returns the connection that a verdict is on.
+    pub(super) fn listed(&self, target: TargetId) -> &Arc<Listed> {
+        &self.asked[target.0 as usize]
     }
 }
 
 /// Returns a sweep over connections of the calling thread's namespace.
-pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan, pcap: Option<PathBuf>) -> Setup {
+pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan) -> Setup {
     Setup {
         plan,
         targets: Vec::new(),
+        on_behalf: Vec::new(),
         flows: asked.iter().map(|listed| engine::given(&listed.connection)).collect(),
         // So that the host's own routes, marks and NAT apply.
         io: IoKind::Raw,
@@ -280,20 +291,13 @@ pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan, pcap: Option<PathBuf>) ->
         source: None,
         source_ports: ports::DEFAULT,
         cpus: None,
-        pcap,
+        pcap: None,
+        pcap_goes_on: false,
     }
 }
 
 /// Returns the verdict on a connection whose peer was not asked.
 pub(super) fn unasked(listed: &Listed, reason: Reason, seen: Option<Seen>) -> Verdict {
-    let sighting = |kind| Sighting {
-        kind,
-        at: Duration::ZERO,
-        ttl: None,
-        seg_seq: None,
-        seg_ack: None,
-        from: None,
-    };
     Verdict {
         target: TargetId(0),
         peer: listed.connection.peer,
@@ -304,7 +308,7 @@ pub(super) fn unasked(listed: &Listed, reason: Reason, seen: Option<Seen>) -> Ve
         probes: 0,
         replies: 0,
         rtt: None,
-        evidence: seen.map(sighting).into_iter().collect(),
+        evidence: seen.map(Sighting::unframed).into_iter().collect(),
         correction: false,
     }
 }
@@ -347,8 +351,9 @@ mod tests {
             false => told[outcome.verdict.state as usize] += 1,
         };
         let audit = Audit::new();
-        let mut round = Round { audit: &audit, summary: Summary::default(), report: &mut report };
-        round.hear(&jobs, said.into_iter(), &Control::default()).expect("the other one goes on");
+        let (summary, control) = (Summary::default(), Control::default());
+        let mut round = Round { audit: &audit, control: &control, summary, report: &mut report };
+        round.hear(&jobs, said.into_iter()).expect("the other one goes on");
         let summary = round.summary;
         assert_eq!((told, corrections), ([2, 1, 0, 0, 1], 1));
         assert_eq!((summary.states, summary.corrections, summary.peers), (told, corrections, 4));

@@ -49,6 +49,10 @@ impl Request {
             Some(name) => audit.netns(name),
             None => audit,
         };
+        audit = audit.source_ports(args.source_ports);
+        if args.keepalives_only {
+            audit = audit.keepalives_only();
+        }
         if let Some(span) = args.idle_over {
             audit = audit.idle_over(span);
         }

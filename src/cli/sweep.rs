@@ -106,6 +106,7 @@ impl Request {
             setup: Setup {
                 plan,
                 targets: targets.peers,
+                on_behalf: Vec::new(),
                 flows: flows.given,
                 io,
                 interface: args.interface,
@@ -113,6 +114,7 @@ impl Request {
                 source_ports: args.source_ports,
                 cpus: args.cpus,
                 pcap,
+                pcap_goes_on: false,
             },
             names: targets.names,
             unresolved: targets.unresolved,

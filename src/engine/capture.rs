@@ -41,9 +41,18 @@ impl Capture {
     /// Begins a file whose frames start with `link`.
     pub fn create(path: &Path, link: LinkType) -> io::Result<Self> {
         let file = BufWriter::new(File::create(path)?);
-        let pcap = PcapWriter::new(file, link)?;
+        Ok(Capture::to(path, PcapWriter::new(file, link)?))
+    }
+
+    /// Goes on with a file whose frames start with `link`.
+    pub fn append(path: &Path, link: LinkType) -> io::Result<Self> {
+        let file = BufWriter::new(File::options().append(true).open(path)?);
+        Ok(Capture::to(path, PcapWriter::go_on(file, link)))
+    }
+
+    fn to(path: &Path, pcap: PcapWriter<BufWriter<File>>) -> Self {
         let (frames, waiting) = channel::bounded(MAX_WAITING);
-        Ok(Capture {
+        Capture {
             path: path.to_owned(),
             frames,
             waiting,
@@ -51,7 +60,7 @@ impl Capture {
             missing: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             file: Some(pcap),
-        })
+        }
     }
 
     /// Takes one frame that was received.
@@ -127,6 +136,7 @@ impl Capture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::pcap::PcapReader;
 
     /// With nobody writing, memory stays bounded, nobody waits, and what is lost is told.
     #[test]
@@ -147,6 +157,21 @@ mod tests {
         // There is room again.
         capture.frame(Clock.now(), LinkType::Ip, [0u8; 20].into());
         assert_eq!(capture.waiting_octets.load(Ordering::Relaxed), 20);
+    }
+
+    #[test]
+    fn a_second_sweep_goes_on_where_the_first_has_left_off() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        for open in [Capture::create, Capture::append] {
+            let mut capture = open(file.path(), LinkType::Ip).expect("opened");
+            capture.frame(Clock.now(), LinkType::Ip, [0x45; 20].into());
+            capture.close();
+            let pcap = capture.take_file().expect("not taken");
+            capture.write(pcap).expect("written");
+        }
+        let bytes = std::fs::read(file.path()).expect("readable");
+        let frames = PcapReader::new(&bytes[..]).expect("a header").collect::<Result<Vec<_>, _>>();
+        assert_eq!(frames.expect("whole").len(), 2);
     }
 
     #[test]

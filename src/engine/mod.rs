@@ -18,9 +18,11 @@ pub use host::given;
 pub use open::preview;
 
 use crate::io::claim::Claim;
+use crate::io::raw::Likeness;
 use crate::io::xdp::{Redirect, XdpMode, ZeroCopy};
 use crate::io::{PathInfo, Receive, Transmit, guard::Guard};
 use crate::probe::Slot;
+use crate::probe::evidence::Verdict;
 use crate::probe::given::Given;
 use crate::probe::plan::Plan;
 use crate::probe::receiver::Post;
@@ -35,7 +37,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use watch::HostWatch;
 
 /// Which I/O path to take.
@@ -69,6 +71,9 @@ pub struct Setup {
     pub plan: Plan,
     /// The peers; `TargetId` is the index. No two may be equal.
     pub targets: Vec<SocketAddr>,
+    /// In whose name each of the targets is asked, and from which of our addresses: that of a connection
+    /// of this host's kernel. Empty where `source` and the routes of this host decide.
+    pub on_behalf: Vec<(IpAddr, Likeness)>,
     /// Flows that somebody else has opened; their `TargetId`s go on from those of the targets. No two
     /// may have the same ends.
     pub flows: Vec<Given>,
@@ -84,6 +89,8 @@ pub struct Setup {
     pub cpus: Option<Cpus>,
     /// Write every probe and reply to this pcap file.
     pub pcap: Option<PathBuf>,
+    /// Go on with that file where an earlier sweep by the same kind of paths has left it.
+    pub pcap_goes_on: bool,
 }
 
 /// CPUs for the threads of a sweep.
@@ -106,10 +113,18 @@ pub struct Control {
     pub sent: AtomicU64,
     /// Replies matched.
     pub replies: AtomicU64,
-    /// Verdicts by state, in the order of `State::ALL`.
+    /// Verdicts by state, in the order of `State::ALL`; without corrections.
     pub states: [AtomicU64; 5],
     /// What happened to this host meanwhile, in words, for whoever looks on. To be taken away.
     pub notices: SegQueue<String>,
+}
+
+impl Control {
+    /// Counts a verdict.
+    pub(crate) fn count(&self, verdict: &Verdict) {
+        let more = u64::from(!verdict.correction);
+        self.states[verdict.state as usize].fetch_add(more, Ordering::Relaxed);
+    }
 }
 
 /// Why a sweep could not start or go on.

@@ -62,9 +62,15 @@ impl Sweep {
         let claims = claims(&setup, &layout.given)?;
         let capture = match &setup.pcap {
             None => None,
-            Some(path) => Some(Capture::create(path, layout.link()).map_err(|error| {
-                EngineError::System(format!("create {}: {error}", path.display()))
-            })?),
+            Some(path) => {
+                let opened = match setup.pcap_goes_on {
+                    false => Capture::create(path, layout.link()),
+                    true => Capture::append(path, layout.link()),
+                };
+                Some(opened.map_err(|error| {
+                    EngineError::System(format!("create {}: {error}", path.display()))
+                })?)
+            }
         };
         let senders = layout.number_of_senders(&setup)?;
         let Opened { guard, redirects, paths, notes } = layout.open_paths(&setup, senders)?;
@@ -74,7 +80,8 @@ impl Sweep {
         let notes = said.into_iter().chain(notes).collect();
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
-        let watch = HostWatch::new(watch, layout.baseline(&paths)).with_programs(&redirects);
+        let watch =
+            HostWatch::new(watch, layout.baseline(&setup, &paths)).with_programs(&redirects);
         let kernel = layout.kernel.take().map(|kernel| (kernel, layout.cookies()));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
         privilege::drop_all().map_err(EngineError::system)?;

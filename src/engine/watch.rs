@@ -124,8 +124,8 @@ pub(super) struct Baseline {
     pub ways: Vec<Way>,
     /// By slot: the peer and its way, if it has one.
     pub peers: Vec<(IpAddr, Option<u32>)>,
-    /// The slot of the first given flow: their source addresses are given too.
-    pub first_given: u32,
+    /// From this slot on the source addresses are given, too.
+    pub first_from_given: u32,
     /// Paths whose next hops the kernel resolves, by interface number.
     pub kernel_neighbours: Vec<(PathId, u32)>,
 }

@@ -26,6 +26,13 @@ pub struct Sighting {
     pub from: Option<IpAddr>,
 }
 
+impl Sighting {
+    /// Returns one that no frame brought, at no instant that matters.
+    pub const fn unframed(kind: Seen) -> Sighting {
+        Sighting { kind, at: Duration::ZERO, ttl: None, seg_seq: None, seg_ack: None, from: None }
+    }
+}
+
 /// The kinds of things that can be seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Seen {
@@ -41,6 +48,10 @@ pub enum Seen {
     Fin,
     /// RST to our SYN.
     RstToSyn,
+    /// SYN-ACK to a SYN that asked whether the host of a silent connection is there.
+    FreshSynAck,
+    /// RST to such a SYN.
+    FreshRst,
     /// RST that answers a probe.
     RstToProbe,
     /// RST that no probe of ours drew.
@@ -104,6 +115,8 @@ impl Seen {
             Seen::Data => "data",
             Seen::Fin => "fin",
             Seen::RstToSyn => "rst-to-syn",
+            Seen::FreshSynAck => "fresh-syn-ack",
+            Seen::FreshRst => "fresh-rst",
             Seen::RstToProbe => "rst-to-probe",
             Seen::Rst => "rst",
             Seen::Icmp(kind, ..) => match kind {
@@ -226,14 +239,7 @@ impl Verdict {
             probes: 0,
             replies: 0,
             rtt: None,
-            evidence: vec![Sighting {
-                kind: Seen::Unresolved,
-                at: Duration::ZERO,
-                ttl: None,
-                seg_seq: None,
-                seg_ack: None,
-                from: None,
-            }],
+            evidence: vec![Sighting::unframed(Seen::Unresolved)],
             correction: false,
         }
     }

@@ -5,6 +5,7 @@
 
 pub mod classify;
 pub mod craft;
+pub mod escalate;
 pub mod evidence;
 pub mod flow;
 pub mod given;

@@ -36,7 +36,8 @@ pub struct Keepalive {
     pub idle: Duration,
     /// Between probes of one flow.
     pub interval: Duration,
-    /// Probes before silence is believed.
+    /// Probes before silence is believed. With 0, of a connection that we open, what its SYN draws is all
+    /// that is asked: a SYN-ACK is answered with RST, so that no application hears of it.
     pub count: u16,
 }
 

@@ -204,6 +204,10 @@ fn in_words(verdict: &Verdict) -> String {
         Reason::ClosedByPeer => "has closed its side".to_owned(),
         Reason::Refused => "is up, but nothing listens".to_owned(),
         Reason::Silent => format!("no answer to {}", probes(verdict.probes)),
+        Reason::HostSilent => {
+            format!("no answer to {}, nor to fresh SYNs", probes(verdict.probes))
+        }
+        Reason::FlowStateLost => because("host is up, but the path has lost the connection"),
         Reason::Reset => "does not know the connection (RST)".to_owned(),
         Reason::PathReset => "reset by something on the path (RST of another TTL)".to_owned(),
         Reason::Neighbour => "next hop does not answer ARP or ND".to_owned(),

@@ -53,6 +53,11 @@ impl<W: Write> PcapWriter<W> {
         Ok(PcapWriter { out, link })
     }
 
+    /// Goes on behind the last frame of a file that [`new`](Self::new) has begun with the same `link`.
+    pub fn go_on(out: W, link: LinkType) -> Self {
+        PcapWriter { out, link }
+    }
+
     /// Writes one frame; `realtime_ns` is nanoseconds since 1970.
     ///
     /// Of a frame longer than the snap length only the beginning is kept, with its true length.

@@ -107,6 +107,7 @@ fn sweep(args: &Args, seed: u64) -> Result<(Summary, Faults)> {
     let mut said = vec![0_u32; targets.len()];
     let down = args.down;
     let setup = Setup {
+        on_behalf: Vec::new(),
         flows: Vec::new(),
         plan: Plan {
             keepalive: Keepalive {
@@ -128,6 +129,7 @@ fn sweep(args: &Args, seed: u64) -> Result<(Summary, Faults)> {
         source_ports: 61_000..=65_534,
         cpus: None,
         pcap: None,
+        pcap_goes_on: false,
     };
     let swept = std::thread::spawn(move || -> Result<(Summary, Faults)> {
         let mut faults = Faults::default();

@@ -1,11 +1,12 @@
 //! The arguments of `keepsweep audit`.
 #![forbid(unsafe_code)]
 
-use super::{KeepaliveArgs, OutputArgs, PaceArgs, digits, duration, positive_duration};
+use super::{KeepaliveArgs, OutputArgs, PaceArgs, digits, duration, port_range, positive_duration};
 use crate::audit::{TCP_STATES, state_name};
 use crate::io::host::TcpState;
 use ipnet::IpNet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub(super) const SHORT_FOOTER: &str =
@@ -14,15 +15,21 @@ pub(super) const SHORT_FOOTER: &str =
 pub(super) const LONG_FOOTER: &str = "\
 Connections that are asked: those in ESTABLISHED, CLOSE_WAIT and FIN_WAIT2, unless --tcp-state says
 otherwise; the kernel itself ends those in the other states. Public peers are asked, too: they are
-this host's own connections. Nothing is sent but keepalives, as the kernel would send them, no
-connection is closed, and none dies of being asked. They are asked at once: the idle time of a
+this host's own connections. On them nothing is sent but keepalives, as the kernel would send them;
+no connection is closed, and none dies of being asked. They are asked at once: the idle time of a
 profile does not apply.
+
+Where a connection stays silent, its peer's host is asked by up to three SYNs in 5 s, from the same
+address to the same port, once for all connections between these. A SYN-ACK is answered with RST,
+so that no application hears of it. If anything comes back, the connection is asked once more, and
+only then judged. --keepalives-only does without.
 
 States:
   alive         it answered, or was heard meanwhile
   down          silent through the whole probe plan, and nothing points at the path or at us
   rebooted      it no longer knows the connection: a RST that answers our probe
-  unreachable   the network says so: ICMP, unanswered ARP or ND, no route
+  unreachable   the network says so: ICMP, unanswered ARP or ND, no route; or the connection is
+                silent though the host is up: a firewall has forgotten it (flow-state-lost)
   undetermined  our own side was sick, the connection cannot be probed (signed segments, data in
                 flight throughout), or the run was interrupted: nobody is accused
 
@@ -99,6 +106,17 @@ pub struct AuditArgs {
     /// What keepalives are sent.
     #[command(flatten)]
     pub keepalive: KeepaliveArgs,
+
+    /// Send nothing but keepalives: ask no host of a silent connection by a fresh SYN
+    ///
+    /// A connection that a firewall on the path has forgotten is then `down`, as one whose peer is.
+    #[arg(long, help_heading = "Probing")]
+    pub keepalives_only: bool,
+
+    /// Source ports of fresh SYNs; must not overlap net.ipv4.ip_local_port_range
+    #[arg(long, value_name = "LO-HI", default_value = "61000-65534", value_parser = port_range,
+          conflicts_with = "keepalives_only", help_heading = "Probing")]
+    pub source_ports: RangeInclusive<u16>,
 
     /// How fast, and in which order.
     #[command(flatten)]

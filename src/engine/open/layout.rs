@@ -67,8 +67,14 @@ impl Layout {
         };
         let mut known = HashMap::new();
         let mut not_peers = BTreeSet::new();
-        for &peer in &setup.targets {
-            let way = layout.way(setup, peer, constraint, None, &mut routes)?;
+        for (index, &peer) in setup.targets.iter().enumerate() {
+            let (constraint, likeness) = match setup.on_behalf.get(index) {
+                None => (constraint, None),
+                Some(&(source, likeness)) => {
+                    (Constraint { source: Some(source), ..constraint }, Some(likeness))
+                }
+            };
+            let way = layout.way(setup, peer, constraint, likeness, &mut routes)?;
             layout.add_target(setup, peer, way, &mut known, &mut not_peers)?;
         }
         let Examined { given, likeness, kernel, unreadable } =
@@ -113,8 +119,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Asks the kernel for the way to `peer`, in the name of a socket with `likeness` if it owns the
-    /// flow.
+    /// Asks the kernel for the way to `peer`, in the name of a socket with `likeness` if there is one.
     fn way(
         &self,
         setup: &Setup,
@@ -298,7 +303,7 @@ impl Layout {
     }
 
     /// Returns what the host looked like to those who made this layout and `paths` from it.
-    pub fn baseline(&self, paths: &[Path]) -> Baseline {
+    pub fn baseline(&self, setup: &Setup, paths: &[Path]) -> Baseline {
         let egress: Vec<_> = (0u8..)
             .map(PathId)
             .zip(self.egress.iter().map(|egress| egress.interface.index))
@@ -328,7 +333,10 @@ impl Layout {
             elsewhere: elsewhere.collect(),
             ways: ways.collect(),
             peers: peers.collect(),
-            first_given: (self.targets.len() - self.given.len()) as u32,
+            first_from_given: match setup.on_behalf.is_empty() {
+                true => (self.targets.len() - self.given.len()) as u32,
+                false => 0,
+            },
             kernel_neighbours: egress
                 .iter()
                 .copied()

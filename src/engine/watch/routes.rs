@@ -77,7 +77,7 @@ impl Strays {
                 IpAddr::V6(peer) if peer.is_unicast_link_local() => Some(way.ifindex),
                 _ => baseline.constraint.oif,
             };
-            let given = (slot >= baseline.first_given).then_some(way.source);
+            let given = (slot >= baseline.first_from_given).then_some(way.source);
             let source = given.or(baseline.constraint.source);
             let Likeness { mark, bound_interface } = way.likeness;
             let bound = (bound_interface != 0).then_some(bound_interface);

@@ -3,7 +3,7 @@
 
 use super::{Flow, Owed, Stage, Step};
 use crate::probe::matcher::Reply;
-use crate::probe::plan::EMPTY_PROBE_SPACING;
+use crate::probe::plan::{EMPTY_PROBE_SPACING, Plan};
 use crate::time::Instant;
 use crate::wire::SeqNumber;
 use std::time::Duration;
@@ -41,7 +41,7 @@ impl Flow {
         self.ask_anew();
     }
 
-    pub(super) fn handle_syn_ack(&mut self, reply: &Reply) -> Step {
+    pub(super) fn handle_syn_ack(&mut self, reply: &Reply, plan: &Plan) -> Step {
         if self.stage != Stage::SynSent {
             if reply.at.since(self.syn_ack_at) < SYN_ACK_SPACING {
                 return Step::Continue;
@@ -73,8 +73,12 @@ impl Flow {
         self.peer_ttl = Some(reply.ttl);
         self.stage = Stage::Confirming;
         self.deadline = Instant::FAR_FUTURE;
-        self.ask_anew();
         self.owed = Owed::default();
+        if plan.keepalive.count == 0 {
+            self.facts.ack = true;
+            return Step::Verdict;
+        }
+        self.ask_anew();
         self.owe(Owed::ACK | Owed::PROBE)
     }
 

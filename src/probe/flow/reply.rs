@@ -26,7 +26,7 @@ impl Flow {
         }
         self.note(self.seen(reply), reply);
         match kind {
-            ReplyKind::SynAck => self.handle_syn_ack(reply),
+            ReplyKind::SynAck => self.handle_syn_ack(reply, plan),
             ReplyKind::Ack => {
                 self.handle_segment(reply);
                 if reply.wnd == 0 {
@@ -209,11 +209,12 @@ impl Flow {
         };
         let relative =
             |number: SeqNumber, base: SeqNumber| SeqNumber(number.0.wrapping_sub(base.0));
+        let irs = if reply.kind == ReplyKind::SynAck { reply.seg_seq } else { self.irs };
         self.evidence.push(Sighting {
             kind,
             at: self.since_first_asked(reply.at),
             ttl: Some(reply.ttl),
-            seg_seq: from.is_none().then(|| relative(reply.seg_seq, self.irs)),
+            seg_seq: from.is_none().then(|| relative(reply.seg_seq, irs)),
             seg_ack: from.is_none().then(|| relative(reply.seg_ack, self.iss)),
             from,
         });

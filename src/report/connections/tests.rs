@@ -304,6 +304,10 @@ fn every_reason_is_said_in_words() {
     let listed = listed(None, "10.0.0.1:1", "10.0.0.2:2", TcpState::Established);
     let said = |state, reason, probes| in_words(&verdict(&listed, state, reason, probes));
     assert_eq!(said(State::Down, Reason::Silent, 1), "no answer to 1 probe");
+    let asked = said(State::Down, Reason::HostSilent, 5);
+    assert_eq!(asked, "no answer to 5 probes, nor to fresh SYNs");
+    let lost = said(State::Unreachable, Reason::FlowStateLost, 8);
+    assert_eq!(lost, "host is up, but the path has lost the connection");
     assert_eq!(said(State::Alive, Reason::Ack, 0), "was heard, unasked");
     assert_eq!(said(State::Undetermined, Reason::Unprobeable, 0), "cannot be asked");
     let _: SocketAddr = listed.connection.peer;

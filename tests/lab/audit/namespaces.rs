@@ -99,7 +99,7 @@ fn all_namespaces_each_connection_once() {
     assert_eq!(audit.records.len(), HOSTS * CONNECTIONS, "{}", audit.stderr);
     for (number, (pair, app)) in pairs.iter().zip(&mut apps).enumerate() {
         let expected = match number {
-            3 => ("down", "silent"),
+            3 => ("down", "host-silent"),
             5 => ("rebooted", "reset"),
             _ => ("alive", "ack"),
         };

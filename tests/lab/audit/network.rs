@@ -125,20 +125,16 @@ impl Network {
             counter resets { }
             chain watch {
                 type filter hook prerouting priority -400
-                iifname up0 tcp flags & rst != 0 counter name resets
+                iifname up0 tcp sport != 61000-65534 tcp flags & rst != 0 counter name resets
             }
         }";
         self.lab.script(&["exec", "router", "nft", table]);
     }
 
-    /// Returns how many RSTs have come from the audited host since the faults.
+    /// Returns how many RSTs have come from the audited host since the faults, but for those that end
+    /// fresh SYNs.
     pub fn resets(&self) -> u64 {
-        let show =
-            ["exec", "router", "nft", "-j", "list", "counter", "inet", "audit_watch", "resets"];
-        let answer: Value = serde_json::from_str(&self.lab.script(&show)).expect("JSON");
-        let counters = answer["nftables"].as_array().expect("a list").iter();
-        let packets = |object: &Value| object["counter"]["packets"].as_u64();
-        counters.filter_map(packets).next().expect("the counter")
+        counter(&self.lab, "audit_watch", "resets")
     }
 
     /// Returns every connection as the audited host's applications see it now.
@@ -214,8 +210,17 @@ fn fault(lab: &Lab, words: &[&str], is_struck: impl Fn(&Row) -> bool) {
     lab.script(&[&["fault"], words, &nets.collect::<Vec<_>>()].concat());
 }
 
+/// Returns how many packets a counter of the router's has seen.
+pub fn counter(lab: &Lab, table: &str, name: &str) -> u64 {
+    let show = ["exec", "router", "nft", "-j", "list", "counter", "inet", table, name];
+    let answer: Value = serde_json::from_str(&lab.script(&show)).expect("JSON");
+    let counters = answer["nftables"].as_array().expect("a list").iter();
+    let packets = |object: &Value| object["counter"]["packets"].as_u64();
+    counters.filter_map(packets).next().expect("the counter")
+}
+
 /// Runs `ip` in a namespace.
-fn ip(namespace: &str, command: &str) {
+pub fn ip(namespace: &str, command: &str) {
     let output = Command::new("ip")
         .args(["-n", namespace])
         .args(command.split_whitespace())

@@ -29,7 +29,7 @@ fn assert_unharmed(app: &mut App) {
 #[test]
 fn translated_on_their_way_out() {
     let names = ["alive", "gone"];
-    translated("aunat", &names, &[("alive", "alive/ack"), ("gone", "down/silent")]);
+    translated("aunat", &names, &[("alive", "alive/ack"), ("gone", "down/host-silent")]);
 }
 
 #[test]
@@ -169,5 +169,21 @@ fn to_neighbours() {
     }
     audit.assert_says(&host, &of(&mut app, "lost"), &["unreachable/neighbour"]);
     audit.assert_says(&host, &of(&mut app, "link-local"), &["alive/ack"]);
+
+    // They answer SYNs and nothing else, as behind a firewall that has forgotten their connections.
+    let table = "table inet forgetful {
+        chain in {
+            type filter hook input priority 0
+            tcp flags & (syn | ack) == ack drop
+        }
+    }";
+    lab.script(&["exec", "fleet", "nft", table]);
+    let audit = Audit::run(&host, &[]);
+    println!("{}", audit.summary);
+    for name in ["near-greeted", "near6", "link-local"] {
+        audit.assert_says(&host, &of(&mut app, name), &["unreachable/flow-state-lost"]);
+    }
+    audit.assert_counts();
+    assert_eq!(audit.summary["kernel_rsts"], 0, "{}", audit.summary);
     assert_unharmed(&mut app);
 }

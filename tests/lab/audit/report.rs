@@ -55,14 +55,36 @@ impl Audit {
         Audit { code: output.status.code(), stderr, records, summary }
     }
 
+    /// Returns the record of a connection.
+    pub fn record(&self, namespace: &str, held: &Held) -> &Value {
+        // A scope is no part of a record's address.
+        let plain = |end: SocketAddr| SocketAddr::new(end.ip(), end.port());
+        let key = (namespace.to_owned(), plain(held.local), plain(held.peer));
+        let record = self.records.get(&key);
+        record.unwrap_or_else(|| panic!("{held:?}: no record\n{}", self.stderr))
+    }
+
+    /// Checks that the summary counts what the records say.
+    pub fn assert_counts(&self) {
+        let count = |state: &str| {
+            self.records.values().filter(|record| record["state"] == state).count() as u64
+        };
+        for state in ["alive", "down", "rebooted", "unreachable", "undetermined"] {
+            assert_eq!(self.summary[state], count(state), "{state}: {}", self.summary);
+        }
+        assert_eq!(self.summary["peers"], self.records.len() as u64, "{}", self.summary);
+        let sum = |field: &str| {
+            let parts = self.summary[field].as_object().expect(field).values();
+            parts.filter_map(Value::as_u64).sum::<u64>()
+        };
+        assert_eq!(sum("reasons"), self.records.len() as u64, "{}", self.summary);
+        assert_eq!(self.summary["frames_sent"], sum("sent_by_kind"), "{}", self.summary);
+    }
+
     /// Checks that each of these connections has one of these verdicts, as "state/reason".
     pub fn assert_says(&self, namespace: &str, held: &[Held], verdicts: &[&str]) {
         for held in held {
-            // A scope is no part of a record's address.
-            let plain = |end: SocketAddr| SocketAddr::new(end.ip(), end.port());
-            let key = (namespace.to_owned(), plain(held.local), plain(held.peer));
-            let record = self.records.get(&key);
-            let record = record.unwrap_or_else(|| panic!("{held:?}: no record\n{}", self.stderr));
+            let record = self.record(namespace, held);
             let text = |field: &str| record[field].as_str().unwrap_or("?");
             let said = format!("{}/{}", text("state"), text("reason"));
             assert!(verdicts.contains(&said.as_str()), "{}: {record}", held.group);

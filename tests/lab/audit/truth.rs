@@ -63,8 +63,7 @@ const fn row(name: &'static str, nets: [&'static str; 2], count: usize) -> Row {
     }
 }
 
-/// With or without a second question to the host.
-const SILENT: &[(&str, &str)] = &[("down", "silent"), ("down", "host-silent")];
+const SILENT: &[(&str, &str)] = &[("down", "host-silent")];
 const RESET: &[(&str, &str)] = &[("rebooted", "reset")];
 const UNPROBEABLE: &[(&str, &str)] = &[("undetermined", "unprobeable")];
 /// Of a peer that talks anyway a second look may tell as much as a probe.
@@ -122,10 +121,9 @@ pub const ROWS: &[Row] = &[
         opinion: Opinion::Reset,
         ..row("firewalled-rebooted", ["10.99.10.0/24", "fd99:0:0:10::/120"], 30)
     },
-    // Unless its host is asked as well, nothing tells this from a peer that is down.
     Row {
         fate: Fate::Forgotten,
-        verdicts: &[("unreachable", "flow-state-lost"), ("down", "silent")],
+        verdicts: &[("unreachable", "flow-state-lost")],
         opinion: Opinion::TimedOut,
         ..row("forgotten", ["10.99.11.0/24", "fd99:0:0:11::/120"], 30)
     },

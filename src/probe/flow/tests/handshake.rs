@@ -1,10 +1,13 @@
 //! Rules 15 and 16: SYN, SYN-ACK, and the answer that confirms them.
 
+use crate::probe::escalate;
+use crate::probe::evidence::Seen;
 use crate::probe::flow::MAX_OPENS;
 use crate::probe::matcher::Rejection;
 use crate::probe::plan::{Keepalive, Plan, ProbeBytes};
 use crate::probe::script::{ACK, DATA, REFUSAL, RST, SYN_ACK, Say, Script, plan, resting};
 use crate::time::Instant;
+use crate::wire::SeqNumber;
 use std::time::Duration;
 
 /// A challenge ACK for a connection that is not ours.
@@ -340,4 +343,37 @@ fn data_confirms_as_an_ack_does() {
     script.sent(&["10000 [.] 0 ack 11"]);
     script.hear(Say { seq: 11, ..RST });
     script.said(&["rebooted/reset"]);
+}
+
+/// A question to the host alone: whoever listens there never gets a connection.
+#[test]
+fn without_keepalives_a_syn_ack_is_the_answer_and_is_reset() {
+    let asking = escalate::fresh_syn(&plan(), 1);
+    let mut script = Script::new(asking);
+    script.at(10);
+    script.hear(SYN_ACK);
+    let verdict = &script.said(&["alive/ack"])[0];
+    let [seen] = verdict.evidence[..] else { panic!("{verdict:?}") };
+    let number = Some(SeqNumber(0));
+    assert_eq!((seen.kind, seen.seg_seq, seen.ttl), (Seen::SynAck, number, Some(60)));
+    assert_eq!(verdict.rtt, Some(Duration::from_millis(10)));
+    script.sent(&["0 [S] 0", "10 [R.] 1 ack 1"]);
+    assert!(script.done);
+    // The RST was lost: the peer repeats itself, and is told again.
+    script.at(1_010);
+    script.hear(SYN_ACK);
+    script.sent(&["1010 [R.] 1 ack 1"]);
+
+    let mut script = Script::new(asking);
+    script.hear(REFUSAL);
+    script.said(&["alive/refused"]);
+    script.sent(&["0 [S] 0"]);
+
+    let mut script = Script::new(asking);
+    script.at(5_000);
+    script.sent(&["0 [S] 0", "1000 [S] 0", "3000 [S] 0", "5000 [R] 1"]);
+    assert_eq!(script.said(&["down/silent"])[0].probes, 3);
+    // Even then a late answer counts, and leaves nothing behind.
+    script.hear(SYN_ACK);
+    script.said(&["correction alive/ack"]);
 }
