@@ -9,6 +9,8 @@ mod batch;
 #[cfg(feature = "os")]
 pub mod claim;
 #[cfg(feature = "os")]
+pub mod conntrack;
+#[cfg(feature = "os")]
 pub mod cpu;
 #[cfg(feature = "os")]
 mod errno;

@@ -1,4 +1,4 @@
-//! Linux capabilities: which are needed, and giving all of them up.
+//! Linux capabilities: which are needed, and giving up the others, or all of them.
 
 use super::IoError;
 use caps::{CapSet, CapsHashSet};
@@ -14,6 +14,17 @@ pub use caps::Capability;
 /// not ask for CAP_PERFMON.
 pub const SWEEP: &[Capability] =
     &[Capability::CAP_NET_RAW, Capability::CAP_NET_ADMIN, Capability::CAP_BPF];
+
+/// What it takes to read the connections of this host's kernel: CAP_BPF to load a BPF iterator,
+/// CAP_PERFMON since it follows pointers.
+pub const CONNECTIONS: &[Capability] = &[Capability::CAP_BPF, Capability::CAP_PERFMON];
+
+/// What it takes to look at other users' processes and to enter network namespaces.
+///
+/// CAP_SYS_PTRACE for what /proc shows to a debugger only (proc(5)), CAP_DAC_READ_SEARCH for the
+/// directory that it is in, CAP_SYS_ADMIN for setns(2).
+pub const OTHERS: &[Capability] =
+    &[Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH];
 
 /// Capabilities that this thread lacks; says how to grant them.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -59,28 +70,35 @@ fn check(needed: &[Capability], held: &CapsHashSet) -> Result<(), MissingCapabil
     Err(MissingCapabilities { missing, needed: needed.to_vec() })
 }
 
-/// Gives up every capability of the calling thread, for good, and sets `no_new_privs`.
+/// Gives up every capability of the calling thread, for good, and sets `no_new_privs`. See [`keep`].
 ///
-/// Clears the effective, permitted, inheritable and ambient sets, and the bounding set where that is
-/// allowed (CAP_SETPCAP; root has it, a binary with file capabilities has not). With
-/// `no_new_privs` nothing that is executed later gains any, not even for uid 0 or a setuid file.
+/// # Errors
+/// As [`keep`].
+pub fn drop_all() -> Result<(), IoError> {
+    keep(&[])
+}
+
+/// Gives up every capability of the calling thread but those of `wanted` that it has, for good, and
+/// sets `no_new_privs`.
+///
+/// Clears the inheritable and ambient sets too, and the bounding set where that is allowed
+/// (CAP_SETPCAP; root has it, a binary with file capabilities has not). With `no_new_privs` nothing
+/// that is executed later gains any, not even for uid 0 or a setuid file.
 ///
 /// Capabilities belong to threads: threads that exist already keep theirs, threads that are
-/// spawned later have none. So call it before the first one is spawned; a warning is logged if
-/// there are others.
+/// spawned later have those of the one that spawns them.
 ///
 /// Open descriptors keep working (sockets, bpf_links, maps). What is opened later is checked
 /// against the plain user: root stays uid 0, but without CAP_DAC_OVERRIDE, so that a file or
 /// directory of another user is writable only if its mode says so. Open output files before.
 ///
 /// # Errors
-/// [`IoError`] naming the set that could not be cleared or is not empty afterwards.
-pub fn drop_all() -> Result<(), IoError> {
-    let threads = thread_count();
-    if threads > 1 {
-        tracing::warn!(others = threads - 1, "threads that already run keep their capabilities");
-    }
-
+/// [`IoError`] naming the set that could not be changed or holds something else afterwards.
+pub fn keep(wanted: &[Capability]) -> Result<(), IoError> {
+    let permitted = caps::read(None, CapSet::Permitted);
+    let permitted = permitted.map_err(|error| failed("permitted set", error))?;
+    let kept: CapsHashSet =
+        wanted.iter().copied().filter(|capability| permitted.contains(capability)).collect();
     // First, as it needs CAP_SETPCAP, which the others take away.
     if matches!(caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP), Ok(true)) {
         for capability in caps::runtime::thread_all_supported() {
@@ -91,15 +109,15 @@ pub fn drop_all() -> Result<(), IoError> {
     if caps::runtime::ambient_set_supported().is_ok() {
         caps::clear(None, CapSet::Ambient).map_err(|error| failed("ambient set", error))?;
     }
-    for (set, name) in [
-        (CapSet::Inheritable, "inheritable set"),
-        (CapSet::Effective, "effective set"),
-        (CapSet::Permitted, "permitted set"),
+    for (set, name, left) in [
+        (CapSet::Inheritable, "inheritable set", &CapsHashSet::new()),
+        (CapSet::Effective, "effective set", &kept),
+        (CapSet::Permitted, "permitted set", &kept),
     ] {
-        caps::clear(None, set).map_err(|error| failed(name, error))?;
-        let left = caps::read(None, set).map_err(|error| failed(name, error))?;
-        if !left.is_empty() {
-            return Err(failed(name, "not empty after it was cleared"));
+        caps::set(None, set, left).map_err(|error| failed(name, error))?;
+        let found = caps::read(None, set).map_err(|error| failed(name, error))?;
+        if found != *left {
+            return Err(failed(name, "not what it was set to"));
         }
     }
     nix::sys::prctl::set_no_new_privs().map_err(|errno| IoError {
@@ -118,11 +136,6 @@ fn failed(set: &str, reason: impl fmt::Display) -> IoError {
         source: io::Error::other(reason.to_string()),
         remedy: "",
     }
-}
-
-fn thread_count() -> usize {
-    // Without /proc nobody can say; the warning is a courtesy.
-    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
 #[cfg(test)]
