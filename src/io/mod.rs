@@ -33,6 +33,8 @@ pub mod raw;
 pub mod replay;
 #[cfg(feature = "os")]
 pub mod route;
+#[cfg(feature = "os")]
+pub mod shield;
 pub mod sim;
 #[cfg(feature = "os")]
 mod sockopt;
