@@ -56,6 +56,7 @@ fn root_can_sweep_and_nothing_is_left() {
             "tcx",
             "btf",
             "connections",
+            "shield",
             "audit-reach",
             "source-ports",
             "interface up0",

@@ -183,6 +183,44 @@ fn exact_tuples_are_guarded_even_on_the_port_of_a_listener() {
     assert_eq!((counts.dropped, counts.kernel_rsts), (0, 0));
 }
 
+/// A reset comes in with other ends than the socket's: this host would translate them.
+#[test]
+fn a_held_connection_is_told_by_its_ends_on_the_wire_too() {
+    let Some(lab) = Lab::new() else { return };
+    let spec = GuardSpec { sources: Vec::new(), ports: PORTS, tuples: Vec::new(), holds: 3 };
+    let guard = Guard::attach(&[lab.interface("a0")], &spec).unwrap();
+    let holds = guard.holds();
+    for v6 in [false, true] {
+        let (peer, ours) = lab::addresses(v6);
+        let listener = TcpListener::bind(SocketAddr::new(ours, 444)).unwrap();
+        let local = listener.local_addr().unwrap();
+        let _theirs = lab.peer.run(move || TcpStream::connect(local).unwrap());
+        let (_stream, peer_end) = listener.accept().unwrap();
+        let before = guard.counts().unwrap().held;
+        let wire = |port| (SocketAddr::new(ours, port), SocketAddr::new(peer, 9));
+        let reset = |port| ethernet(&Segment::new(wire(port).1, wire(port).0, 0x04));
+        // Said again, with others: those of before are held as well.
+        for port in [20_000, 20_001] {
+            holds.hold(local, peer_end, Some(wire(port))).unwrap();
+        }
+        assert_eq!(holds.count().unwrap(), 3);
+        for port in [20_002, 20_000, 20_001] {
+            lab.peer.send("b0", reset(port));
+        }
+        await_that(|| guard.counts().unwrap().held == before + 2);
+        holds.let_go(local, peer_end).unwrap();
+        assert_eq!(holds.count().unwrap(), 0);
+        // A connection that is held and has no socket is over.
+        holds.hold(SocketAddr::new(ours, 445), peer_end, Some(wire(20_000))).unwrap();
+        lab.peer.send("b0", reset(20_000));
+        holds.let_go(SocketAddr::new(ours, 445), peer_end).unwrap();
+        holds.hold(local, peer_end, Some(wire(20_000))).unwrap();
+        lab.peer.send("b0", reset(20_000));
+        await_that(|| guard.counts().unwrap().held == before + 3);
+        holds.let_go(local, peer_end).unwrap();
+    }
+}
+
 /// What would end a connection of the kernel's is kept from it while it is held, and nothing else is.
 #[test]
 fn a_held_connection_survives_a_reset_that_fits_and_only_while_it_is_held() {
@@ -205,7 +243,7 @@ fn a_held_connection_survives_a_reset_that_fits_and_only_while_it_is_held() {
                 let holds = guard.holds();
                 std::thread::spawn(move || {
                     privilege::drop_all().unwrap();
-                    holds.hold(local, peer_end)
+                    holds.hold(local, peer_end, None)
                 })
             };
             unprivileged.join().unwrap().unwrap();
@@ -239,7 +277,7 @@ fn a_held_connection_survives_a_reset_that_fits_and_only_while_it_is_held() {
     let (peer, ours) = lab::addresses(false);
     let _listener = TcpListener::bind(SocketAddr::new(ours, 445)).unwrap();
     let (local, peer) = (SocketAddr::new(ours, 445), SocketAddr::new(peer, 5_005));
-    holds.hold(local, peer).unwrap();
+    holds.hold(local, peer, None).unwrap();
     let before = guard.counts().unwrap();
     let theirs = lab.peer.run(move || lab::connect_from(peer, local));
     assert_eq!(theirs.local_addr().unwrap(), peer);

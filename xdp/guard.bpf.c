@@ -57,7 +57,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1); /* set by Rust */
 	__type(key, struct guard_tuple);
-	__type(value, __u8);
+	__type(value, struct guard_tuple);
 } held SEC(".maps");
 
 struct {
@@ -101,9 +101,10 @@ static __always_inline int is_given(const struct guard_tuple *flow)
 	return bpf_map_lookup_elem(&tuples, flow) != 0;
 }
 
-static __always_inline int is_held(const struct guard_tuple *flow)
+/* The ends of the socket whose packets come in like this, if they are held. */
+static __always_inline const struct guard_tuple *held_socket(const struct guard_tuple *flow)
 {
-	return bpf_map_lookup_elem(&held, flow) != 0;
+	return bpf_map_lookup_elem(&held, flow);
 }
 
 /* `inbound`: our end is the destination. */
@@ -133,9 +134,30 @@ static __always_inline void flow_of(const struct segment *segment, int inbound,
 	flow->peer_port = bpf_ntohs(inbound ? sport : dport);
 }
 
-/* Keeps from a socket what would end its connection, and nothing else. */
-static __always_inline int hold(struct __sk_buff *skb, struct segment *segment)
+/* What a packet to that socket has for addresses and ports once it is translated. */
+static __always_inline __u32 tuple_of(const struct guard_tuple *socket, struct bpf_sock_tuple *tuple)
 {
+	__be16 sport = bpf_htons(socket->peer_port), dport = bpf_htons(socket->local_port);
+
+	if (socket->local.version == 4) {
+		__builtin_memcpy(&tuple->ipv4.saddr, socket->peer_addr, 4);
+		__builtin_memcpy(&tuple->ipv4.daddr, socket->local.addr, 4);
+		tuple->ipv4.sport = sport;
+		tuple->ipv4.dport = dport;
+		return sizeof(tuple->ipv4);
+	}
+	__builtin_memcpy(tuple->ipv6.saddr, socket->peer_addr, 16);
+	__builtin_memcpy(tuple->ipv6.daddr, socket->local.addr, 16);
+	tuple->ipv6.sport = sport;
+	tuple->ipv6.dport = dport;
+	return sizeof(tuple->ipv6);
+}
+
+/* Keeps from a socket what would end its connection, and nothing else. */
+static __always_inline int hold(struct __sk_buff *skb, const struct segment *segment,
+				const struct guard_tuple *socket)
+{
+	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
 	__u32 tuple_len;
 	__u8 flags;
@@ -145,8 +167,8 @@ static __always_inline int hold(struct __sk_buff *skb, struct segment *segment)
 		return NEXT;
 	if (!(flags & (TCP_RST | TCP_SYN)))
 		return NEXT;
-	tuple_len = segment->version == 4 ? sizeof(segment->tuple.ipv4) : sizeof(segment->tuple.ipv6);
-	sk = bpf_skc_lookup_tcp(skb, &segment->tuple, tuple_len, BPF_F_CURRENT_NETNS, 0);
+	tuple_len = tuple_of(socket, &tuple);
+	sk = bpf_skc_lookup_tcp(skb, &tuple, tuple_len, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return NEXT;
 	// The connection is over, and this may be the next one.
@@ -161,6 +183,7 @@ static __always_inline int hold(struct __sk_buff *skb, struct segment *segment)
 SEC("classifier")
 int guard_ingress(struct __sk_buff *skb)
 {
+	const struct guard_tuple *socket;
 	struct segment segment = {};
 	struct guard_tuple flow = {};
 	struct bpf_sock *sk;
@@ -178,8 +201,9 @@ int guard_ingress(struct __sk_buff *skb)
 		return NEXT;
 
 	flow_of(&segment, 1, &flow);
-	if (is_held(&flow))
-		return hold(skb, &segment);
+	socket = held_socket(&flow);
+	if (socket)
+		return hold(skb, &segment, socket);
 	given = is_given(&flow);
 	if (!given && !is_ours(&flow))
 		return NEXT;
@@ -228,7 +252,7 @@ int guard_egress(struct __sk_buff *skb)
 		return NEXT;
 
 	flow_of(&segment, 0, &flow);
-	if (!is_ours(&flow) && !is_given(&flow) && !is_held(&flow))
+	if (!is_ours(&flow) && !is_given(&flow) && !held_socket(&flow))
 		return NEXT;
 	if (read(skb, segment.upper + TCP_FLAGS, &flags, sizeof(flags)))
 		return NEXT;

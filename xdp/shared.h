@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0
  *
- * What the BPF programs and Rust agree on. Mirrored in src/io/guard.rs and
- * src/io/xdp/program.rs: change both sides.
+ * What the BPF programs and Rust agree on. Mirrored in src/io/guard.rs,
+ * src/io/shield.rs and src/io/xdp/program.rs: change both sides.
  */
 #ifndef KEEPSWEEP_SHARED_H
 #define KEEPSWEEP_SHARED_H
@@ -20,8 +20,9 @@ struct guard_ports {
 	__u16 hi;
 };
 
-/* Key of `tuples`: a flow that was given, and that the kernel does not own; and of `held`: one that the
- * kernel owns, and whose RSTs and SYNs it must not get. The value means nothing. */
+/* Key of `tuples`: a flow that was given, and that the kernel does not own; the value means nothing.
+ * Key of `held`: one that the kernel owns, and whose RSTs and SYNs it must not get, as its packets come
+ * in; the value is what its socket has, which is something else where this host translates them. */
 struct guard_tuple {
 	struct guard_source local;
 	__u8 peer_addr[16];  /* as in guard_source */
@@ -56,6 +57,15 @@ struct redirect_interface {
 	__u8 padding[2];
 };
 
+/* How many sockets can be shielded at one time: each costs 16 octets, in use or not. */
+#define SHIELD_MAX (1 << 17)
+
+/* Value of `shielded`: the RSTs without ACK that were kept from a socket. */
+struct shield_kept {
+	__u32 resets;
+	__u32 seq;           /* SEG.SEQ of the last, host order */
+};
+
 /* Value of `frames`: an answer without options or data, and two octets of padding. */
 struct replay_frame {
 	__u64 words[7];
@@ -65,5 +75,6 @@ _Static_assert(sizeof(struct guard_source) == 20, "mirrored in src/io/guard.rs")
 _Static_assert(sizeof(struct guard_ports) == 4, "mirrored in src/io/guard.rs");
 _Static_assert(sizeof(struct guard_tuple) == 40, "mirrored in src/io/guard.rs");
 _Static_assert(sizeof(struct redirect_interface) == 12, "mirrored in src/io/xdp/program.rs");
+_Static_assert(sizeof(struct shield_kept) == 8, "mirrored in src/io/shield.rs");
 
 #endif

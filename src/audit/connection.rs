@@ -4,6 +4,7 @@
 use crate::engine;
 use crate::io::host::{Connection, Numbers, TcpState};
 use crate::probe::given::TimestampClock;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ pub struct Listed {
     pub connection: Connection,
     /// Who holds it; `None` if no process does, or none that we may look at.
     pub process: Option<Process>,
+    /// The two ends that its packets have on the wire, ours first, where this host translates them.
+    pub translated: Option<(SocketAddr, SocketAddr)>,
     /// Its network namespace: the name if it has one, else `net:[INODE]`.
     pub netns: Arc<str>,
 }

@@ -3,6 +3,7 @@
 
 use super::filter::Taken;
 use super::{Audit, AuditError, Listed, Process, Scope, state_name};
+use crate::io::conntrack::{self, Extent, Tracked};
 use crate::io::host::{
     self, Connection, HostError, Namespace, Namespaces, Owners, Reader, TcpState, namespaces,
 };
@@ -88,7 +89,7 @@ impl Audit {
         let mut refusals = Vec::new();
         for namespace in chosen {
             match read_in(&namespace, &reader) {
-                Ok(connections) => read.push((namespace, connections)),
+                Ok(found) => read.push((namespace, found)),
                 Err(error) if several => refusals.push(error),
                 Err(error) => return Err(error.into()),
             }
@@ -102,7 +103,7 @@ impl Audit {
 
         // After the connections, so that whoever opened one is there to be found.
         let mut owners = Attribution::new(reader.owners()?);
-        for (namespace, connections) in read {
+        for (namespace, (connections, tracked)) in read {
             let netns: Arc<str> = name(&namespace).into();
             let mut taken = Vec::new();
             for connection in connections {
@@ -110,8 +111,10 @@ impl Audit {
                     Taken::Yes => {
                         let asked = sockets.as_ref().and_then(|held| held.get(&connection.inode));
                         let process = owners.process(&connection, asked.copied());
+                        let ends = conntrack::ends(connection.local, connection.peer);
+                        let translated = tracked.get(&ends).copied().flatten();
                         let netns = Arc::clone(&netns);
-                        taken.push(Arc::new(Listed { connection, process, netns }));
+                        taken.push(Arc::new(Listed { connection, process, translated, netns }));
                     }
                     Taken::ButForState(state) => *listing.left_out.entry(state).or_default() += 1,
                     Taken::No => {}
@@ -174,16 +177,31 @@ fn no_process(pid: u32) -> AuditError {
     AuditError::Usage(format!("look at process {pid}: no such process; see: ps -p {pid}"))
 }
 
-/// Reads the connections of `namespace`; from outside of it in no case: an iterator is of the
-/// namespace of the thread that creates it.
-fn read_in(namespace: &Namespace, reader: &Reader) -> Result<Vec<Connection>, HostError> {
+/// Reads the connections of `namespace`, and how it translates them; from outside of it in no case: an
+/// iterator is of the namespace of the thread that creates it.
+fn read_in(
+    namespace: &Namespace,
+    reader: &Reader,
+) -> Result<(Vec<Connection>, Tracked), HostError> {
     let read = || {
         let mut connections = Vec::new();
         reader.read(&mut |connection| connections.push(connection))?;
-        Ok(connections)
+        let tracked = translations(&connections);
+        Ok((connections, tracked))
     };
     // Entering needs CAP_SYS_ADMIN, even where one is already.
     if namespace.is_own { read() } else { namespace.enter(read)? }
+}
+
+/// Reads how this thread's network namespace translates `connections`. That is good to know, and no more:
+/// where it is not told, the list does without.
+fn translations(connections: &[Connection]) -> Tracked {
+    if conntrack::count().is_none_or(|count| count == 0) {
+        return Tracked::new();
+    }
+    let ends = connections.iter().map(|one| conntrack::ends(one.local, one.peer)).collect();
+    let read = conntrack::read(&ends, Extent::Translated);
+    read.inspect_err(|error| tracing::info!(%error, "not told")).unwrap_or_default()
 }
 
 fn inode(namespace: &Namespace) -> String {

@@ -64,7 +64,7 @@ fn ask(cookie: u64, plan: Plan) -> Result<Verdict, AuditError> {
              is not there; it must be connected, and of this thread's namespace"
         )));
     };
-    let listed = Listed { connection, process: None, netns: "".into() };
+    let listed = Listed { connection, process: None, translated: None, netns: "".into() };
     let mut verdict = None;
     let sweep = Sweep::open(setup(&[Arc::new(listed)], plan))?;
     // A correction is better than what it corrects.

@@ -38,7 +38,9 @@ impl Job {
             heard.learn(&verdict);
             // What a late answer overturns has not been told.
             let is_news = silent.remove(&verdict.target).is_some() || !verdict.correction;
-            if verdict.reason == Reason::Silent && !audit.keepalives_only {
+            // A fresh SYN would be translated anew, and its answer be nobody's.
+            let is_askable = self.listed(verdict.target).translated.is_none();
+            if verdict.reason == Reason::Silent && is_askable && !audit.keepalives_only {
                 silent.insert(verdict.target, verdict);
             } else {
                 say(Verdict { correction: !is_news, ..verdict });

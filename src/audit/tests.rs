@@ -57,6 +57,7 @@ fn listed(change: impl FnOnce(&mut Connection, &mut Numbers)) -> Listed {
     Listed {
         connection: Connection { numbers: Some(numbers), ..connection },
         process: None,
+        translated: None,
         netns: "blue".into(),
     }
 }
@@ -201,7 +202,7 @@ fn what_is_left_out_is_said() {
 
 /// What is said of the connection with this number.
 pub(super) fn outcome(index: u8, state: State) -> Outcome {
-    let listed = Listed { connection: connection(index), process: None, netns: "blue".into() };
+    let listed = Listed { connection: connection(index), ..listed(|_, _| ()) };
     let mut verdict = sweeps::unasked(&listed, Reason::Ack, None);
     verdict.state = state;
     Outcome { listed: Arc::new(listed), verdict, findings: Vec::new() }

@@ -3,7 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::EngineError;
-use super::host::{self, Kernel};
+use super::host::Kernel;
+use crate::io::conntrack;
 use crate::io::ports;
 use crate::io::raw::Likeness;
 use crate::io::route::{Constraint, Route, Routes};
@@ -34,7 +35,7 @@ pub fn examine(flows: &[Given], routes: &mut Routes) -> Result<Examined, EngineE
         return Ok(Examined::default());
     }
     let mut examined = match Kernel::open() {
-        Ok(kernel) => {
+        Ok(mut kernel) => {
             let (given, likeness) = kernel.examine(flows).map_err(EngineError::system)?;
             let kernel = given.iter().any(is_probed_by_kernel).then_some(kernel);
             Examined { given, likeness, kernel, unreadable: None }
@@ -83,7 +84,7 @@ fn leave_owned(flows: &[Given], why: &str) -> Result<Examined, EngineError> {
     .map_err(EngineError::system)?;
     let mut examined = Examined { likeness: vec![None; flows.len()], ..Examined::default() };
     for flow in flows {
-        let is_owned = owned.contains(&host::tuple(flow.local, flow.peer));
+        let is_owned = owned.contains(&conntrack::ends(flow.local, flow.peer));
         let obstacle = flow.obstacle.or(is_owned.then_some(Seen::KernelOwned));
         examined.given.push(Given { obstacle, ..*flow });
         if is_owned {

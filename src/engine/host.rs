@@ -3,17 +3,21 @@
 
 use super::Control;
 use super::watch::HostEvent;
+use crate::io::conntrack::{self, Conntrack, Ends, Extent, Tracked, ends};
+use crate::io::facts::may_translate_untracked;
 use crate::io::host::{Connection, HostError, Numbers, Reader, TcpState};
 use crate::io::raw::Likeness;
+use crate::io::shield::Shield;
 use crate::probe::Slot;
 use crate::probe::evidence::Seen;
 use crate::probe::given::{Given, TimestampClock};
-use crate::probe::host::{Host, Reading};
+use crate::probe::host::{Host, Reading, Wire};
 use crate::probe::sender::Readings;
+use crate::probe::table::FlowKey;
 use crate::time::{Clock, Instant};
 use crossbeam::channel;
 use crossbeam::sync::{Parker, Unparker};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -85,6 +89,8 @@ fn reading(connection: &Connection) -> Reading {
         clock,
         tos: numbers.tos & !3,
         last_ack_at: connection.at - numbers.since_ack_received,
+        wire: Wire::Same,
+        reset: None,
     }
 }
 
@@ -109,33 +115,51 @@ fn is_closed_by_peer(state: TcpState) -> bool {
     matches!(state, CloseWait | LastAck | Closing | TimeWait)
 }
 
-/// Returns the ends without what is not part of a 4-tuple: scopes and flow labels.
-pub(super) fn tuple(local: SocketAddr, peer: SocketAddr) -> (SocketAddr, SocketAddr) {
-    let plain = |end: SocketAddr| SocketAddr::new(end.ip(), end.port());
-    (plain(local), plain(peer))
-}
-
 /// What reads the connections of the network namespace in which it is used.
 #[derive(Debug)]
 pub struct Kernel {
     reader: Reader,
+    /// What reads connection tracking, where that tracked anything at first, and how much of it.
+    conntrack: Option<Conntrack>,
+    extent: Extent,
+    /// Whether nothing but connection tracking has to be asked.
+    is_known: bool,
+    shield: Option<Arc<Shield>>,
 }
 
 impl Kernel {
     /// Loads what reads them.
     pub fn open() -> Result<Kernel, HostError> {
-        Ok(Kernel { reader: Reader::open()? })
+        let is_tracked = conntrack::count().is_some_and(|count| count > 0);
+        let conntrack = is_tracked.then(Conntrack::open).transpose()?;
+        Ok(Kernel {
+            reader: Reader::open()?,
+            conntrack,
+            extent: Extent::Translated,
+            is_known: true,
+            shield: None,
+        })
+    }
+
+    /// Has the shield tell what it has kept from sockets. Without one resets are held by the ends that
+    /// packets have on the wire, and those must be known for certain.
+    pub fn set_shield(&mut self, shield: Option<Arc<Shield>>) {
+        if shield.is_none() {
+            self.extent = Extent::All;
+            self.is_known = !may_translate_untracked();
+        }
+        self.shield = shield;
     }
 
     /// Reads what the kernel owns of `flows`, and returns all of them with its numbers, and how the
     /// packets of its own are routed.
     pub fn examine(
-        &self,
+        &mut self,
         flows: &[Given],
     ) -> Result<(Vec<Given>, Vec<Option<Likeness>>), HostError> {
         let wanted = flows.iter().enumerate();
         let wanted: HashMap<_, _> =
-            wanted.map(|(index, flow)| (tuple(flow.local, flow.peer), index)).collect();
+            wanted.map(|(index, flow)| (ends(flow.local, flow.peer), index)).collect();
         let mut found = flows.to_vec();
         // What an audit has read is gone unless it is found.
         for flow in found.iter_mut().filter(|flow| flow.host.is_some()) {
@@ -143,7 +167,7 @@ impl Kernel {
         }
         let mut likeness = vec![None; flows.len()];
         self.reader.read(&mut |connection| {
-            let Some(&index) = wanted.get(&tuple(connection.local, connection.peer)) else {
+            let Some(&index) = wanted.get(&ends(connection.local, connection.peer)) else {
                 return;
             };
             let now = given(&connection);
@@ -161,19 +185,76 @@ impl Kernel {
             let Numbers { mark, bound_interface, .. } = *numbers;
             likeness[index] = Some(Likeness { mark, bound_interface });
         })?;
+        let translation = self.translation(found.iter().map(|flow| (flow.local, flow.peer)));
+        for Given { local, peer, host, .. } in &mut found {
+            if let Some(host) = host {
+                host.latest.wire = translation.wire(*local, *peer);
+            }
+        }
         Ok((found, likeness))
     }
 
     /// Reads the connections of `cookies`.
-    fn read(&self, cookies: &HashMap<u64, Slot>) -> Result<Readings, HostError> {
-        let mut flows: HashMap<Slot, Reading> = HashMap::with_capacity(cookies.len());
+    fn read(&mut self, cookies: &HashMap<u64, Slot>) -> Result<Readings, HostError> {
+        let mut flows: HashMap<Slot, (Ends, Reading)> = HashMap::with_capacity(cookies.len());
+        let shield = &self.shield;
         let begun = self.reader.read(&mut |connection| {
             if let Some(&slot) = cookies.get(&connection.cookie) {
-                flows.insert(slot, reading(&connection));
+                let reset = shield.as_ref().and_then(|shield| shield.reset(connection.cookie));
+                let reading = Reading { reset, ..reading(&connection) };
+                flows.insert(slot, ((connection.local, connection.peer), reading));
             }
         })?;
-        let flows = cookies.values().map(|&slot| (slot, flows.get(&slot).copied())).collect();
-        Ok(Readings { begun: begun.at, flows })
+        let translation = self.translation(flows.values().map(|(ends, _)| *ends));
+        let flows = cookies.values().map(|&slot| {
+            let found = flows.get(&slot).map(|&((local, peer), reading)| Reading {
+                wire: translation.wire(local, peer),
+                ..reading
+            });
+            (slot, found)
+        });
+        Ok(Readings { begun: begun.at, flows: flows.collect() })
+    }
+
+    /// Reads what this host's connection tracking makes of the packets between these ends.
+    fn translation(&mut self, of: impl Iterator<Item = Ends>) -> Translation {
+        let count = conntrack::count();
+        let absent = match count {
+            // The next packet makes an entry, and only then it shows how this host translates it. An
+            // entry to which a reset has come before any other answer is gone at once.
+            Some(_) if self.extent == Extent::All => Wire::Unknown,
+            _ => Wire::Same,
+        };
+        let tracked = match count {
+            _ if !self.is_known => None,
+            None | Some(0) => Some(Tracked::new()),
+            Some(_) => self.conntrack.as_mut().and_then(|conntrack| {
+                let of: HashSet<Ends> = of.map(|(local, peer)| ends(local, peer)).collect();
+                let read = conntrack.read(&Arc::new(of), self.extent);
+                read.inspect_err(|error| tracing::info!(%error, "how it translates is not known"))
+                    .ok()
+            }),
+        };
+        Translation { tracked, absent }
+    }
+}
+
+/// How this host translates connections, if that is known.
+struct Translation {
+    tracked: Option<Tracked>,
+    /// What is to be thought of those that are not among them.
+    absent: Wire,
+}
+
+impl Translation {
+    fn wire(&self, local: SocketAddr, peer: SocketAddr) -> Wire {
+        let socket = ends(local, peer);
+        match self.tracked.as_ref().map(|tracked| tracked.get(&socket)) {
+            None | Some(Some(None)) => Wire::Unknown,
+            Some(None) => self.absent,
+            Some(Some(Some(wire))) if *wire == socket => Wire::Same,
+            Some(Some(&Some((local, peer)))) => Wire::Other(FlowKey { local, peer }),
+        }
     }
 }
 
@@ -218,7 +299,7 @@ pub(super) struct KernelWatch<'a> {
 }
 
 impl KernelWatch<'_> {
-    pub fn run(self) {
+    pub fn run(mut self) {
         let mut served = Instant::ZERO;
         let mut next = Instant::ZERO;
         let mut is_failing = false;

@@ -20,7 +20,7 @@ pub use open::preview;
 use crate::io::claim::Claim;
 use crate::io::raw::Likeness;
 use crate::io::xdp::{Redirect, XdpMode, ZeroCopy};
-use crate::io::{PathInfo, Receive, Transmit, guard::Guard};
+use crate::io::{PathInfo, Receive, Transmit, guard::Guard, shield::Shield};
 use crate::probe::Slot;
 use crate::probe::evidence::Verdict;
 use crate::probe::given::Given;
@@ -28,6 +28,7 @@ use crate::probe::plan::Plan;
 use crate::probe::receiver::Post;
 use crate::probe::sender::Sender;
 use crate::probe::table::{Family, Table};
+use crate::probe::translations::Translations;
 use capture::Capture;
 use crossbeam::queue::SegQueue;
 use host::Kernel;
@@ -160,9 +161,12 @@ pub struct Sweep {
     senders: Vec<Sender>,
     paths: Vec<Path>,
     table: Arc<Table>,
+    translations: Arc<Translations>,
     post: Arc<Post>,
     /// None if no target has a route.
     guard: Option<Guard>,
+    /// None if there is nothing to be shielded, or no way to.
+    shield: Option<Arc<Shield>>,
     /// The XDP programs, one for every interface that frames leave through by AF_XDP.
     redirects: Vec<Redirect>,
     capture: Option<Capture>,

@@ -11,6 +11,7 @@ use super::{Cpus, EngineError, IoKind, Setup, Sweep};
 use crate::io::claim::{self, Claim, ClaimError, Hears};
 use crate::io::packet::PortRanges;
 use crate::io::ports::PortsError;
+use crate::io::shield::Shield;
 use crate::io::watch::Watch;
 use crate::io::{PathId, PathInfo, affinity, ports, privilege};
 use crate::probe::given::Given;
@@ -19,6 +20,7 @@ use crate::probe::plan::{Keepalive, Plan};
 use crate::probe::receiver::Post;
 use crate::probe::sender::{Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
+use crate::probe::translations::Translations;
 use crate::probe::{Slot, TargetId};
 use crate::time::{Clock, Instant};
 use crate::wire::EmitError;
@@ -73,7 +75,9 @@ impl Sweep {
             }
         };
         let senders = layout.number_of_senders(&setup)?;
-        let Opened { guard, redirects, paths, notes } = layout.open_paths(&setup, senders)?;
+        let Opened { guard, shield, redirects, paths, notes } =
+            layout.open_paths(&setup, senders)?;
+        layout.set_shield(shield.clone());
         let peers = layout.targets.len();
         let (unreadable, no_way) = (layout.unreadable.as_deref(), layout.no_way.as_deref());
         let said = given::notes(&layout.given, unreadable, no_way);
@@ -84,14 +88,20 @@ impl Sweep {
             HostWatch::new(watch, layout.baseline(&setup, &paths)).with_programs(&redirects);
         let kernel = layout.kernel.take().map(|kernel| (kernel, layout.cookies()));
         let (senders, table) = layout.into_senders(&setup, post.share(), Clock.now(), true)?;
+        let translations = Arc::new(Translations::default());
+        let senders = senders.into_iter();
+        let senders =
+            senders.map(|sender| sender.with_translations(translations.clone())).collect();
         privilege::drop_all().map_err(EngineError::system)?;
         let watch = Some(watch);
         Ok(Sweep {
             senders,
             paths,
             table,
+            translations,
             post,
             guard,
+            shield,
             redirects,
             capture,
             watch,
@@ -182,6 +192,19 @@ pub fn preview(
 }
 
 impl Layout {
+    /// Says what keeps resets from the kernel's sockets, beside the guard.
+    fn set_shield(&mut self, shield: Option<Arc<Shield>>) {
+        if shield.is_none() {
+            // What was read does not do: it is read again before the first probe.
+            for host in self.given.iter_mut().filter_map(|flow| flow.host.as_mut()) {
+                host.latest.at = Instant::ZERO;
+            }
+        }
+        if let Some(kernel) = &mut self.kernel {
+            kernel.set_shield(shield);
+        }
+    }
+
     /// The sockets of the given flows that the kernel owns and that are probed.
     fn cookies(&self) -> HashMap<u64, Slot> {
         let first = self.targets.len() - self.given.len();

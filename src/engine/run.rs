@@ -88,8 +88,10 @@ impl Sweep {
             senders,
             paths,
             table,
+            translations,
             post,
             guard,
+            shield,
             redirects,
             mut capture,
             watch,
@@ -150,7 +152,8 @@ impl Sweep {
                 let Some(receive) = receive else { continue };
                 let Some((index, hearing)) = hearing.next() else { continue };
                 let receiver =
-                    Receiver::new(info.id, info.link, table.clone(), next_hops, post.clone());
+                    Receiver::new(info.id, info.link, table.clone(), next_hops, post.clone())
+                        .with_translations(translations.clone());
                 let listener = Listener {
                     receiver: if loopback { receiver.on_loopback() } else { receiver },
                     receive,
@@ -211,6 +214,7 @@ impl Sweep {
                     heard: vec![(0, 0); hearings.len()],
                     events,
                     holds: holds.clone(),
+                    shield: shield.clone(),
                     wanted,
                     outlook: &outlook,
                     last_out,

@@ -15,12 +15,14 @@
 //! in the range; [`super::ports::check`] refuses a range that holds such a socket.
 
 use super::bpf;
+use super::conntrack::Ends;
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use aya::programs::tc::{TcAttachOptions, TcError};
 use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use aya::{Ebpf, Pod};
 use nix::errno::Errno;
+use std::collections;
 use std::error::Error;
 use std::ffi::CStr;
 use std::fmt;
@@ -128,7 +130,7 @@ pub struct GuardSpec {
     /// Flows that are guarded besides, by local and peer address and port. A listener does not own
     /// such a tuple, though it has the port.
     pub tuples: Vec<(SocketAddr, SocketAddr)>,
-    /// How many connections of the kernel's can be held at one time.
+    /// How many ends, of packets to connections of the kernel's, can be held at one time.
     pub holds: usize,
 }
 
@@ -231,7 +233,14 @@ pub struct Guard {
 ///
 /// Whoever has this may change them, without any privilege (the kernel asks for none to update a map
 /// that is open). What is held is let go when the [`Guard`] is detached, at the latest.
-pub struct Holds(Mutex<HashMap<MapData, Tuple, u8>>);
+pub struct Holds(Mutex<Held>);
+
+struct Held {
+    /// By the ends of their packets as they come in: the ends of the socket.
+    map: HashMap<MapData, Tuple, Tuple>,
+    /// By the ends of the socket: those of its packets.
+    wire: collections::HashMap<Ends, Vec<Ends>>,
+}
 
 impl fmt::Debug for Holds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -240,12 +249,29 @@ impl fmt::Debug for Holds {
 }
 
 impl Holds {
-    /// Holds back RSTs and SYNs from the kernel's connection of these ends, from now on.
+    /// Holds back RSTs and SYNs from the kernel's connection of these ends, from now on: those that come
+    /// in with its ends, and those that come in with `wire`, which this host translates.
     ///
     /// # Errors
     /// [`GuardError::Hold`]: more are held than was said there would be, or the kernel refuses.
-    pub fn hold(&self, local: SocketAddr, peer: SocketAddr) -> Result<(), GuardError> {
-        self.change(local, peer, |held, tuple| held.insert(tuple, 1, 0))
+    pub fn hold(
+        &self,
+        local: SocketAddr,
+        peer: SocketAddr,
+        wire: Option<Ends>,
+    ) -> Result<(), GuardError> {
+        let socket = (local, peer);
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Held { map, wire: known } = &mut *held;
+        let known = known.entry(socket).or_default();
+        for ends in [Some(socket), wire].into_iter().flatten() {
+            if !known.contains(&ends) {
+                map.insert(Tuple::from(&ends), Tuple::from(&socket), 0)
+                    .map_err(|error| hold_error(socket, &error))?;
+                known.push(ends);
+            }
+        }
+        Ok(())
     }
 
     /// Lets them through again, from now on.
@@ -253,36 +279,32 @@ impl Holds {
     /// # Errors
     /// [`GuardError::Hold`]: it was not held, or the kernel refuses.
     pub fn let_go(&self, local: SocketAddr, peer: SocketAddr) -> Result<(), GuardError> {
-        self.change(local, peer, |held, tuple| held.remove(&tuple))
+        let socket = (local, peer);
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = held.wire.remove(&socket).unwrap_or_else(|| vec![socket]);
+        // All of them, whatever becomes of one.
+        let removed = known.iter().map(|ends| held.map.remove(&Tuple::from(ends)));
+        let results: Vec<_> = removed.collect();
+        results.into_iter().collect::<Result<(), _>>().map_err(|error| hold_error(socket, &error))
     }
 
-    /// Counts the connections that are held.
+    /// Counts the ends by which connections are held.
     ///
     /// # Errors
     /// [`GuardError::Counters`].
     pub fn count(&self) -> Result<usize, GuardError> {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut count = 0;
-        for tuple in held.keys() {
+        for tuple in held.map.keys() {
             tuple.map_err(|error| GuardError::Counters { reason: chain(&error) })?;
             count += 1;
         }
         Ok(count)
     }
+}
 
-    fn change(
-        &self,
-        local: SocketAddr,
-        peer: SocketAddr,
-        change: impl FnOnce(&mut HashMap<MapData, Tuple, u8>, Tuple) -> Result<(), MapError>,
-    ) -> Result<(), GuardError> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut held, Tuple::from(&(local, peer))).map_err(|error| GuardError::Hold {
-            local,
-            peer,
-            reason: chain(&error),
-        })
-    }
+fn hold_error((local, peer): Ends, error: &MapError) -> GuardError {
+    GuardError::Hold { local, peer, reason: chain(error) }
 }
 
 impl fmt::Debug for Guard {
@@ -329,9 +351,10 @@ impl Guard {
         let held = programs
             .take_map("held")
             .ok_or_else(|| GuardError::Counters { reason: "no map held".to_owned() })?;
-        let held = HashMap::try_from(held)
+        let map = HashMap::try_from(held)
             .map_err(|error| GuardError::Counters { reason: chain(&error) })?;
-        let holds = Arc::new(Holds(Mutex::new(held)));
+        let wire = collections::HashMap::new();
+        let holds = Arc::new(Holds(Mutex::new(Held { map, wire })));
         Ok(Guard { _programs: programs, counters, holds })
     }
 
@@ -397,6 +420,11 @@ pub fn tcx_programs(interface: &str) -> Result<[Vec<String>; 2], GuardError> {
         }),
     };
     Ok([names(TcAttachType::Ingress)?, names(TcAttachType::Egress)?])
+}
+
+/// Says whether a tcx program of this name is one of a guard.
+pub(super) fn is_ours(name: &str) -> bool {
+    [INGRESS, EGRESS].contains(&name)
 }
 
 /// Loads the programs and tells them what is ours; nothing is attached yet.

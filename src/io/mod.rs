@@ -11,6 +11,8 @@ pub mod bpf;
 #[cfg(feature = "os")]
 pub mod claim;
 #[cfg(feature = "os")]
+pub mod conntrack;
+#[cfg(feature = "os")]
 pub mod cpu;
 #[cfg(feature = "os")]
 mod errno;
@@ -33,6 +35,8 @@ pub mod raw;
 pub mod replay;
 #[cfg(feature = "os")]
 pub mod route;
+#[cfg(feature = "os")]
+pub mod shield;
 pub mod sim;
 #[cfg(feature = "os")]
 mod sockopt;

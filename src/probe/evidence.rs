@@ -97,12 +97,16 @@ pub enum Seen {
     NotRead,
     /// The guard could not be told to keep resets from the kernel's socket.
     NotHeld,
+    /// This host may translate the connection's addresses in a way that is not known.
+    TranslationUnknown,
     /// The kernel says that an acknowledgment came.
     KernelAck,
     /// The kernel says that data came.
     KernelData,
     /// The kernel says that a FIN came.
     KernelFin,
+    /// The kernel was about to hand a RST that answers a probe to the socket, when it was held back.
+    KernelRst,
 }
 
 impl Seen {
@@ -147,9 +151,11 @@ impl Seen {
             Seen::SocketGone => "socket-gone",
             Seen::NotRead => "not-read",
             Seen::NotHeld => "not-held",
+            Seen::TranslationUnknown => "translation-unknown",
             Seen::KernelAck => "kernel-ack",
             Seen::KernelData => "kernel-data",
             Seen::KernelFin => "kernel-fin",
+            Seen::KernelRst => "kernel-rst",
         }
     }
 }

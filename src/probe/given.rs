@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use crate::probe::evidence::Seen;
-use crate::probe::host::Host;
+use crate::probe::host::{Host, Wire};
+use crate::probe::table::FlowKey;
 use crate::time::Instant;
 use crate::wire::{SeqNumber, Timestamps};
 use std::net::SocketAddr;
@@ -40,6 +41,22 @@ impl Given {
         // The kernel's own can be read again.
         let in_flight = (is_in_flight && self.host.is_none()).then_some(Seen::DataInFlight);
         self.obstacle.or(in_flight)
+    }
+
+    /// Returns the ends that its packets have outside of this host, as far as is known.
+    pub fn wire(&self) -> (SocketAddr, SocketAddr) {
+        match self.host.map(|host| host.latest.wire) {
+            Some(Wire::Other(FlowKey { local, mut peer })) => {
+                // The socket alone tells a scope.
+                if peer.ip() == self.peer.ip() {
+                    let port = peer.port();
+                    peer = self.peer;
+                    peer.set_port(port);
+                }
+                (local, peer)
+            }
+            _ => (self.local, self.peer),
+        }
     }
 }
 

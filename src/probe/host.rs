@@ -6,6 +6,7 @@
 
 use crate::probe::evidence::Seen;
 use crate::probe::given::TimestampClock;
+use crate::probe::table::FlowKey;
 use crate::time::Instant;
 use crate::wire::SeqNumber;
 
@@ -63,6 +64,23 @@ pub struct Reading {
     pub tos: u8,
     /// When the last acknowledgment came; good to a tick of the kernel's.
     pub last_ack_at: Instant,
+    /// What ends its packets have outside of this host.
+    pub wire: Wire,
+    /// SEG.SEQ of the last RST without ACK that was kept from the socket since its resets are held.
+    pub reset: Option<SeqNumber>,
+}
+
+/// The ends that the packets of a connection have outside of this host, where its own address
+/// translation has done its work on the way out, and not yet on the way in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Wire {
+    /// Those of the socket, as far as anybody knows.
+    #[default]
+    Same,
+    /// Others.
+    Other(FlowKey),
+    /// Nobody can say.
+    Unknown,
 }
 
 /// What the peer has done between two readings.
@@ -130,6 +148,8 @@ mod tests {
             clock: None,
             tos: 0,
             last_ack_at: Instant::from_nanos(900),
+            wire: Wire::Same,
+            reset: None,
         }
     }
 

@@ -22,6 +22,7 @@ pub mod receiver;
 mod script;
 pub mod sender;
 pub mod table;
+pub mod translations;
 pub mod wheel;
 
 /// Index of a flow's slot in the flow table.

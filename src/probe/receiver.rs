@@ -4,10 +4,9 @@
 
 use crate::io::{PathId, RxFrame};
 use crate::probe::Slot;
-use crate::probe::matcher::{
-    Gist, Rejection, Reply, ReplyKind, judge_segment, key_of, match_icmp, match_segment,
-};
-use crate::probe::table::{Prepared, Table};
+use crate::probe::matcher::{Gist, Rejection, Reply, ReplyKind, judge_segment, key_of, match_icmp};
+use crate::probe::table::{FlowKey, Prepared, Table};
+use crate::probe::translations::Translations;
 use crate::time::Instant;
 use crate::wire::{ArpOp, LinkType, MacAddr, NdKind, Packet, ParseError, parse};
 use crossbeam::queue::ArrayQueue;
@@ -171,6 +170,7 @@ pub struct Receiver {
     next_hops: HashSet<IpAddr>,
     post: Arc<Post>,
     on_loopback: bool,
+    translations: Arc<Translations>,
     counts: RxCounts,
     /// Taken in and not settled, in the order in which they came.
     pending: Vec<Pending>,
@@ -186,9 +186,23 @@ impl Receiver {
         next_hops: HashSet<IpAddr>,
         post: Arc<Post>,
     ) -> Self {
-        let counts = RxCounts::default();
-        let pending = Vec::with_capacity(TOGETHER);
-        Receiver { path, link, table, next_hops, post, on_loopback: false, counts, pending }
+        Receiver {
+            path,
+            link,
+            table,
+            next_hops,
+            post,
+            on_loopback: false,
+            translations: Arc::default(),
+            counts: RxCounts::default(),
+            pending: Vec::with_capacity(TOGETHER),
+        }
+    }
+
+    /// Says which flows have other ends on the wire than in the table.
+    #[must_use]
+    pub fn with_translations(self, translations: Arc<Translations>) -> Self {
+        Receiver { translations, ..self }
     }
 
     /// Says that the path is the loopback: what is heard there comes from this host, whoever it says
@@ -207,7 +221,10 @@ impl Receiver {
     pub fn handle_frame(&mut self, frame: RxFrame<'_>) -> Result<(), Heard> {
         self.counts.frames += 1;
         let judged = self.parse(frame).and_then(|packet| match packet {
-            Packet::Tcp(segment) => self.believe(match_segment(&self.table, &segment, frame.at)),
+            Packet::Tcp(segment) => {
+                let view = self.table.lookup(&self.in_table(key_of(&segment)));
+                self.believe(judge_segment(view, &Gist::of(&segment, frame.at)))
+            }
             packet => self.judge_other(packet, frame.at),
         });
         self.conclude(judged)
@@ -222,16 +239,18 @@ impl Receiver {
     pub fn take_in(&mut self, frame: RxFrame<'_>, stuck: &mut dyn FnMut(Heard)) {
         self.counts.frames += 1;
         let judged = match self.parse(frame) {
-            Ok(Packet::Tcp(segment)) => match self.table.prepare(&key_of(&segment)) {
-                Some(flow) => {
-                    self.pending.push(Pending { flow, gist: Gist::of(&segment, frame.at) });
-                    if self.pending.len() == TOGETHER {
-                        self.settle(stuck);
+            Ok(Packet::Tcp(segment)) => {
+                match self.table.prepare(&self.in_table(key_of(&segment))) {
+                    Some(flow) => {
+                        self.pending.push(Pending { flow, gist: Gist::of(&segment, frame.at) });
+                        if self.pending.len() == TOGETHER {
+                            self.settle(stuck);
+                        }
+                        return;
                     }
-                    return;
+                    None => Err((Rejection::NoFlow, None)),
                 }
-                None => Err((Rejection::NoFlow, None)),
-            },
+            }
             Ok(packet) => {
                 // An error may be about a flow whose segment came before it.
                 self.settle(stuck);
@@ -291,6 +310,13 @@ impl Receiver {
         &self.counts
     }
 
+    /// Returns the ends that the table has for a flow with these on the wire. What comes by the loopback
+    /// has been translated back before it was sent.
+    #[inline]
+    fn in_table(&self, wire: FlowKey) -> FlowKey {
+        if self.on_loopback { wire } else { self.translations.socket_of(wire) }
+    }
+
     fn is_asked(&self, next_hop: IpAddr) -> bool {
         self.next_hops.contains(&next_hop) || self.post.is_asked(self.path, next_hop)
     }
@@ -322,7 +348,12 @@ impl Receiver {
     fn judge_other(&self, packet: Packet<'_>, at: Instant) -> Judged {
         let reject = |rejection| (rejection, None);
         match packet {
-            Packet::Icmp(error) => self.believe(match_icmp(&self.table, &error, at)),
+            Packet::Icmp(mut error) => {
+                let quoted = FlowKey { local: error.quoted.src, peer: error.quoted.dst };
+                let FlowKey { local, peer } = self.in_table(quoted);
+                (error.quoted.src, error.quoted.dst) = (local, peer);
+                self.believe(match_icmp(&self.table, &error, at))
+            }
             Packet::Arp(arp) if arp.op == ArpOp::Reply => {
                 let ip = arp.sender_ip.into();
                 if !self.is_asked(ip) {
@@ -348,6 +379,7 @@ impl Receiver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::host::Wire;
     use crate::probe::table::{Expect, Family, FlowKey, Past, Phase};
     use crate::wire::icmp::emit_error;
     use crate::wire::{
@@ -534,6 +566,61 @@ mod tests {
             Incoming::Garbage(bytes) => return bytes.clone(),
         };
         buf[..len].to_vec()
+    }
+
+    /// Flow 3 goes by the ends of flow 41 on the wire; on the loopback by its own.
+    #[test]
+    fn what_is_translated_belongs_to_the_flow_with_the_ends_of_the_socket() {
+        let key = |(local, peer)| FlowKey { local, peer };
+        for v6 in [false, true] {
+            let translations = Arc::new(Translations::default());
+            let wire = Wire::Other(key(ends(41, v6)));
+            translations.note(key(ends(3, v6)), Wire::Same, wire);
+            let table = Arc::new(table_of_flows(Family::V6, |_| v6));
+            for on_loopback in [false, true] {
+                let post = Arc::new(Post::new(1, 1, 16));
+                let receiver = Receiver::new(
+                    PathId(3),
+                    LinkType::Ethernet,
+                    table.clone(),
+                    HashSet::new(),
+                    post.clone(),
+                );
+                let receiver = receiver.with_translations(translations.clone());
+                let mut receiver = if on_loopback { receiver.on_loopback() } else { receiver };
+                let mut slots = Vec::new();
+                for flow in [3, 41] {
+                    // What flow 3 is answered, with these ends.
+                    let ack = 3u32.wrapping_sub(flow.into());
+                    let incoming = Incoming::Segment {
+                        flow,
+                        flags: 0x10,
+                        seq: 0,
+                        ack,
+                        len: 0,
+                        damaged: false,
+                    };
+                    let bytes = emit(&incoming, v6);
+                    let frame =
+                        RxFrame { bytes: &bytes, at: Instant::ZERO, checksums: Checksums::Verify };
+                    receiver.handle_frame(frame).unwrap();
+                    receiver.take_in(frame, &mut |_| unreachable!());
+                    receiver.settle(&mut |_| unreachable!());
+                    let heard = std::iter::from_fn(|| post.pop(0));
+                    slots.push(
+                        heard
+                            .map(|heard| match heard {
+                                Heard::Reply { reply, .. } | Heard::Local { reply, .. } => {
+                                    reply.slot.0
+                                }
+                                Heard::Neighbour { .. } => unreachable!(),
+                            })
+                            .collect::<Vec<_>>(),
+                    );
+                }
+                assert_eq!(slots, [vec![3, 3], if on_loopback { vec![] } else { vec![3, 3] }]);
+            }
+        }
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use crate::io::{PathId, PathInfo, RxFrame};
 use crate::probe::Slot;
 use crate::probe::evidence::Verdict;
 use crate::probe::given::Given;
-use crate::probe::host::{Host, Reading};
+use crate::probe::host::{Host, Reading, Wire};
 use crate::probe::matcher::Rejection;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
@@ -152,6 +152,8 @@ impl Script {
             clock: None,
             tos: 0,
             last_ack_at: Instant::ZERO,
+            wire: Wire::Same,
+            reset: None,
         };
         let mut host = Host::new(7, reading);
         change(&mut host);

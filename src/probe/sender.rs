@@ -26,6 +26,7 @@ use crate::probe::pace::Pacer;
 use crate::probe::plan::Plan;
 use crate::probe::prefix::{PrefixCap, Waiting};
 use crate::probe::table::{FlowKey, Table};
+use crate::probe::translations::Translations;
 use crate::probe::wheel::{Entry, Wheel};
 use crate::probe::{Slot, TargetId};
 use crate::time::Instant;
@@ -119,6 +120,7 @@ pub struct Sender {
     fallback: HashMap<Slot, HopId>,
     /// Next hops that have moved, to be told.
     moved: VecDeque<Moved>,
+    translations: Arc<Translations>,
     /// What the guard is to be told of flows that this host's kernel owns.
     holds: VecDeque<HoldRequest>,
     /// When the next reading of the kernel's connections must begin, and when the last did.
@@ -193,6 +195,7 @@ impl Sender {
             unseen_since: Instant::ZERO,
             fallback: HashMap::new(),
             moved: VecDeque::new(),
+            translations: Arc::default(),
             holds: VecDeque::new(),
             reading_wanted: Instant::ZERO,
             reading_begun: Instant::ZERO,

@@ -184,6 +184,9 @@ fn why(verdict: &Verdict, listed: &Listed, findings: &[Finding]) -> String {
     if !matches!(state, crate::io::host::TcpState::Established) {
         let _ = write!(text, "; {}", state_name(state));
     }
+    if let Some((local, peer)) = listed.translated {
+        let _ = write!(text, "; on the wire {local} → {peer}");
+    }
     for finding in findings_in_words(findings) {
         let _ = write!(text, "; {finding}");
     }

@@ -27,7 +27,7 @@ const PEER: [&str; 14] = [
 ];
 
 /// What an audit adds.
-const CONNECTION: [&str; 17] = [
+const CONNECTION: [&str; 18] = [
     "pid",
     "comm",
     "cgroup",
@@ -43,6 +43,7 @@ const CONNECTION: [&str; 17] = [
     "wnd",
     "ts_recent",
     "ts_offset_ms",
+    "wire",
     "findings",
     "change",
 ];
@@ -109,6 +110,7 @@ fn connection(listed: &Listed, findings: &[Finding]) -> impl Iterator<Item = Str
         text(listed.window()),
         text(clock.map(|clock| clock.ts_recent)),
         text(clock.map(|clock| clock.ts_offset)),
+        text(listed.translated.map(|(local, peer)| format!("{local} {peer}"))),
         findings.join(" "),
     ];
     fields.into_iter()

@@ -58,7 +58,18 @@ struct ConnectionFields<'a> {
     wnd: Option<u16>,
     ts_recent: Option<u32>,
     ts_offset_ms: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wire: Option<WireObject>,
     findings: Vec<&'static str>,
+}
+
+/// The ends on the wire of a connection that its host translates.
+#[derive(Serialize)]
+struct WireObject {
+    peer_ip: IpAddr,
+    peer_port: u16,
+    local_ip: IpAddr,
+    local_port: u16,
 }
 
 #[derive(Serialize)]
@@ -121,6 +132,12 @@ impl<'a> ConnectionFields<'a> {
             wnd: listed.window(),
             ts_recent: clock.map(|clock| clock.ts_recent),
             ts_offset_ms: clock.map(|clock| clock.ts_offset),
+            wire: listed.translated.map(|(local, peer)| WireObject {
+                peer_ip: peer.ip(),
+                peer_port: peer.port(),
+                local_ip: local.ip(),
+                local_port: local.port(),
+            }),
             findings: findings.iter().map(|finding| finding.name()).collect(),
         }
     }

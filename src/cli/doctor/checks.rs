@@ -247,6 +247,24 @@ pub fn connections(read: Result<usize, HostError>) -> Check {
     }
 }
 
+/// Whether resets can be kept from sockets however their packets are translated.
+pub fn shield(rehearsed: Result<(), IoError>) -> Check {
+    const CHECK: &str = "shield";
+    match rehearsed {
+        Ok(()) => {
+            ok(CHECK, "resets can be kept from sockets, however this host translates addresses")
+        }
+        Err(IoError { operation, object, source, remedy }) => warn(
+            CHECK,
+            format!(
+                "{operation} {object}: {source}; an audit asks less of connections whose addresses \
+                 this host may translate"
+            ),
+            remedy,
+        ),
+    }
+}
+
 /// What stays hidden from an audit.
 pub fn audit_reach(may_enter: bool, may_look: bool) -> Check {
     const CHECK: &str = "audit-reach";

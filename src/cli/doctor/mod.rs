@@ -8,7 +8,7 @@ use super::exit::{Exit, Failure};
 use crate::io::facts::{self, Conntrack, Kernel, Link};
 use crate::io::host::Reader;
 use crate::io::privilege::Capability;
-use crate::io::{guard, ports, privilege, xdp};
+use crate::io::{guard, ports, privilege, shield, xdp};
 use crate::report::table::{grid_to_width, shown};
 use anyhow::anyhow;
 use checks::{Check, Seen, Status};
@@ -78,6 +78,7 @@ fn examine(links: &[Link], only: Option<&str>) -> Vec<Check> {
         checks::connections(
             Reader::open().and_then(|reader| Ok(reader.read(&mut |_| {})?.connections)),
         ),
+        checks::shield(shield::rehearse()),
         checks::audit_reach(has(Capability::CAP_SYS_ADMIN), has(Capability::CAP_SYS_PTRACE)),
         checks::bpf_settings(kernel.as_ref()),
         checks::source_ports(&ports::DEFAULT, ports::check(&ports::DEFAULT)),

@@ -87,7 +87,9 @@ impl Layout {
                 layout.targets.push(Target { peer, hop: None });
             } else {
                 let own = Constraint { source: Some(local.ip()), ..constraint };
-                let way = layout.way(setup, peer, own, likeness, &mut routes);
+                // Translated in the output hook, packets are routed anew.
+                let (_, toward) = flow.wire();
+                let way = layout.way(setup, toward, own, likeness, &mut routes);
                 if let Some(likeness) = likeness
                     && layout.is_cut_off(local.ip(), likeness, &way)
                 {
@@ -323,9 +325,12 @@ impl Layout {
                 likeness: *likeness,
             }
         });
-        let peers = self.targets.iter().map(|target| {
+        let opened = &self.targets[..self.targets.len() - self.given.len()];
+        let toward = opened.iter().map(|target| target.peer);
+        let toward = toward.chain(self.given.iter().map(|flow| flow.wire().1));
+        let peers = self.targets.iter().zip(toward).map(|(target, toward)| {
             let way = target.hop.map(|HopId(hop)| hop);
-            (target.peer.ip(), way)
+            (toward.ip(), way)
         });
         Baseline {
             constraint: self.constraint,
@@ -384,7 +389,9 @@ impl Layout {
 
     /// Our addresses, on whatever path: the answer to a frame of one path may come by another.
     pub fn sources(&self) -> Vec<IpAddr> {
-        let mut sources: Vec<_> = self.hops.iter().map(|hop| hop.source).collect();
+        let translated = self.given.iter().map(|flow| flow.wire().0.ip());
+        let mut sources: Vec<_> =
+            self.hops.iter().map(|hop| hop.source).chain(translated).collect();
         sources.sort_unstable();
         sources.dedup();
         sources

@@ -9,6 +9,7 @@ use crate::io::guard::{Guard, GuardSpec, Guarded};
 use crate::io::packet::{ElsewhereSpec, FilterSpec, PacketRx, PacketTx, PortRanges, RxOptions};
 use crate::io::raw::{Egress, RawTx};
 use crate::io::route::Interface;
+use crate::io::shield::Shield;
 use crate::io::xdp::Redirect;
 use crate::io::{PathId, PathInfo, Receive, Transmit};
 use crate::probe::neighbour::HopId;
@@ -16,6 +17,7 @@ use crate::wire::{LinkType, MacAddr};
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::thread;
 
 /// The receive ring for interfaces through which answers are the exception.
@@ -24,6 +26,7 @@ const ELSEWHERE: RxOptions = RxOptions { ring_octets: 4 << 20, retire_ms: 2 };
 /// What is open before the first frame.
 pub(super) struct Opened {
     pub guard: Option<Guard>,
+    pub shield: Option<Arc<Shield>>,
     pub redirects: Vec<Redirect>,
     pub paths: Vec<Path>,
     pub notes: Vec<String>,
@@ -32,8 +35,13 @@ pub(super) struct Opened {
 impl Layout {
     /// Attaches the guard and opens every path, side by side: most of it is waiting for the kernel.
     pub fn open_paths(&self, setup: &Setup, senders: usize) -> Result<Opened, EngineError> {
-        let mut opened =
-            Opened { guard: None, redirects: Vec::new(), paths: Vec::new(), notes: Vec::new() };
+        let mut opened = Opened {
+            guard: None,
+            shield: None,
+            redirects: Vec::new(),
+            paths: Vec::new(),
+            notes: Vec::new(),
+        };
         if self.egress.is_empty() {
             // No target has a route: nothing is sent, and nothing can come back.
             return Ok(opened);
@@ -60,6 +68,7 @@ impl Layout {
         let _loads = bpf::Together::begin();
         thread::scope(|scope| {
             let guard = scope.spawn(|| Guard::attach(&up, &spec).map_err(EngineError::system));
+            let shield = (spec.holds > 0).then(|| scope.spawn(open_shield));
             let paths: Vec<_> = infos
                 .into_iter()
                 .zip(&self.egress)
@@ -83,6 +92,14 @@ impl Layout {
             opened.paths.extend(unnamed);
             // Not a frame leaves before all of them are there.
             opened.guard = Some(join(guard)?);
+            match shield.map(join) {
+                Some(Ok(shield)) => opened.shield = Some(Arc::new(shield)),
+                Some(Err(error)) => opened.notes.push(format!(
+                    "{error}; connections that this host may translate in ways that nobody can \
+                     tell are not asked everything"
+                )),
+                None => {}
+            }
             Ok(opened)
         })
     }
@@ -100,7 +117,8 @@ impl Layout {
             sources: sources.into_iter().collect(),
             ports: setup.source_ports.clone(),
             tuples: files.into_iter().map(|(_, flow)| (flow.local, flow.peer)).collect(),
-            holds: hosts.len(),
+            // By the ends of the socket and by those on the wire, which may change meanwhile.
+            holds: 3 * hosts.len(),
         }
     }
 
@@ -117,7 +135,10 @@ impl Layout {
 
     fn given_ports(&self, of_host: bool) -> impl Iterator<Item = RangeInclusive<u16>> {
         let given = self.given.iter().filter(move |flow| flow.host.is_some() == of_host);
-        given.map(|flow| flow.local.port()..=flow.local.port())
+        given.flat_map(|flow| {
+            let ports = [flow.local.port(), flow.wire().0.port()];
+            ports.map(|port| port..=port)
+        })
     }
 
     /// Says whether frames of `info` are heard by another path's receiving end: on one interface there is
@@ -268,6 +289,14 @@ impl Layout {
         let next_hops = HashSet::new();
         Ok(Path { info, next_hops, transmits, receive, loopback })
     }
+}
+
+fn open_shield() -> Result<Shield, EngineError> {
+    // A switch of the test network: as if the root of the cgroups were hidden.
+    if cfg!(feature = "lab") && std::env::var_os("KEEPSWEEP_TEST_UNSHIELDED").is_some() {
+        return Err(EngineError::System("the test wants no shield".into()));
+    }
+    Shield::open().map_err(EngineError::system)
 }
 
 /// Describes a path that nothing leaves through.

@@ -7,9 +7,11 @@ use crate::engine::capture::Capture;
 use crate::engine::host::Wanted;
 use crate::engine::watch::{HostEvent, Outlook};
 use crate::io::guard::Holds;
+use crate::io::shield::Shield;
 use crate::io::{IoError, PathId, QueueCounts, Transmit, Unsent};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::probe::health::Scope;
+use crate::probe::host::Wire;
 use crate::probe::receiver::Post;
 use crate::probe::sender::{Due, HoldRequest, Interruption, Poll, Receipt, Refusal, Sender};
 use crate::time::{Clock, Instant};
@@ -62,6 +64,7 @@ pub(super) struct Driver<'a> {
     pub events: channel::Receiver<Vec<HostEvent>>,
     /// What holds back resets from the kernel's connections, and what reads those.
     pub holds: Option<Arc<Holds>>,
+    pub shield: Option<Arc<Shield>>,
     pub wanted: &'a Wanted,
     pub outlook: &'a Outlook,
     pub last_out: &'a LastOut<'a>,
@@ -238,21 +241,37 @@ impl Driver<'_> {
         heard_until
     }
 
-    /// Holds back and lets go the resets of connections as the sender wants it.
+    /// Holds back and lets go the resets of connections as the sender wants it: on their way in, and at
+    /// the socket.
     fn hold(&mut self, now: Instant) {
-        while let Some(HoldRequest { slot, local, peer, hold }) = self.sender.poll_hold() {
+        while let Some(HoldRequest { slot, local, peer, wire, cookie, hold }) =
+            self.sender.poll_hold()
+        {
+            let is_shielded = match &self.shield {
+                Some(shield) if hold => shield.hold(cookie).is_ok(),
+                Some(shield) => {
+                    shield.let_go(cookie);
+                    true
+                }
+                None => false,
+            };
             let Some(holds) = &self.holds else {
                 self.sender.handle_hold(slot, false, now);
                 continue;
             };
-            let done = if hold { holds.hold(local, peer) } else { holds.let_go(local, peer) };
+            let done = match (hold, wire) {
+                (true, Wire::Other(wire)) => holds.hold(local, peer, Some((wire.local, wire.peer))),
+                (true, _) => holds.hold(local, peer, None),
+                (false, _) => holds.let_go(local, peer),
+            };
             if let Err(error) = &done
                 && !std::mem::replace(&mut self.is_hold_told, true)
             {
                 self.control.notices.push(error.to_string());
             }
             if hold {
-                self.sender.handle_hold(slot, done.is_ok(), now);
+                let is_held = is_shielded || (done.is_ok() && wire != Wire::Unknown);
+                self.sender.handle_hold(slot, is_held, now);
             }
         }
     }

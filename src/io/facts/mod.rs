@@ -3,9 +3,11 @@
 
 mod links;
 mod netdev;
+mod translators;
 
 pub use links::{Link, links, xdp_programs};
 pub use netdev::XdpFeatures;
+pub use translators::may_translate_untracked;
 
 use nix::sys::resource::{Resource, getrlimit};
 use std::fs;

@@ -11,7 +11,7 @@ use super::{Flow, Owed, Stage, Step};
 use crate::probe::classify::{State, classify};
 use crate::probe::evidence::{Facts, Seen};
 use crate::probe::given::Origin;
-use crate::probe::host::{Host, Life, Reading};
+use crate::probe::host::{Host, Life, Reading, Wire};
 use crate::probe::plan::Plan;
 use crate::time::Instant;
 use crate::wire::SeqNumber;
@@ -60,6 +60,10 @@ pub(super) struct HostSide {
     exact: u16,
     pub(super) exact_at: Instant,
     hold: Hold,
+    /// The ends on the wire by which resets are held, or are to be.
+    held: Option<Wire>,
+    /// The ends on the wire when the receivers were opened: those that they listen for.
+    heard: Wire,
     /// A reading is awaited that begins then or later.
     awaits: Option<(Instant, After)>,
     /// Readings that found data in flight.
@@ -78,6 +82,8 @@ impl HostSide {
             exact: 0,
             exact_at: Instant::ZERO,
             hold: Hold::None,
+            held: None,
+            heard: host.latest.wire,
             awaits: None,
             looks: 0,
             is_settled: false,
@@ -87,6 +93,16 @@ impl HostSide {
 
     pub(super) fn snd_nxt(&self) -> SeqNumber {
         self.latest.snd_nxt
+    }
+
+    /// Says whether resets are held, by the ends that packets now have on the wire.
+    fn is_held(&self) -> bool {
+        self.hold == Hold::Held && self.held == Some(self.latest.wire)
+    }
+
+    /// Says whether answers may come with ends that nobody listens for.
+    fn is_deaf(&self) -> bool {
+        self.latest.wire == Wire::Unknown || self.latest.wire != self.heard
     }
 
     /// How many of the plan's probes acknowledge what is old.
@@ -118,6 +134,11 @@ impl Flow {
     /// Says whether this host's kernel owns the flow.
     pub(crate) fn is_host(&self) -> bool {
         self.host.is_some()
+    }
+
+    /// Returns what ends its packets have outside of this host.
+    pub(crate) fn wire(&self) -> Wire {
+        self.host.as_ref().map_or(Wire::Same, |host| host.latest.wire)
     }
 
     /// Has the whole plan sent, whatever is in flight and whatever is heard.
@@ -163,9 +184,14 @@ impl Flow {
         }
         if asked >= host.probes(plan) {
             host.is_settled = true;
+            if host.is_deaf() {
+                let at = host.latest.at;
+                self.facts.observer = true;
+                self.note_local(Seen::TranslationUnknown, at);
+            }
             return self.exhausted();
         }
-        if host.old_ack(asked, plan).is_none() && host.hold != Hold::Held {
+        if host.old_ack(asked, plan).is_none() && !host.is_held() {
             host.hold = Hold::Wanted;
             self.deadline = now + PATIENCE;
             return Step::Continue;
@@ -262,6 +288,7 @@ impl Flow {
         self.deadline = Instant::FAR_FUTURE;
         let Some(reading) = found else { return self.cannot_be_probed(Seen::SocketGone) };
         host.latest = *reading;
+        let is_reset = host.exact > 0 && reading.reset == Some(self.probe_ack);
         if after == After::Rest {
             host.first = *reading;
             host.old_ack = reading.old_ack();
@@ -270,6 +297,9 @@ impl Flow {
             && !is_forced
         {
             return self.show_life(life);
+        }
+        if is_reset && !is_forced {
+            return self.reset_at_the_socket(begun);
         }
         if let Some(obstacle) = reading.obstacle {
             return self.cannot_be_probed(obstacle);
@@ -318,6 +348,14 @@ impl Flow {
         Step::Verdict
     }
 
+    /// An answer has come all the way to the socket that we have not heard on the wire.
+    fn reset_at_the_socket(&mut self, at: Instant) -> Step {
+        self.facts.reset = true;
+        self.note_local(Seen::KernelRst, at);
+        self.settle();
+        Step::Verdict
+    }
+
     fn cannot_be_probed(&mut self, why: Seen) -> Step {
         let at = self.host.as_ref().map_or(Instant::ZERO, |host| host.latest.at);
         self.facts = Facts { unprobeable: true, ..life_of(&self.facts) };
@@ -338,8 +376,10 @@ impl Flow {
     /// The guard does not hold the flow's resets: probes that need it are not sent. If it does so later,
     /// it is told to let go.
     fn not_held(&mut self) -> Step {
+        let is_unknown = self.wire() == Wire::Unknown;
+        let why = if is_unknown { Seen::TranslationUnknown } else { Seen::NotHeld };
         self.facts.observer = true;
-        self.note_local(Seen::NotHeld, self.asked_at);
+        self.note_local(why, self.asked_at);
         self.exhausted()
     }
 
@@ -350,9 +390,11 @@ impl Flow {
         match host.hold {
             Hold::Wanted if !is_over => {
                 host.hold = Hold::Asked;
+                host.held = Some(host.latest.wire);
                 Some(true)
             }
-            Hold::Asked | Hold::Held if is_over => {
+            // Also if other ends were to be held than are.
+            _ if is_over && host.held.take().is_some() => {
                 host.hold = Hold::Released;
                 Some(false)
             }
@@ -370,6 +412,7 @@ impl Flow {
             true => host.hold = Hold::Held,
             false => {
                 host.hold = Hold::None;
+                host.held = host.held.filter(|_| host.exact > 0);
                 if !is_judged && host.awaits.is_none() {
                     return self.not_held();
                 }

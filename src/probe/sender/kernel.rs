@@ -3,12 +3,16 @@
 
 use super::Sender;
 use crate::probe::Slot;
-use crate::probe::host::Reading;
+use crate::probe::given::Given;
+use crate::probe::host::{Host, Reading, Wire};
+use crate::probe::table::FlowKey;
+use crate::probe::translations::Translations;
 use crate::time::Instant;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// A 4-tuple whose resets the guard is to keep from our kernel, or to let through again.
+/// A connection of our kernel's whose resets the guard is to keep from it, or to let through again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HoldRequest {
     /// On behalf of whom.
@@ -17,6 +21,10 @@ pub struct HoldRequest {
     pub local: SocketAddr,
     /// The peer's.
     pub peer: SocketAddr,
+    /// What ends its packets have outside of this host.
+    pub wire: Wire,
+    /// The socket's cookie.
+    pub cookie: u64,
     /// Whether to hold; else to let go.
     pub hold: bool,
 }
@@ -31,6 +39,18 @@ pub struct Readings {
 }
 
 impl Sender {
+    /// Has the receivers told which flows have other ends on the wire than their sockets.
+    #[must_use]
+    pub fn with_translations(mut self, translations: Arc<Translations>) -> Self {
+        for Given { local, peer, host, .. } in &self.given {
+            if let Some(Host { latest, .. }) = host {
+                translations.note(FlowKey { local: *local, peer: *peer }, Wire::Same, latest.wire);
+            }
+        }
+        self.translations = translations;
+        self
+    }
+
     /// Returns the instant at which, or later, a reading of the kernel's connections must begin for
     /// all flows that wait for one; `None` while none does.
     pub fn wants_reading(&self) -> Option<Instant> {
@@ -45,7 +65,12 @@ impl Sender {
             let index = self.index(*slot);
             let flow = &mut self.flows[index];
             if flow.awaits_reading().is_some() {
+                let before = flow.wire();
                 let step = flow.handle_reading(found.as_ref(), readings.begun, &self.plan);
+                let wire = flow.wire();
+                if let Some(Given { local, peer, .. }) = self.given(*slot).copied() {
+                    self.translations.note(FlowKey { local, peer }, before, wire);
+                }
                 self.take_step(*slot, step, now);
             }
         }
@@ -80,11 +105,12 @@ impl Sender {
             let later = self.reading_begun + Duration::from_nanos(1);
             self.reading_wanted = self.reading_wanted.max(since).max(later);
         }
-        if let Some(hold) = flow.take_hold_request()
-            && let Some(given) = self.given(slot)
+        let (request, wire) = (flow.take_hold_request(), flow.wire());
+        if let Some(hold) = request
+            && let Some(&Given { local, peer, host: Some(host), .. }) = self.given(slot)
         {
-            let (local, peer) = (given.local, given.peer);
-            self.holds.push_back(HoldRequest { slot, local, peer, hold });
+            let cookie = host.cookie;
+            self.holds.push_back(HoldRequest { slot, local, peer, wire, cookie, hold });
         }
     }
 }

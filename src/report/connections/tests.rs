@@ -60,6 +60,7 @@ fn listed(comm: Option<&str>, local: &str, peer: &str, state: TcpState) -> Liste
             comm: comm.into(),
             cgroup: Some("/system.slice/db.service".into()),
         }),
+        translated: None,
         netns: "net:[4026531840]".into(),
     }
 }
@@ -88,6 +89,7 @@ fn outcomes() -> Vec<(Listed, Verdict, Vec<Finding>, Option<Change>)> {
         numbers.keepalive = None;
         numbers.timestamps = None;
     }
+    db.translated = Some((([10, 0, 0, 1], 20_000).into(), ([10, 9, 9, 9], 6432).into()));
     let odd = listed(
         Some("a\u{1b}[1m"),
         "[2001:db8::1]:40000",
@@ -147,7 +149,7 @@ fn table_is_sorted_by_need_and_says_why() {
     assert!(ends.iter().all(|end| text.as_bytes()[end - 1] == b'\n'));
     assert_data_eq!(text, str![[r#"
 CHANGE     STATE         PROCESS          NETNS             LOCAL                PEER               SILENT  WHY
-was alive  down          postgres[812]    net:[4026531840]  10.0.0.1:5432        10.0.1.9:50002     2h 14m  no answer to 5 probes; close-wait; keepalive off; idle too long for azure
+was alive  down          postgres[812]    net:[4026531840]  10.0.0.1:5432        10.0.1.9:50002     2h 14m  no answer to 5 probes; close-wait; on the wire 10.0.0.1:20000 → 10.9.9.9:6432; keepalive off; idle too long for azure
 new        unreachable   a\u{1b}[1m[812]  net:[4026531840]  [2001:db8::1]:40000  [2001:db8::2]:22   2h 14m  the network says: icmp-host from 10.0.0.254
 gone       undetermined  -                net:[4026531840]  [fe80::1%2]:443      [fe80::2%2]:50003  -       cannot be asked; time-wait
            alive         nginx[812]       net:[4026531840]  10.0.0.1:443         192.0.2.7:50001    2h 14m  answers; idle too long for azure nat
@@ -206,7 +208,7 @@ fn ndjson_has_the_fields_of_an_audit_behind_those_of_a_peer() {
 {"schema":"keepsweep/1","type":"peer","peer_ip":"192.0.2.7","peer_port":50001,"local_ip":"10.0.0.1","local_port":443,"name":null,"label":null,"round":1,"state":"alive","reason":"ack","probes":1,"replies":0,"rtt_us":null,"evidence":[],"pid":812,"comm":"nginx","cgroup":"/system.slice/db.service","netns":"net:[4026531840]","cookie":4097,"idle_ms":8070000,"heard_ms":8070000,"tcp_state":"established","keepalive":{"idle_s":7200,"interval_s":75,"count":9},"snd_una":1000,"snd_nxt":1000,"rcv_nxt":4294967295,"wnd":502,"ts_recent":7,"ts_offset_ms":4294967284,"findings":["idle-azure","idle-nat"]}
 {"schema":"keepsweep/1","type":"gone","peer_ip":"fe80::2%2","peer_port":50003,"local_ip":"fe80::1","local_port":443,"name":null,"label":null,"round":1,"state":"undetermined","reason":"unprobeable","probes":0,"replies":0,"rtt_us":null,"evidence":[],"pid":null,"comm":null,"cgroup":null,"netns":"net:[4026531840]","cookie":4097,"idle_ms":null,"heard_ms":null,"tcp_state":"time-wait","keepalive":null,"snd_una":null,"snd_nxt":null,"rcv_nxt":null,"wnd":null,"ts_recent":null,"ts_offset_ms":null,"findings":[],"change":"gone"}
 {"schema":"keepsweep/1","type":"peer","peer_ip":"2001:db8::2","peer_port":22,"local_ip":"2001:db8::1","local_port":40000,"name":null,"label":null,"round":1,"state":"unreachable","reason":"icmp-host","probes":5,"replies":0,"rtt_us":null,"evidence":[{"kind":"icmp-host","at_us":2000,"ttl":63,"icmp_type":3,"icmp_code":1,"from":"10.0.0.254"}],"pid":812,"comm":"a\u001b[1m","cgroup":"/system.slice/db.service","netns":"net:[4026531840]","cookie":4097,"idle_ms":8070000,"heard_ms":8070000,"tcp_state":"established","keepalive":{"idle_s":7200,"interval_s":75,"count":9},"snd_una":1000,"snd_nxt":1000,"rcv_nxt":4294967295,"wnd":502,"ts_recent":7,"ts_offset_ms":4294967284,"findings":[],"change":"new"}
-{"schema":"keepsweep/1","type":"peer","peer_ip":"10.0.1.9","peer_port":50002,"local_ip":"10.0.0.1","local_port":5432,"name":null,"label":null,"round":1,"state":"down","reason":"silent","probes":5,"replies":0,"rtt_us":null,"evidence":[],"pid":812,"comm":"postgres","cgroup":"/system.slice/db.service","netns":"net:[4026531840]","cookie":4097,"idle_ms":8070000,"heard_ms":8070000,"tcp_state":"close-wait","keepalive":null,"snd_una":1000,"snd_nxt":1000,"rcv_nxt":4294967295,"wnd":502,"ts_recent":null,"ts_offset_ms":null,"findings":["keepalive-off","idle-azure"],"change":"state","state_before":"alive"}
+{"schema":"keepsweep/1","type":"peer","peer_ip":"10.0.1.9","peer_port":50002,"local_ip":"10.0.0.1","local_port":5432,"name":null,"label":null,"round":1,"state":"down","reason":"silent","probes":5,"replies":0,"rtt_us":null,"evidence":[],"pid":812,"comm":"postgres","cgroup":"/system.slice/db.service","netns":"net:[4026531840]","cookie":4097,"idle_ms":8070000,"heard_ms":8070000,"tcp_state":"close-wait","keepalive":null,"snd_una":1000,"snd_nxt":1000,"rcv_nxt":4294967295,"wnd":502,"ts_recent":null,"ts_offset_ms":null,"wire":{"peer_ip":"10.9.9.9","peer_port":6432,"local_ip":"10.0.0.1","local_port":20000},"findings":["keepalive-off","idle-azure"],"change":"state","state_before":"alive"}
 {"schema":"keepsweep/1","type":"summary","io":"","peers":4,"alive":1,"down":1,"rebooted":0,"unreachable":1,"undetermined":1,"frames_sent":0,"frames_received":0,"replies_matched":0,"replies_rejected":{},"rx_dropped":0,"loss_estimate":0.0,"elapsed_ms":0,"rate_pps":0,"reasons":{"alive/ack":1,"down/silent":1,"undetermined/unprobeable":1,"unreachable/icmp-host":1},"sent_by_kind":{},"guard_dropped":0,"kernel_rsts":0,"corrections":0,"findings":{"idle-azure":2,"idle-nat":1,"keepalive-off":1},"by_process":[{"pid":null,"comm":null,"alive":0,"down":0,"rebooted":0,"unreachable":0,"undetermined":1},{"pid":812,"comm":"a\u001b[1m","alive":0,"down":0,"rebooted":0,"unreachable":1,"undetermined":0},{"pid":812,"comm":"postgres","alive":0,"down":1,"rebooted":0,"unreachable":0,"undetermined":0},{"pid":812,"comm":"nginx","alive":1,"down":0,"rebooted":0,"unreachable":0,"undetermined":0}],"by_prefix":[{"prefix":"10.0.1.0/24","alive":0,"down":1,"rebooted":0,"unreachable":0,"undetermined":0},{"prefix":"2001:db8::/64","alive":0,"down":0,"rebooted":0,"unreachable":1,"undetermined":0},{"prefix":"fe80::/64","alive":0,"down":0,"rebooted":0,"unreachable":0,"undetermined":1},{"prefix":"192.0.2.0/24","alive":1,"down":0,"rebooted":0,"unreachable":0,"undetermined":0}]}
 
 "#]].raw());
@@ -218,11 +220,11 @@ fn csv_has_a_column_for_each_of_them() {
     let mut reader = ::csv::Reader::from_reader(text.as_bytes());
     assert_eq!(reader.records().filter(Result::is_ok).count(), 4);
     assert_data_eq!(text.replace('\u{1b}', "ESC"), str![[r#"
-type,peer_ip,peer_port,local_ip,local_port,name,label,round,state,reason,probes,replies,rtt_us,evidence,pid,comm,cgroup,netns,cookie,idle_ms,heard_ms,tcp_state,keepalive,snd_una,snd_nxt,rcv_nxt,wnd,ts_recent,ts_offset_ms,findings,change
-peer,192.0.2.7,50001,10.0.0.1,443,,,1,alive,ack,1,0,,,812,nginx,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,established,7200/75/9,1000,1000,4294967295,502,7,4294967284,idle-azure idle-nat,
-gone,fe80::2%2,50003,fe80::1,443,,,1,undetermined,unprobeable,0,0,,,,,,net:[4026531840],4097,,,time-wait,,,,,,,,,gone
-peer,2001:db8::2,22,2001:db8::1,40000,,,1,unreachable,icmp-host,5,0,,icmp-host@2000 ttl=63 icmp=3/1 from=10.0.0.254,812,aESC[1m,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,established,7200/75/9,1000,1000,4294967295,502,7,4294967284,,new
-peer,10.0.1.9,50002,10.0.0.1,5432,,,1,down,silent,5,0,,,812,postgres,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,close-wait,,1000,1000,4294967295,502,,,keepalive-off idle-azure,state
+type,peer_ip,peer_port,local_ip,local_port,name,label,round,state,reason,probes,replies,rtt_us,evidence,pid,comm,cgroup,netns,cookie,idle_ms,heard_ms,tcp_state,keepalive,snd_una,snd_nxt,rcv_nxt,wnd,ts_recent,ts_offset_ms,wire,findings,change
+peer,192.0.2.7,50001,10.0.0.1,443,,,1,alive,ack,1,0,,,812,nginx,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,established,7200/75/9,1000,1000,4294967295,502,7,4294967284,,idle-azure idle-nat,
+gone,fe80::2%2,50003,fe80::1,443,,,1,undetermined,unprobeable,0,0,,,,,,net:[4026531840],4097,,,time-wait,,,,,,,,,,gone
+peer,2001:db8::2,22,2001:db8::1,40000,,,1,unreachable,icmp-host,5,0,,icmp-host@2000 ttl=63 icmp=3/1 from=10.0.0.254,812,aESC[1m,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,established,7200/75/9,1000,1000,4294967295,502,7,4294967284,,,new
+peer,10.0.1.9,50002,10.0.0.1,5432,,,1,down,silent,5,0,,,812,postgres,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,close-wait,,1000,1000,4294967295,502,,,10.0.0.1:20000 10.9.9.9:6432,keepalive-off idle-azure,state
 
 "#]].raw());
 }
@@ -250,15 +252,15 @@ postgres[812]    10.0.0.1:5432        10.0.1.9:50002     close-wait   2h 14m  2h
 {"schema":"keepsweep/1","type":"connection","peer_ip":"192.0.2.7","peer_port":50001,"local_ip":"10.0.0.1","local_port":443,"name":null,"pid":812,"comm":"nginx","cgroup":"/system.slice/db.service","netns":"net:[4026531840]","cookie":4097,"idle_ms":8070000,"heard_ms":8070000,"tcp_state":"established","keepalive":{"idle_s":7200,"interval_s":75,"count":9},"snd_una":1000,"snd_nxt":1000,"rcv_nxt":4294967295,"wnd":502,"ts_recent":7,"ts_offset_ms":4294967284,"findings":["idle-azure","idle-nat"]}
 {"schema":"keepsweep/1","type":"connection","peer_ip":"fe80::2%2","peer_port":50003,"local_ip":"fe80::1%2","local_port":443,"name":null,"pid":null,"comm":null,"cgroup":null,"netns":"net:[4026531840]","cookie":4097,"idle_ms":null,"heard_ms":null,"tcp_state":"time-wait","keepalive":null,"snd_una":null,"snd_nxt":null,"rcv_nxt":null,"wnd":null,"ts_recent":null,"ts_offset_ms":null,"findings":[]}
 {"schema":"keepsweep/1","type":"connection","peer_ip":"2001:db8::2","peer_port":22,"local_ip":"2001:db8::1","local_port":40000,"name":null,"pid":812,"comm":"a\u001b[1m","cgroup":"/system.slice/db.service","netns":"net:[4026531840]","cookie":4097,"idle_ms":8070000,"heard_ms":8070000,"tcp_state":"established","keepalive":{"idle_s":7200,"interval_s":75,"count":9},"snd_una":1000,"snd_nxt":1000,"rcv_nxt":4294967295,"wnd":502,"ts_recent":7,"ts_offset_ms":4294967284,"findings":[]}
-{"schema":"keepsweep/1","type":"connection","peer_ip":"10.0.1.9","peer_port":50002,"local_ip":"10.0.0.1","local_port":5432,"name":null,"pid":812,"comm":"postgres","cgroup":"/system.slice/db.service","netns":"net:[4026531840]","cookie":4097,"idle_ms":8070000,"heard_ms":8070000,"tcp_state":"close-wait","keepalive":null,"snd_una":1000,"snd_nxt":1000,"rcv_nxt":4294967295,"wnd":502,"ts_recent":null,"ts_offset_ms":null,"findings":["keepalive-off","idle-azure"]}
+{"schema":"keepsweep/1","type":"connection","peer_ip":"10.0.1.9","peer_port":50002,"local_ip":"10.0.0.1","local_port":5432,"name":null,"pid":812,"comm":"postgres","cgroup":"/system.slice/db.service","netns":"net:[4026531840]","cookie":4097,"idle_ms":8070000,"heard_ms":8070000,"tcp_state":"close-wait","keepalive":null,"snd_una":1000,"snd_nxt":1000,"rcv_nxt":4294967295,"wnd":502,"ts_recent":null,"ts_offset_ms":null,"wire":{"peer_ip":"10.9.9.9","peer_port":6432,"local_ip":"10.0.0.1","local_port":20000},"findings":["keepalive-off","idle-azure"]}
 
 "#]].raw());
     assert_data_eq!(text(&|out| write_csv(&list, out)), str![[r#"
-type,peer_ip,peer_port,local_ip,local_port,name,pid,comm,cgroup,netns,cookie,idle_ms,heard_ms,tcp_state,keepalive,snd_una,snd_nxt,rcv_nxt,wnd,ts_recent,ts_offset_ms,findings
-connection,192.0.2.7,50001,10.0.0.1,443,,812,nginx,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,established,7200/75/9,1000,1000,4294967295,502,7,4294967284,idle-azure idle-nat
-connection,fe80::2%2,50003,fe80::1%2,443,,,,,net:[4026531840],4097,,,time-wait,,,,,,,,
-connection,2001:db8::2,22,2001:db8::1,40000,,812,aESC[1m,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,established,7200/75/9,1000,1000,4294967295,502,7,4294967284,
-connection,10.0.1.9,50002,10.0.0.1,5432,,812,postgres,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,close-wait,,1000,1000,4294967295,502,,,keepalive-off idle-azure
+type,peer_ip,peer_port,local_ip,local_port,name,pid,comm,cgroup,netns,cookie,idle_ms,heard_ms,tcp_state,keepalive,snd_una,snd_nxt,rcv_nxt,wnd,ts_recent,ts_offset_ms,wire,findings
+connection,192.0.2.7,50001,10.0.0.1,443,,812,nginx,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,established,7200/75/9,1000,1000,4294967295,502,7,4294967284,,idle-azure idle-nat
+connection,fe80::2%2,50003,fe80::1%2,443,,,,,net:[4026531840],4097,,,time-wait,,,,,,,,,
+connection,2001:db8::2,22,2001:db8::1,40000,,812,aESC[1m,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,established,7200/75/9,1000,1000,4294967295,502,7,4294967284,,
+connection,10.0.1.9,50002,10.0.0.1,5432,,812,postgres,/system.slice/db.service,net:[4026531840],4097,8070000,8070000,close-wait,,1000,1000,4294967295,502,,,10.0.0.1:20000 10.9.9.9:6432,keepalive-off idle-azure
 
 "#]].raw());
 }

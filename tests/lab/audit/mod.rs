@@ -8,6 +8,7 @@ mod paths;
 mod privilege;
 mod report;
 mod streams;
+mod translated;
 mod truth;
 
 use crate::support::{Lab, pause};

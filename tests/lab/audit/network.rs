@@ -121,20 +121,13 @@ impl Network {
         fault(&self.lab, &["reboot"], |row| reboots.contains(&row.fate));
         self.servers[1].ask("mute");
         fault(&self.lab, &["forget"], |row| row.fate == Fate::Forgotten);
-        let table = "table inet audit_watch {
-            counter resets { }
-            chain watch {
-                type filter hook prerouting priority -400
-                iifname up0 tcp sport != 61000-65534 tcp flags & rst != 0 counter name resets
-            }
-        }";
-        self.lab.script(&["exec", "router", "nft", table]);
+        watch_resets(&self.lab);
     }
 
     /// Returns how many RSTs have come from the audited host since the faults, but for those that end
     /// fresh SYNs.
     pub fn resets(&self) -> u64 {
-        counter(&self.lab, "audit_watch", "resets")
+        resets(&self.lab)
     }
 
     /// Returns every connection as the audited host's applications see it now.
@@ -197,6 +190,27 @@ impl Network {
             assert!(agrees && !held.corrupt, "{}: {held:?}", row.name);
         }
     }
+}
+
+/// Has the router count the RSTs that come from the audited host, but for those that end fresh SYNs.
+pub fn watch_resets(lab: &Lab) {
+    let table = "table inet audit_watch {
+        counter resets { }
+        chain watch {
+            type filter hook prerouting priority -400
+            iifname up0 tcp sport != 61000-65534 tcp flags & rst != 0 counter name resets
+        }
+    }";
+    lab.script(&["exec", "router", "nft", table]);
+}
+
+/// Returns how many it has counted.
+pub fn resets(lab: &Lab) -> u64 {
+    let show = ["exec", "router", "nft", "-j", "list", "counter", "inet", "audit_watch", "resets"];
+    let answer: Value = serde_json::from_str(&lab.script(&show)).expect("JSON");
+    let counters = answer["nftables"].as_array().expect("a list").iter();
+    let packets = |object: &Value| object["counter"]["packets"].as_u64();
+    counters.filter_map(packets).next().expect("the counter")
 }
 
 fn variants(row: &Row, timestamps: bool, count: usize) -> impl Iterator<Item = Value> {

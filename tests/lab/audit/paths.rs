@@ -1,5 +1,4 @@
-//! Connections that take another way than through a router: translated, to this host itself, to
-//! neighbours.
+//! Connections that take another way than through a router: to this host itself, to neighbours.
 
 use super::apps::{App, Held};
 use super::report::Audit;
@@ -22,54 +21,6 @@ fn of(app: &mut App, name: &str) -> Vec<Held> {
 fn assert_unharmed(app: &mut App) {
     let harmed = app.list().into_iter().find(|held| held.error.is_some() || held.state == "closed");
     assert!(harmed.is_none(), "{harmed:?}");
-}
-
-/// The addresses that the application knows are not those on the wire: its host translates them, as
-/// hosts of containers do for services.
-#[test]
-fn translated_on_their_way_out() {
-    let names = ["alive", "gone"];
-    translated("aunat", &names, &[("alive", "alive/ack"), ("gone", "down/host-silent")]);
-}
-
-#[test]
-#[ignore = "sockets die of it: the guard holds back resets by the addresses that the socket has, not by \
-            those on the wire"]
-fn translated_on_their_way_out_and_rebooted() {
-    translated("aunat2", &["alive", "gone", "rebooted"], &[("rebooted", "rebooted/reset")]);
-}
-
-fn translated(lab: &str, names: &[&str], verdicts: &[(&str, &str)]) {
-    let Some(lab) = Lab::up(lab, &[]) else { return };
-    let (host, fleet) = (lab.namespace("prober"), lab.namespace("fleet"));
-    let table = "table inet translate {
-        chain out {
-            type nat hook output priority -100
-            dnat ip prefix to ip daddr map { 10.77.0.0/16 : 10.99.0.0/16 }
-            dnat ip6 prefix to ip6 daddr map { fd77::/48 : fd99::/48 }
-        }
-    }";
-    lab.script(&["exec", "nft", table]);
-    let _server = App::serve(&fleet, &[]);
-    let groups = names.iter().enumerate().flat_map(|(subnet, name)| {
-        let v4 = group(name, &format!("10.77.{subnet}.0/24"), 9100);
-        let v6 = group(&format!("{name}6"), &format!("fd77:0:0:{subnet}::/120"), 9100);
-        [v4.clone(), greeted(v4), v6.clone(), greeted(v6)]
-    });
-    let mut app = App::connect(&host, &groups.collect::<Vec<_>>());
-    lab.script(&["fault", "gone", "10.99.1.0/24", "fd99:0:0:1::/120"]);
-    lab.script(&["fault", "reboot", "10.99.2.0/24", "fd99:0:0:2::/120"]);
-    let audit = Audit::run(&host, &[]);
-    println!("{}", audit.summary);
-    for family in ["", "6"] {
-        for tail in ["", "-greeted"] {
-            for (name, verdict) in verdicts {
-                let held = of(&mut app, &format!("{name}{family}{tail}"));
-                audit.assert_says(&host, &held, &[verdict]);
-            }
-        }
-    }
-    assert_unharmed(&mut app);
 }
 
 fn greeted(mut group: Value) -> Value {

@@ -6,10 +6,11 @@ use crate::probe::classify::State;
 use crate::probe::evidence::Seen;
 use crate::probe::given::TimestampClock;
 use crate::probe::health::Scope;
-use crate::probe::host::{Host, Reading};
+use crate::probe::host::{Host, Reading, Wire};
 use crate::probe::plan::{Plan, ProbeBytes};
 use crate::probe::script::{ACK, FIN, RST, Say, Script, plan, resting};
 use crate::probe::sender::Interruption;
+use crate::probe::table::FlowKey;
 use crate::time::Instant;
 use crate::wire::{Checksums, LinkType, Packet, Timestamps, parse};
 use proptest::prelude::*;
@@ -76,6 +77,88 @@ fn silence_takes_the_whole_plan_half_of_it_under_a_hold_and_a_reading_before_eac
     script.at(7_000);
     assert_eq!(script.holds(), [false]);
     assert!(script.done);
+}
+
+/// The flow's packets have these ends on the wire.
+fn wire(port: u16) -> Wire {
+    Wire::Other(FlowKey { local: ([10, 9, 9, 9], port).into(), peer: ([10, 8, 8, 8], 80).into() })
+}
+
+#[test]
+fn resets_are_held_by_the_ends_on_the_wire_as_they_are_now() {
+    let mut script = Script::host(plan(), |host| {
+        (host.first.bytes_received, host.latest.bytes_received) = (0, 0);
+        host.latest.wire = wire(1);
+    });
+    let held = |script: &mut Script, expected: Wire| {
+        let request = script.sender.poll_hold().expect("a request");
+        assert_eq!((request.hold, request.wire, request.cookie), (true, expected, 7));
+        script.sender.handle_hold(crate::probe::Slot(0), true, script.now);
+        script.listen();
+    };
+    held(&mut script, wire(1));
+    script.sent(&[EXACT]);
+    script.at(1_000);
+    script.read(|reading| reading.wire = wire(2));
+    script.sent(&[]);
+    held(&mut script, wire(2));
+    script.sent(&["1000 [.] 0 ack 1"]);
+    script.at(2_000);
+    script.read(|_| ());
+    script.sent(&["2000 [.] 0 ack 1"]);
+    assert_eq!(script.holds(), [false; 0], "they are held");
+    // Refused, and over: those that are held are let go.
+    script.at(3_000);
+    script.read(|reading| reading.wire = Wire::Unknown);
+    script.hold(false);
+    script.read(|_| ());
+    assert_eq!(evidence(&mut script, "undetermined/observer"), [Seen::TranslationUnknown]);
+    script.at(10_000);
+    assert_eq!(script.holds(), [false]);
+    assert!(script.done);
+}
+
+/// Nobody listens for ends on the wire that were not known when the receivers were opened.
+#[test]
+fn silence_from_ends_that_nobody_listens_for_accuses_nobody() {
+    for (at_first, then) in [(Wire::Same, wire(1)), (wire(1), wire(2)), (wire(1), Wire::Unknown)] {
+        let mut script = Script::host(plan(), |host| host.latest.wire = at_first);
+        for second in 1..=5 {
+            script.at(second * 1_000);
+            script.read(|reading| reading.wire = if second < 3 { at_first } else { then });
+            if script.holds().contains(&true) {
+                script.sender.handle_hold(crate::probe::Slot(0), true, script.now);
+                script.listen();
+            }
+        }
+        let seen = evidence(&mut script, "undetermined/observer");
+        assert_eq!(seen, [Seen::TranslationUnknown], "{at_first:?} {then:?}");
+    }
+    // What is heard all the same is believed.
+    let mut script = Script::host(plan(), |host| host.latest.wire = Wire::Unknown);
+    script.hear(ACK);
+    assert_eq!(evidence(&mut script, "alive/ack"), [Seen::Ack]);
+}
+
+#[test]
+fn a_reset_that_only_the_socket_would_have_heard_is_one() {
+    for (number, is_one) in [(0, true), (u32::MAX, false), (1, false)] {
+        let mut script = fresh();
+        script.hold(true);
+        script.sent(&[EXACT]);
+        script.at(1_000);
+        script.read(|reading| reading.reset = Some(reading.rcv_nxt + number));
+        if !is_one {
+            script.sent(&["1000 [.] 0 ack 1"]);
+            script.said(&[]);
+            continue;
+        }
+        assert_eq!(evidence(&mut script, "rebooted/reset"), [Seen::KernelRst]);
+        script.at(2_999);
+        assert_eq!(script.holds(), [false; 0], "its copy may be under way");
+        script.at(3_000);
+        assert_eq!(script.holds(), [false]);
+    }
 }
 
 #[test]
