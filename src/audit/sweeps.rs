@@ -5,6 +5,7 @@ use super::list::{InNamespace, name};
 use super::{Audit, AuditError, Listed, Listing, Outcome};
 use crate::engine::{self, Control, EngineError, IoKind, Setup, Sweep};
 use crate::io::host::{HostError, Namespace};
+use crate::io::shield::Shield;
 use crate::io::{ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
@@ -65,6 +66,8 @@ impl Audit {
             report,
         };
         let jobs = self.jobs(listing, &mut round)?;
+        // Open as long as any sweep is: threads that go on asking have not got what it takes to attach it.
+        let _shield = Shield::open();
         let turns = Turns::new(AT_A_TIME);
         thread::scope(|scope| {
             let (said_to, said) = channel::unbounded();

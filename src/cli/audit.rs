@@ -10,6 +10,7 @@ use super::{plan, say};
 use crate::audit::{Audit, AuditError, Change, Changes, Finding, Listed, Listing, Outcome};
 use crate::engine::Control;
 use crate::io::privilege;
+use crate::io::shield::Shield;
 use crate::probe::classify::Reason;
 use crate::report::{Audited, Connections, Csv, Layout, Ndjson, Record, Summary, connections};
 use crate::time::Clock;
@@ -136,6 +137,8 @@ pub fn run(args: AuditArgs) -> Result<Exit, Failure> {
 
     let signals = session::signals()?;
     reporting.clear(&destination)?;
+    // Each sweep opens it, which takes none of the privileges that are given up here while it is open.
+    let _shield = Shield::open();
     // Threads have those of the one that starts them.
     privilege::keep(&request.audit.capabilities())
         .map_err(|error| Failure::System(error.into()))?;

@@ -4,8 +4,10 @@
 
 use super::IoError;
 use nix::errno::Errno;
+use std::iter::{Copied, Cycle};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::slice;
 
 /// Frames handed to the kernel before a loop looks at the clock again.
 pub const BATCH: usize = 256;
@@ -20,13 +22,18 @@ pub trait BareLoop {
 }
 
 /// Sends a constant frame by `sendmmsg`, or one by one by `sendto`.
+///
+/// A raw socket is told where to with each: to all peers in turn, since for one alone the kernel, and what
+/// there is in it to look at packets, would find the same route in the same cache each time.
 #[derive(Debug)]
 pub struct Bare<'a> {
     socket: BorrowedFd<'a>,
     interface: String,
     // Heap blocks that do not move with this value: the headers point into them.
     frame: Box<[u8]>,
-    name: Option<Box<libc::sockaddr_in>>,
+    /// One a header, or none.
+    names: Box<[libc::sockaddr_in]>,
+    destinations: Cycle<Copied<slice::Iter<'a, Ipv4Addr>>>,
     _piece: Box<libc::iovec>,
     headers: Box<[libc::mmsghdr]>,
     one_by_one: bool,
@@ -37,29 +44,28 @@ impl<'a> Bare<'a> {
         socket: BorrowedFd<'a>,
         interface: &str,
         frame: &[u8],
-        to: Option<Ipv4Addr>,
+        to: &'a [Ipv4Addr],
     ) -> Self {
         let mut frame: Box<[u8]> = frame.into();
-        let mut name = to.map(|to| {
-            // SAFETY: sockaddr_in is plain old data, for which all zero is a valid value.
-            let mut name: libc::sockaddr_in = unsafe { std::mem::zeroed() };
-            name.sin_family = libc::AF_INET as libc::sa_family_t;
-            name.sin_addr.s_addr = u32::from(to).to_be();
-            Box::new(name)
-        });
+        // SAFETY: sockaddr_in is plain old data, for which all zero is a valid value.
+        let mut name: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+        name.sin_family = libc::AF_INET as libc::sa_family_t;
+        let mut names = vec![name; if to.is_empty() { 0 } else { BATCH }].into_boxed_slice();
         let iov_len = frame.len();
         let mut piece = Box::new(libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len });
         // SAFETY: mmsghdr is plain old data; all zero is a message without address and control data.
         let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
         header.msg_hdr.msg_iov = &raw mut *piece;
         header.msg_hdr.msg_iovlen = 1;
-        if let Some(name) = &mut name {
-            header.msg_hdr.msg_name = (&raw mut **name).cast();
+        let mut headers = vec![header; BATCH].into_boxed_slice();
+        for (header, name) in headers.iter_mut().zip(&mut names) {
+            header.msg_hdr.msg_name = (&raw mut *name).cast();
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
         }
-        let headers = vec![header; BATCH].into_boxed_slice();
         let interface = interface.to_owned();
-        Bare { socket, interface, frame, name, _piece: piece, headers, one_by_one: false }
+        let destinations = to.iter().copied().cycle();
+        let _piece = piece;
+        Bare { socket, interface, frame, names, destinations, _piece, headers, one_by_one: false }
     }
 
     /// Has the frames sent one by one, by `sendto`.
@@ -68,10 +74,13 @@ impl<'a> Bare<'a> {
         Bare { one_by_one: true, ..self }
     }
 
-    fn send_one(&self) -> Result<usize, Errno> {
-        let (name, octets) = match &self.name {
-            Some(name) => ((&raw const **name).cast(), size_of::<libc::sockaddr_in>()),
-            None => (std::ptr::null(), 0),
+    fn send_one(&mut self) -> Result<usize, Errno> {
+        let (name, octets) = match (self.names.first_mut(), self.destinations.next()) {
+            (Some(name), Some(to)) => {
+                name.sin_addr.s_addr = u32::from(to).to_be();
+                ((&raw const *name).cast(), size_of::<libc::sockaddr_in>())
+            }
+            _ => (std::ptr::null(), 0),
         };
         // SAFETY: the kernel reads the frame and, if there is one, the address of the given sizes.
         let result = unsafe {
@@ -88,8 +97,11 @@ impl<'a> Bare<'a> {
     }
 
     fn send_batch(&mut self) -> Result<usize, Errno> {
-        // SAFETY: every header names the one iovec, which names the frame, and the address or none; all
-        // live as long as this value. The kernel writes only `msg_len` of the headers.
+        for (name, to) in self.names.iter_mut().zip(&mut self.destinations) {
+            name.sin_addr.s_addr = u32::from(to).to_be();
+        }
+        // SAFETY: every header names the one iovec, which names the frame, and its own address or none;
+        // all live as long as this value. The kernel writes only `msg_len` of the headers.
         let result = unsafe {
             libc::sendmmsg(
                 self.socket.as_raw_fd(),

@@ -117,9 +117,9 @@ impl RawTx {
         Ok(Self { v4, v6, batch: Batch::addressed(), ifindex, bound: None })
     }
 
-    /// Lends the IPv4 socket to a loop that sends nothing but `packet`, to `to`.
-    pub fn bare(&mut self, packet: &[u8], to: Ipv4Addr) -> Bare<'_> {
-        Bare::new(self.v4.fd.as_fd(), &self.v4.interface, packet, Some(to))
+    /// Lends the IPv4 socket to a loop that sends nothing but `packet`, to each of `to` in turn.
+    pub fn bare<'a>(&'a mut self, packet: &[u8], to: &'a [Ipv4Addr]) -> Bare<'a> {
+        Bare::new(self.v4.fd.as_fd(), &self.v4.interface, packet, to)
     }
 
     fn send_all(&mut self, sent: &mut usize) -> Result<(), IoError> {

@@ -16,6 +16,7 @@ use crate::io::{FRAME_OCTETS, IoError, PathId, PathInfo, Transmit, affinity, cpu
 use crate::probe::craft::{CraftError, Crafter};
 use crate::time::{Clock, Instant};
 use crate::wire::{LinkType, MacAddr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// How often the sender alone has its turn.
@@ -172,9 +173,13 @@ enum End {
 }
 
 impl End {
-    fn bare(&mut self, frame: &[u8]) -> Result<Box<dyn BareLoop + '_>, IoError> {
+    fn bare<'a>(
+        &'a mut self,
+        frame: &[u8],
+        peers: &'a [Ipv4Addr],
+    ) -> Result<Box<dyn BareLoop + 'a>, IoError> {
         Ok(match self {
-            End::Raw(end) => Box::new(end.bare(frame, NETWORK)),
+            End::Raw(end) => Box::new(end.bare(frame, peers)),
             End::Packet(end) => Box::new(end.bare(frame)),
             End::Xdp(queue) => Box::new(XdpTx::bare(&mut queue.tx, frame)?),
         })
@@ -254,6 +259,8 @@ impl<'a> Sender<'a> {
         let mut frame = [0; FRAME_OCTETS];
         let len = self.craft(0, &mut frame).map_err(EngineError::system)?;
         let constant = &frame[..len];
+        let peers = self.order.iter().map(|&flow| self.flows[flow as usize].peer);
+        let peers: Vec<_> = peers.collect();
         let begun = Clock.now();
         let is_over = |now: Instant| watch.is_stopped() || now.since(begun) >= span;
         let (mut real, mut bare, mut sendto) = (Vec::new(), Vec::new(), Vec::new());
@@ -263,12 +270,13 @@ impl<'a> Sender<'a> {
         // The first round warms up: caches, the kernel's pools of memory.
         for round in 0.. {
             let slice = self.real_slice()?;
-            let reference =
-                bare_slice(&mut *self.end.bare(constant).map_err(EngineError::system)?)?;
+            let mut barest = self.end.bare(constant, &peers).map_err(EngineError::system)?;
+            let reference = bare_slice(&mut *barest)?;
+            drop(barest);
             bare_sent += reference.frames;
             let mut pushed = (slice, reference, None);
             if let End::Raw(end) = &mut self.end {
-                let one_by_one = bare_slice(&mut end.bare(constant, NETWORK).one_by_one())?;
+                let one_by_one = bare_slice(&mut end.bare(constant, &peers).one_by_one())?;
                 bare_sent += one_by_one.frames;
                 pushed.2 = Some(one_by_one);
             }

@@ -20,7 +20,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::thread;
 
-/// The receive ring for interfaces through which answers are the exception.
+/// The receive ring for interfaces, and beside AF_XDP sockets, where answers are the exception.
 const ELSEWHERE: RxOptions = RxOptions { ring_octets: 4 << 20, retire_ms: 2 };
 
 /// What is open before the first frame.
@@ -226,8 +226,8 @@ impl Layout {
         }
         let (ports, bare_ports) = (self.port_ranges(setup), self.bare_ports());
         let filter = FilterSpec { addresses, ports, bare_ports, mac: info.mac };
-        let receive = PacketRx::open(ifindex, name, &filter, RxOptions::default())
-            .map_err(EngineError::system)?;
+        let ring = if let IoKind::Xdp(_) = setup.io { ELSEWHERE } else { RxOptions::default() };
+        let receive = PacketRx::open(ifindex, name, &filter, ring).map_err(EngineError::system)?;
         let (transmits, beside) = match setup.io {
             IoKind::Xdp(options) => {
                 let GuardSpec { sources, ports, .. } = self.guard_spec(setup);

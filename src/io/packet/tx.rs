@@ -41,7 +41,7 @@ impl PacketTx {
 impl PacketTx {
     /// Lends the socket to a loop that sends nothing but `frame`.
     pub fn bare(&mut self, frame: &[u8]) -> Bare<'_> {
-        Bare::new(self.socket.fd.as_fd(), &self.socket.interface, frame, None)
+        Bare::new(self.socket.fd.as_fd(), &self.socket.interface, frame, &[])
     }
 }
 

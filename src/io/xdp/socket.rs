@@ -29,11 +29,10 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// From 16 ms at a million packets a second, which a receiver on a busy machine may have to wait for
-    /// its turn, and 32 MiB; to what the memlock limit, which is 8 MiB by default and counts for all queues
-    /// of a user, allows.
-    pub const TRIED: [Sizes; 6] = [
-        Sizes { rx: 16_384, tx: 2048 },
+    /// From 8 ms at a million packets a second, longer than a receiver on a busy machine has to wait for
+    /// its turn, and 16 MiB, which take as long to be cleared as the packet path's ring; to what the memlock
+    /// limit, which is 8 MiB by default and counts for all queues of a user, allows.
+    pub const TRIED: [Sizes; 5] = [
         Sizes { rx: 8192, tx: 2048 },
         Sizes { rx: 4096, tx: 2048 },
         Sizes { rx: 2048, tx: 1024 },
