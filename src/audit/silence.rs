@@ -5,9 +5,10 @@
 use super::sweeps::{Job, setup};
 use super::{Audit, AuditError, Listed};
 use crate::engine::{Control, EngineError, Setup};
+use crate::io::conntrack;
 use crate::io::raw::Likeness;
 use crate::probe::TargetId;
-use crate::probe::classify::Reason;
+use crate::probe::classify::{Reason, State};
 use crate::probe::escalate::{self, Doubted, HeardFrom};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::report::Summary;
@@ -54,8 +55,15 @@ impl Job {
             return asked;
         };
         let mut doubted = Vec::new();
-        for (verdict, fresh) in self.ask_hosts(audit, control, silent, &mut summary) {
-            let Some(fresh) = fresh else {
+        // A rule of this host's own, younger than the connection, may have translated the SYN: then its
+        // answer was nobody's.
+        let may_translate = || conntrack::count().is_some_and(|count| count > 0);
+        let may_have_translated = may_translate();
+        let asked = self.ask_hosts(audit, control, silent, &mut summary);
+        let may_have_translated = may_have_translated || may_translate();
+        for (verdict, fresh) in asked {
+            let is_proof = |fresh: &Verdict| fresh.state != State::Down || !may_have_translated;
+            let Some(fresh) = fresh.filter(is_proof) else {
                 say(verdict);
                 continue;
             };
@@ -105,8 +113,16 @@ impl Job {
                  firewall has forgotten is taken for down"
             )),
         }
-        let answers = asked.iter().map(|question| answers.get(question).cloned());
-        silent.into_values().zip(answers).collect()
+        let is_interrupted = control.stop.load(Ordering::Relaxed);
+        let joined = silent.into_values().zip(asked).map(|(verdict, question)| {
+            let fresh = answers.get(&question).cloned();
+            if fresh.is_none() && is_interrupted {
+                let (reason, why) = (Reason::Interrupted, Seen::Interrupted);
+                return (escalate::not_asked_again(verdict, reason, why), None);
+            }
+            (verdict, fresh)
+        });
+        joined.collect()
     }
 
     /// Asks connections again that were silent and whose hosts are there, and says what comes of it.
@@ -147,27 +163,29 @@ impl Job {
     }
 }
 
-/// What hosts are asked: each pair of an own address and a peer once, however many connections there are.
+/// What hosts are asked: each peer once from each own address and by each way, however many connections
+/// there are.
 #[derive(Default)]
 struct Questions {
     peers: Vec<SocketAddr>,
     on_behalf: Vec<(IpAddr, Likeness)>,
-    known: HashMap<(IpAddr, SocketAddr), TargetId>,
+    known: HashMap<(IpAddr, Likeness, SocketAddr), TargetId>,
 }
 
 impl Questions {
     /// Returns the question to the host of this connection's peer.
     fn about(&mut self, listed: &Listed) -> TargetId {
         let (source, peer) = (listed.connection.local.ip(), listed.connection.peer);
+        let likeness = listed.numbers().map(|numbers| Likeness {
+            mark: numbers.mark,
+            bound_interface: numbers.bound_interface,
+        });
+        let likeness = likeness.unwrap_or_default();
         let next = TargetId(self.peers.len() as u32);
-        let question = *self.known.entry((source, peer)).or_insert(next);
+        let question = *self.known.entry((source, likeness, peer)).or_insert(next);
         if question == next {
-            let likeness = listed.numbers().map(|numbers| Likeness {
-                mark: numbers.mark,
-                bound_interface: numbers.bound_interface,
-            });
             self.peers.push(peer);
-            self.on_behalf.push((source, likeness.unwrap_or_default()));
+            self.on_behalf.push((source, likeness));
         }
         question
     }

@@ -83,7 +83,7 @@ impl Audit {
                 });
             }
             drop(said_to);
-            // Those threads have what they need, and give it up by themselves.
+            // Those threads have what they need, and give up the rest by themselves.
             if self.gives_up_privileges
                 && let Err(error) = privilege::drop_all()
             {
@@ -267,7 +267,7 @@ impl Job {
             }
             let sweep = Sweep::open(setup)?;
             for note in sweep.notes() {
-                control.notices.push(format!("{}: {note}", name(&self.namespace)));
+                control.note_once(format!("{}: {note}", name(&self.namespace)));
             }
             Ok(sweep.run_uncounted(control, report)?)
         };

@@ -147,7 +147,8 @@ pub fn run(args: AuditArgs) -> Result<Exit, Failure> {
     let only = reporting.only.clone();
     let output = Output::new(Box::new(destination), request.layout(), progress.screen(), only);
     let quiet = reporting.quiet;
-    let session = Session { output, progress, signals, interrupted, quiet, at_end: ENDING };
+    let (at_end, is_endless) = (ENDING, request.every.is_some());
+    let session = Session { output, progress, signals, interrupted, quiet, at_end, is_endless };
     let ended = session.drive(|control, tell| {
         Ok(match request.every {
             None => once(&request.audit, listing, control, tell)?,

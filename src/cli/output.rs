@@ -228,6 +228,11 @@ impl Output {
         self.error.as_ref().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     }
 
+    /// Says whether nothing can be written any more, whatever the reason.
+    pub fn has_failed(&self) -> bool {
+        self.error.is_some()
+    }
+
     /// Writes what is left, with the summary if the run came to one.
     pub fn finish(mut self, summary: Option<&Summary>) -> Written {
         self.end_round();

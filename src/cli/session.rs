@@ -167,6 +167,8 @@ pub struct Session {
     pub quiet: bool,
     /// What is said after the first signal.
     pub at_end: &'static str,
+    /// Whether it goes on until it is stopped: then also by output that cannot be written.
+    pub is_endless: bool,
 }
 
 /// How a run ended.
@@ -196,7 +198,8 @@ impl Session {
         self,
         engine: impl FnOnce(&Control, &mut dyn FnMut(Told<'_>)) -> Result<Summary, Failure>,
     ) -> Ended {
-        let Session { output, mut progress, mut signals, interrupted, quiet, at_end } = self;
+        let Session { output, mut progress, mut signals, interrupted, quiet, at_end, is_endless } =
+            self;
         let screen = progress.screen();
         let control = Control::default();
         let (summary, written) = thread::scope(|scope| {
@@ -218,7 +221,7 @@ impl Session {
                 let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
                 act(&mut output);
                 // Nobody reads any more: close the flows and go.
-                if output.is_closed() {
+                if output.is_closed() || is_endless && output.has_failed() {
                     control.stop.store(true, Ordering::Relaxed);
                 }
             };

@@ -260,7 +260,8 @@ pub fn run(args: SweepArgs) -> Result<Exit, Failure> {
     let only = reporting.only.clone();
     let output = Output::new(Box::new(destination), layout, progress.screen(), only);
     let quiet = reporting.quiet;
-    let session = Session { output, progress, signals, interrupted, quiet, at_end: CLOSING };
+    let (at_end, is_endless) = (CLOSING, false);
+    let session = Session { output, progress, signals, interrupted, quiet, at_end, is_endless };
     let ended = session.drive(|control, tell| {
         let mut report = |verdict: Verdict| {
             let (name, label) = names.of(verdict.target);

@@ -119,24 +119,27 @@ fn is_closed_by_peer(state: TcpState) -> bool {
 #[derive(Debug)]
 pub struct Kernel {
     reader: Reader,
-    /// What reads connection tracking, where that tracked anything at first, and how much of it.
+    /// What reads connection tracking, where the kernel has it, and how much of it.
     conntrack: Option<Conntrack>,
     extent: Extent,
     /// Whether nothing but connection tracking has to be asked.
     is_known: bool,
+    /// As it was before the guard was attached, whose programs have no names for who lacks CAP_SYS_ADMIN.
+    may_translate_untracked: bool,
     shield: Option<Arc<Shield>>,
 }
 
 impl Kernel {
     /// Loads what reads them.
     pub fn open() -> Result<Kernel, HostError> {
-        let is_tracked = conntrack::count().is_some_and(|count| count > 0);
-        let conntrack = is_tracked.then(Conntrack::open).transpose()?;
+        // Also if nothing is tracked yet: our own probes may be the first.
+        let conntrack = conntrack::count().map(|_| Conntrack::open()).transpose()?;
         Ok(Kernel {
             reader: Reader::open()?,
             conntrack,
             extent: Extent::Translated,
             is_known: true,
+            may_translate_untracked: may_translate_untracked(),
             shield: None,
         })
     }
@@ -146,7 +149,7 @@ impl Kernel {
     pub fn set_shield(&mut self, shield: Option<Arc<Shield>>) {
         if shield.is_none() {
             self.extent = Extent::All;
-            self.is_known = !may_translate_untracked();
+            self.is_known = !self.may_translate_untracked;
         }
         self.shield = shield;
     }

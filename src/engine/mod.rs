@@ -37,8 +37,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use watch::HostWatch;
 
 /// Which I/O path to take.
@@ -70,7 +70,8 @@ pub struct XdpOptions {
 pub struct Setup {
     /// What is sent when.
     pub plan: Plan,
-    /// The peers; `TargetId` is the index. No two may be equal.
+    /// The peers; `TargetId` is the index. No two may be equal but those
+    /// that are asked on behalf of different addresses or ways.
     pub targets: Vec<SocketAddr>,
     /// In whose name each of the targets is asked, and from which of our addresses: that of a connection
     /// of this host's kernel. Empty where `source` and the routes of this host decide.
@@ -118,9 +119,19 @@ pub struct Control {
     pub states: [AtomicU64; 5],
     /// What happened to this host meanwhile, in words, for whoever looks on. To be taken away.
     pub notices: SegQueue<String>,
+    /// What was said once and need not be said again.
+    noted: Mutex<HashSet<String>>,
 }
 
 impl Control {
+    /// Adds a notice, unless it was added by this before: sweeps of one audit find the same again.
+    pub(crate) fn note_once(&self, notice: String) {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        if noted.insert(notice.clone()) {
+            self.notices.push(notice);
+        }
+    }
+
     /// Counts a verdict.
     pub(crate) fn count(&self, verdict: &Verdict) {
         let more = u64::from(!verdict.correction);

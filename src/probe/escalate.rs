@@ -102,6 +102,9 @@ pub fn host_asked(silent: Verdict, fresh: &Verdict, heard: &HeardFrom) -> Doubte
         (State::Undetermined, Reason::Observer) if !is_unsent => {
             (State::Undetermined, Reason::Observer, false)
         }
+        (State::Undetermined, Reason::Interrupted) => {
+            (State::Undetermined, Reason::Interrupted, false)
+        }
         (State::Undetermined | State::Rebooted, _) => (silent.state, silent.reason, false),
     };
     let seen = fresh.evidence.iter().map(|sighting| Sighting {
@@ -265,7 +268,7 @@ mod tests {
                 R::Interrupted,
                 local(Seen::Interrupted),
                 none,
-                (S::Down, R::Silent, false),
+                (S::Undetermined, R::Interrupted, false),
             ),
             (S::Undetermined, R::Unprobeable, vec![], none, (S::Down, R::Silent, false)),
         ];

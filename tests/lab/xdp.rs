@@ -291,7 +291,7 @@ fn every_capability_is_asked_for_and_no_other() {
     assert_eq!(sweep.code, Some(0), "{}", sweep.stderr);
     assert_eq!(sweep.count("alive"), 128, "{}", sweep.summary);
     // Two interfaces of a queue each share 8 MiB.
-    assert!(sweep.stderr.contains("KiB of frames a queue instead of 12288"), "{}", sweep.stderr);
+    assert!(sweep.stderr.contains("KiB of frames a queue instead of 8448"), "{}", sweep.stderr);
     sweep.assert_accounts();
 }
 

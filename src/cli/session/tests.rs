@@ -53,7 +53,7 @@ fn to_file(path: &Path, signals: &[i32]) -> Session {
     let output =
         Output::new(Box::new(destination), Box::new(Ndjson), progress.screen(), Vec::new());
     let signals = Signals::new(signals).expect("registered");
-    Session { output, progress, signals, interrupted, quiet: true, at_end: "" }
+    Session { output, progress, signals, interrupted, quiet: true, at_end: "", is_endless: false }
 }
 
 #[test]

@@ -74,8 +74,17 @@ impl Layout {
                     (Constraint { source: Some(source), ..constraint }, Some(likeness))
                 }
             };
-            let way = layout.way(setup, peer, constraint, likeness, &mut routes)?;
-            layout.add_target(setup, peer, way, &mut known, &mut not_peers)?;
+            let added = layout
+                .way(setup, peer, constraint, likeness, &mut routes)
+                .and_then(|way| layout.add_target(setup, peer, way, &mut known, &mut not_peers));
+            match added {
+                // The way of one connection must not keep the hosts of the others from being asked.
+                Err(error) if likeness.is_some() => {
+                    tracing::info!(%error, %peer, "not asked");
+                    layout.targets.push(Target { peer, hop: None });
+                }
+                added => added?,
+            }
         }
         let Examined { given, likeness, kernel, unreadable } =
             given::examine(&setup.flows, &mut routes)?;

@@ -39,7 +39,7 @@ pub struct XdpTx {
     returned: Vec<u64>,
     /// The frame last reserved.
     next: Option<Free>,
-    /// What of the batch the kernel has not taken, in the order of the tx ring.
+    /// What of the batch the kernel has not taken: the last entries of the tx ring, in order.
     pending: Vec<Pending>,
     withdrawn: Withdrawn,
     /// The first frame of the batch that was dropped and could not be repeated.
@@ -60,8 +60,6 @@ pub struct XdpTx {
 /// A descriptor in the tx ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Pending {
-    /// Where in the tx ring: its cursor then.
-    cursor: u32,
     /// Which frame of the UMEM.
     index: u32,
     /// Which frame of the batch.
@@ -193,17 +191,16 @@ impl XdpTx {
     fn enqueue(&mut self, position: u16, frame: Free, len: u16) {
         let index = frame.index();
         let descriptor = self.ledger.lend_packet(frame, usize::from(len));
-        let cursor = self.producer.next();
         self.tx.write(self.producer.advance(), descriptor);
-        self.pending.push(Pending { cursor, position, index, len });
+        self.pending.push(Pending { index, position, len });
         if self.zerocopy {
             self.withdrawn.note_sent(index);
         }
     }
 
-    #[inline]
     /// Says whether the tx ring has room, which only withdrawn frames can take: it has no
     /// fewer entries than there are frames.
+    #[inline]
     fn has_room(&mut self) -> bool {
         self.producer.known_free() > 0 || (self.skip_withdrawn().is_ok() && self.room() > 0)
     }
@@ -303,8 +300,9 @@ impl XdpTx {
     /// zero-copy mode the driver may be reading this very one: then it leaves after all, now.
     fn withdraw(&mut self) -> Result<(), IoError> {
         let outside = self.ledger.outside();
-        for pending in self.pending.drain(..) {
-            self.tx.write(pending.cursor, outside);
+        let first = self.producer.next().wrapping_sub(self.pending.len() as u32);
+        for (at, pending) in (0..).zip(self.pending.drain(..)) {
+            self.tx.write(first.wrapping_add(at), outside);
             if self.zerocopy {
                 self.withdrawn.note_withdrawn(pending.index);
                 continue;
@@ -381,9 +379,8 @@ fn strike(
     next: u32,
     dropped: bool,
 ) -> (usize, Option<Pending>) {
-    let unread = next.wrapping_sub(consumed);
-    let is_taken = |pending: &Pending| next.wrapping_sub(pending.cursor) > unread;
-    let taken = pending.partition_point(is_taken);
+    let unread = next.wrapping_sub(consumed) as usize;
+    let taken = pending.len().saturating_sub(unread);
     let last = pending.drain(..taken).next_back();
     match (dropped, last) {
         (false, _) => (taken, None),
@@ -511,10 +508,9 @@ impl Transmit for XdpTx {
 mod tests {
     use super::*;
 
-    /// Frames in the entries from `start` on, numbered from 0.
-    fn pending(start: u32, count: usize) -> Vec<Pending> {
+    /// So many frames, numbered from 0.
+    fn pending(count: usize) -> Vec<Pending> {
         let frame = |position: usize| Pending {
-            cursor: start.wrapping_add(position as u32),
             position: position as u16,
             index: position as u32,
             len: 60,
@@ -525,7 +521,7 @@ mod tests {
     #[test]
     fn taken_is_what_the_kernel_has_read() {
         for start in [0, u32::MAX - 1] {
-            let mut frames = pending(start, 5);
+            let mut frames = pending(5);
             let next = start.wrapping_add(5);
             assert_eq!(strike(&mut frames, start, next, false), (0, None));
             assert_eq!(strike(&mut frames, start.wrapping_add(2), next, false), (2, None));
