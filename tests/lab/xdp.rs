@@ -303,9 +303,9 @@ fn locked_memory_is_shared_out() {
     let args = ["10.99.0.0/26", "-p", "8080", "--io", "xdp", "--format", "ndjson"];
     for (limit, said) in [
         // The soft limit is raised where the hard one allows.
-        ("--memlock=65536:8388608", "3072 KiB of frames a queue instead of 12288"),
-        ("--memlock=8388608:8388608", "3072 KiB of frames a queue instead of 12288"),
-        ("--memlock=4194304:4194304", "1536 KiB of frames a queue instead of 12288"),
+        ("--memlock=65536:8388608", "2112 KiB of frames a queue instead of 8448"),
+        ("--memlock=8388608:8388608", "2112 KiB of frames a queue instead of 8448"),
+        ("--memlock=4194304:4194304", "1056 KiB of frames a queue instead of 8448"),
     ] {
         let sweep = Sweep::read(run_with(&lab, &NEEDED, &[limit], &args));
         assert_eq!(sweep.code, Some(0), "{limit}: {}", sweep.stderr);

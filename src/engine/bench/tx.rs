@@ -8,7 +8,6 @@ use super::{BenchPath, Spread, Watch, sink};
 use crate::engine::EngineError;
 use crate::io::bare::{BATCH, BareLoop};
 use crate::io::packet::PacketTx;
-use crate::io::prefetch::prefetch;
 use crate::io::raw::{Egress, RawTx};
 use crate::io::route::{Interface, interfaces};
 use crate::io::testbed::{self, LinkCounts};
@@ -389,9 +388,6 @@ impl<'a> Sender<'a> {
             self.next = 0;
             self.repeat = self.repeat.wrapping_add(1);
         }
-        // Those behind them come while these are crafted and sent.
-        let ahead = &self.order[self.next..(self.next + BATCH).min(self.order.len())];
-        ahead.iter().for_each(|&flow| prefetch(&self.flows[flow as usize]));
     }
 }
 
