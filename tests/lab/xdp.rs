@@ -314,7 +314,7 @@ fn locked_memory_is_shared_out() {
     }
     let output = run_with(&lab, &NEEDED, &["--memlock=2097152:2097152"], &args);
     let words =
-        ["register the UMEM on up0 queue 1", "1536 KiB", "2048 KiB", "prlimit", "--io packet"];
+        ["register the UMEM on up0 queue 1", "1056 KiB", "2048 KiB", "prlimit", "--io packet"];
     assert_refused(&output, 3, &words);
 }
 
