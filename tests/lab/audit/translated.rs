@@ -358,6 +358,9 @@ fn live_when_nobody_knows_how() {
             let is_said = why.is_some_and(|why| why["kind"] == "translation-unknown");
             assert_eq!(is_said, verdict == "undetermined/observer", "{record}");
         }
-        audit.assert_only_probes();
+        // Hosts are asked by fresh SYNs only where it is sure of silence.
+        if !is_shielded {
+            audit.assert_only_probes();
+        }
     }
 }
