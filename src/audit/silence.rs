@@ -190,3 +190,25 @@ impl Questions {
         question
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::tests::listed;
+
+    #[test]
+    fn a_host_is_asked_once_from_each_address_and_by_each_way() {
+        let mut questions = Questions::default();
+        let mut ask = |port, mark| {
+            questions.about(&listed(|connection, numbers| {
+                connection.local.set_port(port);
+                numbers.mark = mark;
+            }))
+        };
+        let asked = [ask(40_001, 0), ask(40_002, 0), ask(40_003, 7), ask(40_004, 7)];
+        assert_eq!(asked.map(|TargetId(index)| index), [0, 0, 1, 1]);
+        assert_eq!(questions.peers.len(), 2);
+        let marks = questions.on_behalf.iter().map(|(_, likeness)| likeness.mark);
+        assert_eq!(marks.collect::<Vec<_>>(), [0, 7]);
+    }
+}

@@ -50,7 +50,7 @@ fn connection(index: u8) -> Connection {
     }
 }
 
-fn listed(change: impl FnOnce(&mut Connection, &mut Numbers)) -> Listed {
+pub(super) fn listed(change: impl FnOnce(&mut Connection, &mut Numbers)) -> Listed {
     let mut connection = connection(1);
     let mut numbers = connection.numbers.take().expect("a full socket");
     change(&mut connection, &mut numbers);
