@@ -216,6 +216,8 @@ fn failed(operation: &'static str, source: io::Error, remedy: &'static str) -> I
 /// Opens the root of the whole cgroup2 hierarchy.
 fn root() -> Result<File, IoError> {
     const REMEDY: &str = "run keepsweep in the host's cgroup namespace, with cgroup2 mounted";
+    const UNMOUNTED: &str = "cgroup2 is not mounted where keepsweep sees it, and mounting it for itself \
+                             needs CAP_SYS_ADMIN: mount it, or try sudo";
     let is_root =
         |directory: &File| directory.metadata().is_ok_and(|metadata| metadata.ino() == ROOT_INODE);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -224,7 +226,10 @@ fn root() -> Result<File, IoError> {
         return Ok(root);
     }
     // As below `ip netns exec`, which mounts another /sys.
-    let root = mount_detached().map_err(|source| failed("open", source, REMEDY))?;
+    let root = mount_detached().map_err(|source| {
+        let is_forbidden = source.kind() == io::ErrorKind::PermissionDenied;
+        failed("open", source, if is_forbidden { UNMOUNTED } else { REMEDY })
+    })?;
     let hidden = || failed("open", io::Error::other("a cgroup namespace hides it"), REMEDY);
     Some(root).filter(is_root).ok_or_else(hidden)
 }
