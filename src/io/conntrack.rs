@@ -15,14 +15,10 @@
 //!
 //! On the loopback this does not hold: there all is translated, both ways, before a packet leaves.
 
-use super::IoError;
 use super::privilege::{self, Capability};
+use super::{IoError, nfnetlink};
 use crossbeam::channel::{Receiver, Sender, bounded};
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlasIterator,
-};
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+use netlink_packet_core::NlasIterator;
 use std::collections::hash_map::Entry as Place;
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -45,9 +41,6 @@ pub fn ends(local: SocketAddr, peer: SocketAddr) -> Ends {
 /// `None` where entries contradict each other, or sequence numbers are translated as well.
 pub type Tracked = HashMap<Ends, Option<Ends>>;
 
-/// `struct nlmsghdr` and `struct nfgenmsg` (family, version, resource).
-const NETLINK_HEADER: usize = 16;
-const NETFILTER_HEADER: usize = 4;
 /// NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET.
 const GET: u16 = 1 << 8 | 1;
 
@@ -76,9 +69,6 @@ const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 /// IPVS alters entries without marking them (net/netfilter/ipvs/ip_vs_nfct.c).
 const IPVS: &str = "/proc/net/ip_vs";
 
-/// More than what the kernel puts into one datagram of a dump.
-const BUFFER_OCTETS: usize = 64 << 10;
-
 /// Which entries are read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Extent {
@@ -97,26 +87,21 @@ pub enum Extent {
 /// The kernel does not tell.
 pub fn read(of: &HashSet<Ends>, extent: Extent) -> Result<Tracked, IoError> {
     let mut tracked = Tracked::new();
-    let wanted: &[u32] = match extent {
-        Extent::Translated if !Path::new(IPVS).exists() => &[IPS_SRC_NAT, IPS_DST_NAT],
-        _ => &[0],
-    };
-    let mut dump = || {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&NetlinkAddr::new(0, 0))?;
-        for &status in wanted {
-            socket.send(&request(status), 0)?;
-            answer(&socket, &mut |payload| {
-                if let Some(entry) = Entry::parse(payload) {
-                    entry.note(of, extent, &mut tracked);
-                }
-            })?;
+    let wanted = match extent {
+        Extent::Translated if !Path::new(IPVS).exists() => {
+            vec![with_status(IPS_SRC_NAT), with_status(IPS_DST_NAT)]
         }
-        Ok(())
+        _ => vec![Vec::new()],
     };
     let remedy = "needs CAP_NET_ADMIN, and a kernel with CONFIG_NF_CT_NETLINK";
-    dump().map_err(|source| failed(source, remedy))?;
+    for restriction in wanted {
+        let mut note = |attributes: &[u8]| {
+            if let Some(entry) = Entry::parse(attributes) {
+                entry.note(of, extent, &mut tracked);
+            }
+        };
+        nfnetlink::dump(GET, &restriction, &mut note).map_err(|source| failed(source, remedy))?;
+    }
     Ok(tracked)
 }
 
@@ -131,63 +116,11 @@ pub fn count() -> Option<u64> {
     Some(fs::read_to_string(COUNT).ok()?.trim().parse().unwrap_or(u64::MAX))
 }
 
-/// Asks for all entries, or for those that have `status`.
-fn request(status: u32) -> Vec<u8> {
-    let mut bytes = vec![0; NETLINK_HEADER + NETFILTER_HEADER];
+/// What restricts a dump to the entries that have `status`.
+fn with_status(status: u32) -> Vec<u8> {
     let attributes = [CTA_STATUS, CTA_STATUS_MASK];
-    for kind in attributes.into_iter().filter(|_| status != 0) {
-        bytes.extend_from_slice(&8_u16.to_ne_bytes());
-        bytes.extend_from_slice(&kind.to_ne_bytes());
-        bytes.extend_from_slice(&status.to_be_bytes());
-    }
-    let len = bytes.len() as u32;
-    let mut header = NetlinkBuffer::new(&mut bytes);
-    header.set_length(len);
-    header.set_message_type(GET);
-    header.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
-    bytes
-}
-
-/// Hands the payload of every message of a dump to `sink`.
-fn answer(socket: &Socket, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_OCTETS];
-    loop {
-        let len = match socket.recv(&mut &mut buffer[..], libc::MSG_TRUNC) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            len => len?,
-        };
-        let datagram = buffer.get(..len).ok_or(io::ErrorKind::InvalidData)?;
-        if messages(datagram, sink)? {
-            return Ok(());
-        }
-    }
-}
-
-/// Hands the payloads of the messages in a datagram to `sink`, and says whether the dump ends with it.
-fn messages(datagram: &[u8], sink: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
-    if datagram.is_empty() {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let message = NetlinkBuffer::new_checked(rest)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        match message.message_type() {
-            NLMSG_DONE | NLMSG_ERROR => {
-                let code = message.payload().first_chunk().map(|code| i32::from_ne_bytes(*code));
-                return match code {
-                    Some(code) if code < 0 => {
-                        Err(io::Error::from_raw_os_error(code.saturating_neg()))
-                    }
-                    _ => Ok(true),
-                };
-            }
-            _ => sink(message.payload()),
-        }
-        let aligned = (message.length() as usize).next_multiple_of(4);
-        rest = rest.get(aligned..).unwrap_or_default();
-    }
-    Ok(false)
+    let octets = status.to_be_bytes();
+    attributes.into_iter().flat_map(|kind| nfnetlink::attribute(kind, &octets)).collect()
 }
 
 /// One direction of a connection: whence and whither its packets go as they come into this host.
@@ -207,8 +140,7 @@ struct Entry {
 
 impl Entry {
     /// Reads an entry; `None` if it is of another protocol, or not all there.
-    fn parse(payload: &[u8]) -> Option<Entry> {
-        let attributes = payload.get(NETFILTER_HEADER..)?;
+    fn parse(attributes: &[u8]) -> Option<Entry> {
         let (mut orig, mut reply, mut status) = (None, None, 0);
         for attribute in NlasIterator::new(attributes).map_while(Result::ok) {
             let value = attribute.value();
@@ -339,19 +271,12 @@ impl Conntrack {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::nfnetlink::attribute;
     use proptest::prelude::*;
 
     fn ends(text: &str) -> Ends {
         let mut ends = text.split(' ').map(|end| end.parse().expect("an end"));
         (ends.next().expect("ours"), ends.next().expect("the peer's"))
-    }
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
-        bytes.extend_from_slice(&kind.to_ne_bytes());
-        bytes.extend_from_slice(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
     }
 
     fn octets(address: IpAddr) -> Vec<u8> {
@@ -386,7 +311,6 @@ mod tests {
     fn entry(orig: &str, reply: &str, status: u32) -> Vec<u8> {
         let ((orig_src, orig_dst), (reply_src, reply_dst)) = (ends(orig), ends(reply));
         [
-            vec![2, 0, 0, 0],
             tuple(CTA_TUPLE_ORIG, orig_src, orig_dst),
             tuple(CTA_TUPLE_REPLY, reply_src, reply_dst),
             attribute(CTA_STATUS, &status.to_be_bytes()),
@@ -398,8 +322,8 @@ mod tests {
     fn tracked(entries: &[Vec<u8>], of: &[&str], extent: Extent) -> Tracked {
         let of = of.iter().map(|text| ends(text)).collect();
         let mut tracked = Tracked::new();
-        for payload in entries {
-            Entry::parse(payload).expect("an entry").note(&of, extent, &mut tracked);
+        for attributes in entries {
+            Entry::parse(attributes).expect("an entry").note(&of, extent, &mut tracked);
         }
         tracked
     }
@@ -467,43 +391,18 @@ mod tests {
         assert_eq!(Entry::parse(&udp), None);
     }
 
-    fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0; NETLINK_HEADER];
-        bytes.extend_from_slice(payload);
-        let len = bytes.len() as u32;
-        let mut header = NetlinkBuffer::new(&mut bytes);
-        header.set_length(len);
-        header.set_message_type(kind);
-        bytes
-    }
-
-    #[test]
-    fn a_dump_ends_where_it_says_so_and_its_errors_are_told() {
-        let mut seen = 0;
-        let mut count = |datagram: &[u8]| messages(datagram, &mut |_| seen += 1);
-        let two = [message(0x100, &[0; 4]), message(0x100, &[0; 4])].concat();
-        assert!(!count(&two).expect("two messages"));
-        assert!(count(&[two, message(NLMSG_DONE, &[0; 4])].concat()).expect("an end"));
-        let refusal = message(NLMSG_ERROR, &(-libc::EPERM).to_ne_bytes());
-        let error = count(&refusal).expect_err("a refusal");
-        assert_eq!(error.raw_os_error(), Some(libc::EPERM));
-        assert!(count(&[]).is_err() && count(&[1, 2, 3]).is_err());
-        assert_eq!(seen, 4);
-    }
-
     proptest! {
         #[test]
         fn whatever_comes_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = messages(&bytes, &mut |payload| { let _ = Entry::parse(payload); });
             let _ = Entry::parse(&bytes);
         }
 
         #[test]
         fn whatever_is_changed_in_an_entry_is_read_or_refused(at in 0usize..200, octet: u8) {
-            let mut payload = entry(SOCKET, REVERSE, 0x38);
-            let at = at % payload.len();
-            payload[at] = octet;
-            let _ = Entry::parse(&payload);
+            let mut attributes = entry(SOCKET, REVERSE, 0x38);
+            let at = at % attributes.len();
+            attributes[at] = octet;
+            let _ = Entry::parse(&attributes);
         }
     }
 }

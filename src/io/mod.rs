@@ -23,6 +23,8 @@ pub mod guard;
 #[cfg(feature = "os")]
 pub mod host;
 #[cfg(feature = "os")]
+mod nfnetlink;
+#[cfg(feature = "os")]
 pub mod packet;
 #[cfg(feature = "os")]
 pub mod ports;

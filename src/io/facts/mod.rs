@@ -3,6 +3,7 @@
 
 mod links;
 mod netdev;
+mod rules;
 mod translators;
 
 pub use links::{Link, links, xdp_programs};

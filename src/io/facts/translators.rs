@@ -1,6 +1,7 @@
 //! What may translate the addresses of packets without connection tracking's knowing of it.
 #![forbid(unsafe_code)]
 
+use super::rules;
 use crate::io::guard;
 use crate::io::route::interfaces;
 use crate::io::route::netlink::Netlink;
@@ -13,10 +14,14 @@ const IPVS: &str = "/proc/net/ip_vs";
 /// Queueing disciplines to which programs and actions are attached that see packets as they come in.
 const HOOKS: [&str; 2] = ["clsact", "ingress"];
 
-/// Says whether there is anything in this network namespace that may translate packets beside
-/// netfilter: IPVS, or programs and actions of others at tc. What cannot be found out may be.
+/// Says whether there is anything in this network namespace that may translate packets without
+/// connection tracking: IPVS, programs and actions of others at tc, rules that write addresses or
+/// ports. What cannot be found out may be.
 pub fn may_translate_untracked() -> bool {
-    Path::new(IPVS).exists() || has_hooks().unwrap_or(true) || has_programs().unwrap_or(true)
+    Path::new(IPVS).exists()
+        || has_hooks().unwrap_or(true)
+        || has_programs().unwrap_or(true)
+        || rules::translate().unwrap_or(true)
 }
 
 fn has_hooks() -> Option<bool> {

@@ -308,7 +308,18 @@ fn live_when_their_host_has_forgotten_how() {
 /// By rules that keep no account of connections, so that nobody can be asked.
 #[test]
 fn live_when_nobody_knows_how() {
-    let Some(lab) = Lab::up("austateless", &[]) else { return };
+    // Before connection tracking sees a packet, if it does at all.
+    stateless("austateless", "priority -300; ");
+}
+
+/// Behind its back, so that it knows the connections, and says that they are not translated.
+#[test]
+fn live_when_those_err_who_should_know() {
+    stateless("auerring", "priority 0; ct state new,established,untracked,invalid ");
+}
+
+fn stateless(name: &str, rule: &str) {
+    let Some(lab) = Lab::up(name, &[]) else { return };
     let (host, fleet) = (lab.namespace("prober"), lab.namespace("fleet"));
     let pairs: Vec<_> = (0..3)
         .flat_map(|fate| (0..COUNT).map(move |last| (fate, last)))
@@ -321,11 +332,12 @@ fn live_when_nobody_knows_how() {
     let back = map(&mut pairs.iter().map(|(known, real)| (real, known)));
     let table = format!(
         "table ip stateless {{
-            chain out {{ type route hook output priority -300; ip daddr set ip daddr map {{ {there} }}; }}
+            chain out {{ type route hook output {rule} ip daddr set ip daddr map {{ {there} }}; }}
             chain in {{ type filter hook prerouting priority -300; ip saddr set ip saddr map {{ {back} }}; }}
         }}"
     );
     lab.script(&["exec", "nft", &table]);
+    let is_tracked = rule.contains("ct ");
     let _server = App::serve(&fleet, &[]);
     let groups = (0..3).flat_map(|fate| {
         [false, true].map(|greeted| {
@@ -338,8 +350,6 @@ fn live_when_nobody_knows_how() {
     let mut app = App::connect(&host, &groups.collect::<Vec<_>>());
     lab.script(&["fault", "gone", "10.99.1.0/24"]);
     lab.script(&["fault", "reboot", "10.99.2.0/24"]);
-    // What could translate, and without a shield keeps from asking everything.
-    lab.script(&["exec", "tc", "qdisc", "add", "dev", "up0", "clsact"]);
     for is_shielded in [false, true] {
         let audit = audit(&host, is_shielded);
         let held = app.list();
@@ -348,7 +358,7 @@ fn live_when_nobody_knows_how() {
             let verdict = match expected(held) {
                 "alive/ack" if is_shielded || held.group.ends_with("true") => "alive/ack",
                 // Nobody sees that a fresh SYN is translated, too.
-                "down/silent" if is_shielded => "down/host-silent",
+                "down/silent" if is_shielded && !is_tracked => "down/host-silent",
                 verdict if is_shielded => verdict,
                 _ => "undetermined/observer",
             };

@@ -1,0 +1,154 @@
+//! Rules of nftables that translate packets by themselves, without connection tracking.
+#![forbid(unsafe_code)]
+
+use crate::io::nfnetlink;
+use netlink_packet_core::NlasIterator;
+use std::io;
+
+/// NFNL_SUBSYS_NFTABLES, NFT_MSG_GETRULE.
+const GET_RULE: u16 = 10 << 8 | 7;
+
+// linux/netfilter/nf_tables.h and nf_tables_compat.h.
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_PAYLOAD_BASE: u16 = 2;
+const NFTA_PAYLOAD_OFFSET: u16 = 3;
+const NFTA_PAYLOAD_LEN: u16 = 4;
+const NFTA_PAYLOAD_SREG: u16 = 5;
+const NFTA_TARGET_NAME: u16 = 1;
+
+const NFT_PAYLOAD_LL_HEADER: u32 = 0;
+const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+/// Before this octet neither IPv4 nor IPv6 has an address: DSCP, ECN, length, fragments, hop limit.
+const ADDRESSES: u32 = 8;
+/// Targets of ip6tables that translate prefixes (RFC 6296, net/ipv6/netfilter/ip6t_NPT.c).
+const PREFIX_TRANSLATION: [&[u8]; 2] = [b"SNPT", b"DNPT"];
+
+/// Says whether a rule in this network namespace writes where packets have addresses, ports or numbers.
+///
+/// Needs CAP_NET_ADMIN.
+///
+/// # Errors
+/// The kernel does not list its rules, or they changed meanwhile.
+pub fn translate() -> io::Result<bool> {
+    let mut is_any = false;
+    let listed = nfnetlink::dump(GET_RULE, &[], &mut |rule| is_any |= translates(rule));
+    match listed {
+        // A kernel without nftables.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        listed => listed.map(|()| is_any),
+    }
+}
+
+fn translates(rule: &[u8]) -> bool {
+    let expressions = values(rule, NFTA_RULE_EXPRESSIONS);
+    let mut expressions = expressions.flat_map(|list| values(list, NFTA_LIST_ELEM));
+    expressions.any(|expression| {
+        let of = values(expression, NFTA_EXPR_DATA).next().unwrap_or_default();
+        match values(expression, NFTA_EXPR_NAME).next().map(word) {
+            Some(b"payload") => writes_ends(of),
+            Some(b"target") => {
+                values(of, NFTA_TARGET_NAME).any(|name| PREFIX_TRANSLATION.contains(&word(name)))
+            }
+            _ => false,
+        }
+    })
+}
+
+/// Says whether a payload expression writes more than what no connection is told by.
+fn writes_ends(payload: &[u8]) -> bool {
+    let number = |kind| {
+        let value = values(payload, kind).next()?;
+        Some(u32::from_be_bytes(*value.first_chunk()?))
+    };
+    if number(NFTA_PAYLOAD_SREG).is_none() {
+        return false;
+    }
+    let end = number(NFTA_PAYLOAD_OFFSET).zip(number(NFTA_PAYLOAD_LEN));
+    let end = end.and_then(|(offset, len)| offset.checked_add(len));
+    match number(NFTA_PAYLOAD_BASE) {
+        Some(NFT_PAYLOAD_LL_HEADER) => false,
+        Some(NFT_PAYLOAD_NETWORK_HEADER) => end.is_none_or(|end| end > ADDRESSES),
+        _ => true,
+    }
+}
+
+/// Returns the values of the attributes of one kind.
+fn values(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
+    let attributes = NlasIterator::new(attributes).map_while(Result::ok);
+    attributes.filter(move |attribute| attribute.kind() == kind).map(|attribute| {
+        let end = usize::from(attribute.length());
+        attribute.into_inner().get(4..end).unwrap_or_default()
+    })
+}
+
+/// A string without the zero octet that ends it.
+fn word(value: &[u8]) -> &[u8] {
+    value.strip_suffix(&[0]).unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::nfnetlink::attribute;
+    use proptest::prelude::*;
+
+    const NESTED: u16 = 0x8000;
+
+    fn rule(expressions: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let list = expressions.iter().flat_map(|(name, of)| {
+            let parts = [
+                attribute(NFTA_EXPR_NAME, &[name.as_bytes(), &[0]].concat()),
+                attribute(NFTA_EXPR_DATA | NESTED, of),
+            ];
+            attribute(NFTA_LIST_ELEM | NESTED, &parts.concat())
+        });
+        let list: Vec<u8> = list.collect();
+        [attribute(1, b"table\0"), attribute(NFTA_RULE_EXPRESSIONS | NESTED, &list)].concat()
+    }
+
+    /// A payload expression with a register at `register`.
+    fn payload(register: u16, base: u32, offset: u32, len: u32) -> (&'static str, Vec<u8>) {
+        let fields = [
+            (register, 1),
+            (NFTA_PAYLOAD_BASE, base),
+            (NFTA_PAYLOAD_OFFSET, offset),
+            (NFTA_PAYLOAD_LEN, len),
+        ];
+        let fields = fields.map(|(kind, value)| attribute(kind, &value.to_be_bytes()));
+        ("payload", fields.concat())
+    }
+
+    #[test]
+    fn rules_that_write_addresses_or_ports_translate() {
+        const NFTA_PAYLOAD_DREG: u16 = 1;
+        let writes =
+            |base, offset, len| translates(&rule(&[payload(NFTA_PAYLOAD_SREG, base, offset, len)]));
+        assert!(writes(1, 16, 4) && writes(1, 8, 16) && writes(2, 0, 2) && writes(3, 0, 4));
+        // In the middle of both words, and of an unknown length.
+        assert!(writes(1, 6, 4) && writes(1, 4, u32::MAX));
+        // DSCP, hop limit, MAC address.
+        assert!(!writes(1, 0, 2) && !writes(1, 7, 1) && !writes(0, 0, 6));
+        let reads = payload(NFTA_PAYLOAD_DREG, 1, 16, 4);
+        assert!(!translates(&rule(&[reads.clone(), ("lookup", Vec::new())])));
+        assert!(translates(&rule(&[reads, payload(NFTA_PAYLOAD_SREG, 1, 16, 4)])));
+        let target =
+            |name: &[u8]| translates(&rule(&[("target", attribute(NFTA_TARGET_NAME, name))]));
+        assert!(target(b"DNPT\0") && !target(b"TCPMSS\0"));
+        assert!(!translates(&rule(&[])) && !translates(&[]));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_read(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0usize..80) {
+            let _ = translates(&bytes);
+            let mut rule = rule(&[payload(NFTA_PAYLOAD_SREG, 1, 16, 4)]);
+            if let (Some(place), Some(octet)) = (rule.get_mut(at), bytes.first()) {
+                *place = *octet;
+            }
+            let _ = translates(&rule);
+        }
+    }
+}
