@@ -584,6 +584,31 @@ fn a_reader_that_goes_away_ends_the_rounds() {
     });
 }
 
+/// Nothing can be written from the first record on.
+#[test]
+fn a_full_disk_ends_the_rounds() {
+    in_namespace(|| {
+        let peer = Peer::new("full");
+        let _held = peer.connect();
+        for format in ["table", "ndjson", "csv"] {
+            let args = format!("audit --format {format} --every 1s -o /dev/full");
+            let child = keepsweep(&args).stderr(Stdio::piped()).spawn();
+            let mut child = Ended(child.expect("starts"));
+            let mut ended = None;
+            await_condition("its end", || {
+                ended = child.0.try_wait().expect("asked for");
+                ended.is_some()
+            });
+            let mut said = String::new();
+            let mut stderr = child.0.stderr.take().expect("piped");
+            stderr.read_to_string(&mut said).expect("UTF-8");
+            assert_eq!(ended.and_then(|status| status.code()), Some(3), "{args}: {said}");
+            let why = "write to /dev/full: No space left on device (os error 28); 0 of 1 records";
+            assert!(said.contains(why), "{args}: {said}");
+        }
+    });
+}
+
 /// A firewall's answer to the first probe, after the peer's own to the second.
 #[test]
 fn a_late_reset_does_not_reach_the_socket() {
