@@ -584,6 +584,39 @@ fn a_reader_that_goes_away_ends_the_rounds() {
     });
 }
 
+/// Before anything is asked, and before earlier results are gone. What nobody has named is only a note.
+#[test]
+fn source_ports_that_are_taken_are_refused() {
+    in_namespace(|| {
+        let peer = Peer::new("ports");
+        let _held = peer.connect();
+        let _here = TcpListener::bind((HERE, 700)).expect("bind");
+        let _there = peer.namespace.enter(|| TcpListener::bind((THERE, 800)).expect("bind"));
+        let results = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(results.path(), "earlier").expect("written");
+        peer.falls_silent();
+        let there = &peer.namespace.0;
+        for (args, why) in [
+            ("--source-ports 50000-61000", "overlap this host's ephemeral ports".to_owned()),
+            ("--source-ports 600-750", format!("are in use on this host: LISTEN {HERE}:700")),
+            (
+                &format!("--netns {there} --source-ports 600-900"),
+                format!("network namespace {there}: source ports 600-900 are in use"),
+            ),
+        ] {
+            let args = format!("audit {args} -o {}", results.path().display());
+            let output = keepsweep(&args).output().expect("runs");
+            assert_eq!(output.status.code(), Some(2), "{args}: {}", said(&output));
+            assert!(said(&output).contains(&why), "{args}: {}", said(&output));
+            assert!(said(&output).contains("with --source-ports LO-HI"), "{}", said(&output));
+        }
+        assert_eq!(peer.swallowed(), 0);
+        assert_eq!(std::fs::read(results.path()).expect("read"), b"earlier");
+        let records = audited("--source-ports 750-900", 1);
+        assert_eq!(text(&records[0], "reason"), "host-silent", "others go");
+    });
+}
+
 /// Nothing can be written from the first record on.
 #[test]
 fn a_full_disk_ends_the_rounds() {

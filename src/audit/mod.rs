@@ -49,7 +49,6 @@ pub use own::{probe, probe_with};
 
 use crate::engine::EngineError;
 use crate::io::host::{self, HostError, TcpState};
-use crate::io::ports;
 use crate::io::privilege::{self, Capability};
 use crate::probe::evidence::Verdict;
 use crate::probe::plan::{Close, PROFILES, Plan, ProbeBytes};
@@ -71,7 +70,8 @@ pub struct Audit {
     plan: Plan,
     keepalive_off_over: Duration,
     keepalives_only: bool,
-    source_ports: RangeInclusive<u16>,
+    /// As they were named; without, [`DEFAULT`](crate::io::ports::DEFAULT) where nobody else has one of them.
+    source_ports: Option<RangeInclusive<u16>>,
     pcap: Option<PathBuf>,
     gives_up_privileges: bool,
 }
@@ -154,7 +154,7 @@ impl Audit {
             plan: PLAN,
             keepalive_off_over: KEEPALIVE_OFF_OVER,
             keepalives_only: false,
-            source_ports: ports::DEFAULT,
+            source_ports: None,
             pcap: None,
             gives_up_privileges: false,
         }
@@ -224,10 +224,11 @@ impl Audit {
     }
 
     /// Sends fresh SYNs from these ports. No other socket may have one of them, in any of the network
-    /// namespaces; where one has, hosts are not asked, and a notice says so.
+    /// namespaces; where one has, hosts are not asked, and a notice says so
+    /// ([`Audit::check_source_ports`] says it beforehand).
     #[must_use]
     pub fn source_ports(self, ports: RangeInclusive<u16>) -> Audit {
-        Audit { source_ports: ports, ..self }
+        Audit { source_ports: Some(ports), ..self }
     }
 
     /// Writes every probe and reply to this pcap file: possible for a single network namespace.

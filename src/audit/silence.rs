@@ -5,8 +5,8 @@
 use super::sweeps::{Job, setup};
 use super::{Audit, AuditError, Listed};
 use crate::engine::{Control, EngineError, Setup};
-use crate::io::conntrack;
 use crate::io::raw::Likeness;
+use crate::io::{conntrack, ports};
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
 use crate::probe::escalate::{self, Doubted, HeardFrom};
@@ -98,7 +98,7 @@ impl Job {
                 plan: escalate::fresh_syn(&self.plan, seed),
                 targets: questions.peers,
                 on_behalf: questions.on_behalf,
-                source_ports: audit.source_ports.clone(),
+                source_ports: audit.source_ports.clone().unwrap_or(ports::DEFAULT),
                 ..self.further(audit, &[])
             };
             self.sweep(fresh, control, &mut |verdict| {

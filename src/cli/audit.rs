@@ -50,7 +50,9 @@ impl Request {
             Some(name) => audit.netns(name),
             None => audit,
         };
-        audit = audit.source_ports(args.source_ports);
+        if let Some(ports) = args.source_ports {
+            audit = audit.source_ports(ports);
+        }
         if args.keepalives_only {
             audit = audit.keepalives_only();
         }
@@ -135,6 +137,7 @@ pub fn run(args: AuditArgs) -> Result<Exit, Failure> {
         });
     }
 
+    request.audit.check_source_ports(&listing)?;
     let signals = session::signals()?;
     reporting.clear(&destination)?;
     // Each sweep opens it, which takes none of the privileges that are given up here while it is open.

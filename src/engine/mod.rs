@@ -15,6 +15,7 @@ mod watch;
 mod xdp;
 
 pub use host::given;
+pub(crate) use open::check_source_ports;
 pub use open::preview;
 
 use crate::io::claim::Claim;

@@ -113,10 +113,12 @@ pub struct AuditArgs {
     #[arg(long, help_heading = "Probing")]
     pub keepalives_only: bool,
 
-    /// Source ports of fresh SYNs; must not overlap net.ipv4.ip_local_port_range
-    #[arg(long, value_name = "LO-HI", default_value = "61000-65534", value_parser = port_range,
+    /// Source ports of fresh SYNs; must not overlap net.ipv4.ip_local_port_range [default: 61000-65534]
+    ///
+    /// Where the default ones are taken no host is asked, and a note says so.
+    #[arg(long, value_name = "LO-HI", value_parser = port_range,
           conflicts_with = "keepalives_only", help_heading = "Probing")]
-    pub source_ports: RangeInclusive<u16>,
+    pub source_ports: Option<RangeInclusive<u16>>,
 
     /// How fast, and in which order.
     #[command(flatten)]
