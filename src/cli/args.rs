@@ -13,6 +13,7 @@ use crate::probe::classify::State;
 use crate::probe::plan::{Close, Keepalive, PROFILES, ProbeBytes};
 use clap::builder::PossibleValue;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -37,6 +38,31 @@ pub struct Args {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Args {
+    /// Reads a command line.
+    ///
+    /// No option looks like a negative number. So that is the value of the option before it, which says what
+    /// is wrong with it; clap would only say that it knows no such option.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the help that was asked for.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
+        let mut joined: Vec<OsString> = Vec::new();
+        for word in words {
+            let is_negative = matches!(word.as_encoded_bytes(), [b'-', b'0'..=b'9', ..]);
+            let takes_it = |before: &[u8]| before.starts_with(b"--") && !before.contains(&b'=');
+            match joined.last_mut() {
+                Some(option) if is_negative && takes_it(option.as_encoded_bytes()) => {
+                    option.push("=");
+                    option.push(word);
+                }
+                _ => joined.push(word),
+            }
+        }
+        Args::try_parse_from(joined)
+    }
 }
 
 /// What to do.
@@ -519,6 +545,9 @@ fn cpu_list(text: &str) -> Result<Vec<usize>, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
+    if text.strip_prefix('-').is_some_and(|span| humantime::parse_duration(span).is_ok()) {
+        return Err("negative; expected a duration such as 250ms, 75s or 2h".into());
+    }
     let span = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; expected a duration such as 250ms, 75s or 2h"))?;
     if span > LONGEST {
