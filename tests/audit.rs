@@ -516,9 +516,15 @@ fn rounds_write_changes_only() {
         let record = next();
         changed(&record, &first.client, "state");
         assert_eq!((text(&record, "state"), text(&record, "state_before")), ("down", "alive"));
+        let rounds = record["round"].as_u64().expect("a number");
         kill(Pid::from_raw(child.0.id() as i32), Signal::SIGINT).expect("signalled");
         let summary = next();
         assert_eq!(text(&summary, "type"), "summary", "{summary}");
+        // Of all rounds: each has asked the first one, and the last has waited for its host, too.
+        let probes = summary["sent_by_kind"]["probe-0"].as_u64();
+        assert!(probes.is_some_and(|probes| probes > rounds), "{rounds}: {summary}");
+        let elapsed_ms = summary["elapsed_ms"].as_u64().expect("a number");
+        assert!(elapsed_ms >= (rounds - 1) * 1000 + 5000, "{rounds}: {summary}");
         assert_eq!(child.0.wait().expect("ends").code(), Some(130));
     });
 }

@@ -184,6 +184,14 @@ elapsed      0s, 0 frames/s, io
 }
 
 #[test]
+fn a_summary_of_rounds_says_that_it_is_one() {
+    let said = |rounds| table::summary(&Summary { rounds, ..Summary::default() });
+    assert!(!said(0).contains("rounds"));
+    let scope = "rounds       12; peers count as they were last, frames and time in all of them\n";
+    assert!(said(12).contains(scope), "{}", said(12));
+}
+
+#[test]
 fn columns_that_say_nothing_are_left_out_and_nothing_has_no_header() {
     let mut out = Vec::new();
     let mut layout = Connections::new(false, false);
