@@ -3,7 +3,7 @@
 
 use super::apps::{App, Held};
 use super::network::{resets, watch_resets};
-use super::report::Audit;
+use super::report::{Audit, Rounds};
 use crate::support::Lab;
 use serde_json::{Value, json};
 
@@ -302,6 +302,28 @@ fn live_when_their_host_has_forgotten_how() {
                 &[verdict, "undetermined/observer"],
             );
         }
+    }
+}
+
+/// Rules and entries that are gone by the next round are in none of its records.
+#[test]
+fn are_told_as_each_round_finds_them() {
+    let Some(lab) = Lab::up("auwire", &[]) else { return };
+    let (host, fleet) = (lab.namespace("prober"), lab.namespace("fleet"));
+    lab.script(&["exec", "nft", TABLE]);
+    let _server = App::serve(&fleet, &[]);
+    let group = json!({ "name": "dnat", "count": COUNT, "peers": "10.77.0.0/24", "port": SERVER,
+                        "condition": "idle" });
+    let _app = App::connect(&host, &[group]);
+    let mut rounds = Rounds::start(&host, "10s");
+    for record in rounds.next(COUNT) {
+        let ip = record["wire"]["peer_ip"].as_str().expect("ends on the wire");
+        assert!(ip.starts_with("10.99.0.") && record["state"] == "alive", "{record}");
+    }
+    lab.script(&["exec", "nft", "delete table inet translate"]);
+    lab.script(&["exec", "conntrack", "-F"]);
+    for record in rounds.next(COUNT) {
+        assert!(record["wire"].is_null() && record["state_before"] == "alive", "{record}");
     }
 }
 
