@@ -243,6 +243,7 @@ mod tests {
             ("--pid -1", "invalid value '-1' for '--pid <N>'".to_owned()),
             ("--dry-run -1", "unexpected value '-1' for '--dry-run'".to_owned()),
             ("--every=1s -1", "unexpected argument '-1'".to_owned()),
+            ("-- -1", "unexpected argument '-1'".to_owned()),
             ("--idle-over --pid 1", required("idle-over <D")),
             ("--netns=", required("netns <NAME|all")),
         ] {
