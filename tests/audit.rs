@@ -516,9 +516,15 @@ fn rounds_write_changes_only() {
         let record = next();
         changed(&record, &first.client, "state");
         assert_eq!((text(&record, "state"), text(&record, "state_before")), ("down", "alive"));
+        let rounds = record["round"].as_u64().expect("a number");
         kill(Pid::from_raw(child.0.id() as i32), Signal::SIGINT).expect("signalled");
         let summary = next();
         assert_eq!(text(&summary, "type"), "summary", "{summary}");
+        // Of all rounds: each has asked the first one, and the last has waited for its host, too.
+        let probes = summary["sent_by_kind"]["probe-0"].as_u64();
+        assert!(probes.is_some_and(|probes| probes > rounds), "{rounds}: {summary}");
+        let elapsed_ms = summary["elapsed_ms"].as_u64().expect("a number");
+        assert!(elapsed_ms >= (rounds - 1) * 1000 + 5000, "{rounds}: {summary}");
         assert_eq!(child.0.wait().expect("ends").code(), Some(130));
     });
 }
@@ -580,6 +586,64 @@ fn a_reader_that_goes_away_ends_the_rounds() {
                 ended.is_some()
             });
             assert_eq!(ended.and_then(|status| status.code()), Some(0), "{args}");
+        }
+    });
+}
+
+/// Before anything is asked, and before earlier results are gone. What nobody has named is only a note.
+#[test]
+fn source_ports_that_are_taken_are_refused() {
+    in_namespace(|| {
+        let peer = Peer::new("ports");
+        let _held = peer.connect();
+        let _here = TcpListener::bind((HERE, 700)).expect("bind");
+        let _there = peer.namespace.enter(|| TcpListener::bind((THERE, 800)).expect("bind"));
+        let results = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(results.path(), "earlier").expect("written");
+        peer.falls_silent();
+        let there = &peer.namespace.0;
+        for (args, why) in [
+            ("--source-ports 50000-61000", "overlap this host's ephemeral ports".to_owned()),
+            ("--source-ports 600-750", format!("are in use on this host: LISTEN {HERE}:700")),
+            (
+                &format!("--netns {there} --source-ports 600-900"),
+                format!("network namespace {there}: source ports 600-900 are in use"),
+            ),
+        ] {
+            let args = format!("audit {args} -o {}", results.path().display());
+            let output = keepsweep(&args).output().expect("runs");
+            assert_eq!(output.status.code(), Some(2), "{args}: {}", said(&output));
+            assert!(said(&output).contains(&why), "{args}: {}", said(&output));
+            assert!(said(&output).contains("with --source-ports LO-HI"), "{}", said(&output));
+        }
+        assert_eq!(peer.swallowed(), 0);
+        assert_eq!(std::fs::read(results.path()).expect("read"), b"earlier");
+        let records = audited("--source-ports 750-900", 1);
+        assert_eq!(text(&records[0], "reason"), "host-silent", "others go");
+    });
+}
+
+/// Nothing can be written from the first record on.
+#[test]
+fn a_full_disk_ends_the_rounds() {
+    in_namespace(|| {
+        let peer = Peer::new("full");
+        let _held = peer.connect();
+        for format in ["table", "ndjson", "csv"] {
+            let args = format!("audit --format {format} --every 1s -o /dev/full");
+            let child = keepsweep(&args).stderr(Stdio::piped()).spawn();
+            let mut child = Ended(child.expect("starts"));
+            let mut ended = None;
+            await_condition("its end", || {
+                ended = child.0.try_wait().expect("asked for");
+                ended.is_some()
+            });
+            let mut said = String::new();
+            let mut stderr = child.0.stderr.take().expect("piped");
+            stderr.read_to_string(&mut said).expect("UTF-8");
+            assert_eq!(ended.and_then(|status| status.code()), Some(3), "{args}: {said}");
+            let why = "write to /dev/full: No space left on device (os error 28); 0 of 1 records";
+            assert!(said.contains(why), "{args}: {said}");
         }
     });
 }

@@ -55,15 +55,15 @@ impl Changes {
         }
     }
 
-    /// Returns the summary of a round with every connection that is known counted by what was said of
+    /// Returns the summary of all rounds with every connection that is known counted by what was said of
     /// it last: a round that was interrupted has come to some of them only.
-    pub fn summarise(&self, round: Summary) -> Summary {
+    pub fn summarise(&self, rounds: Summary) -> Summary {
         let mut summary = Summary {
             peers: 0,
             states: Default::default(),
             reasons: Default::default(),
             audit: Some(Tally::default()),
-            ..round
+            ..rounds
         };
         self.known.values().for_each(|(_, outcome)| outcome.count_in(&mut summary));
         summary

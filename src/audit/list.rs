@@ -3,6 +3,7 @@
 
 use super::filter::Taken;
 use super::{Audit, AuditError, Listed, Process, Scope, state_name};
+use crate::engine::{self, EngineError};
 use crate::io::conntrack::{self, Extent, Tracked};
 use crate::io::host::{
     self, Connection, HostError, Namespace, Namespaces, Owners, Reader, TcpState, namespaces,
@@ -128,6 +129,30 @@ impl Audit {
             "listed"
         );
         Ok(listing)
+    }
+
+    /// Checks that fresh SYNs can leave from the [ports that were named](Audit::source_ports), if any were,
+    /// in every namespace of `listing`.
+    ///
+    /// # Errors
+    /// [`EngineError::Usage`]: they cannot. Others if that could not be found out.
+    pub fn check_source_ports(&self, listing: &Listing) -> Result<(), AuditError> {
+        let Some(ports) = &self.source_ports else { return Ok(()) };
+        let check = || engine::check_source_ports(ports);
+        for InNamespace { namespace, .. } in &listing.namespaces {
+            // Entering needs CAP_SYS_ADMIN, even where one is already.
+            let checked = if namespace.is_own { Ok(check()) } else { namespace.enter(check) };
+            match checked {
+                // There is nobody to be asked any more.
+                Err(HostError::Gone { .. }) => {}
+                Ok(Err(EngineError::Usage(why))) if !namespace.is_own => {
+                    let why = format!("network namespace {}: {why}", name(namespace));
+                    return Err(EngineError::Usage(why).into());
+                }
+                checked => checked??,
+            }
+        }
+        Ok(())
     }
 
     /// Returns the inodes of the sockets of the processes that were asked for, and which of them has

@@ -49,16 +49,17 @@ pub use own::{probe, probe_with};
 
 use crate::engine::EngineError;
 use crate::io::host::{self, HostError, TcpState};
-use crate::io::ports;
 use crate::io::privilege::{self, Capability};
+use crate::probe::escalate::HeardFrom;
 use crate::probe::evidence::Verdict;
 use crate::probe::plan::{Close, PROFILES, Plan, ProbeBytes};
 use crate::report::Summary;
 use filter::Filter;
 use ipnet::IpNet;
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Which connections to ask, and how. The default: those of the calling thread's network namespace
@@ -71,9 +72,12 @@ pub struct Audit {
     plan: Plan,
     keepalive_off_over: Duration,
     keepalives_only: bool,
-    source_ports: RangeInclusive<u16>,
+    /// As they were named; without, [`DEFAULT`](crate::io::ports::DEFAULT) where nobody else has one of them.
+    source_ports: Option<RangeInclusive<u16>>,
     pcap: Option<PathBuf>,
     gives_up_privileges: bool,
+    /// What earlier rounds have heard, by the namespace's inode.
+    heard: Arc<Mutex<HashMap<u64, HeardFrom>>>,
 }
 
 /// Which network namespaces.
@@ -154,9 +158,10 @@ impl Audit {
             plan: PLAN,
             keepalive_off_over: KEEPALIVE_OFF_OVER,
             keepalives_only: false,
-            source_ports: ports::DEFAULT,
+            source_ports: None,
             pcap: None,
             gives_up_privileges: false,
+            heard: Arc::default(),
         }
     }
 
@@ -224,10 +229,11 @@ impl Audit {
     }
 
     /// Sends fresh SYNs from these ports. No other socket may have one of them, in any of the network
-    /// namespaces; where one has, hosts are not asked, and a notice says so.
+    /// namespaces; where one has, hosts are not asked, and a notice says so
+    /// ([`Audit::check_source_ports`] says it beforehand).
     #[must_use]
     pub fn source_ports(self, ports: RangeInclusive<u16>) -> Audit {
-        Audit { source_ports: ports, ..self }
+        Audit { source_ports: Some(ports), ..self }
     }
 
     /// Writes every probe and reply to this pcap file: possible for a single network namespace.
@@ -257,6 +263,10 @@ impl Audit {
         let file = self.pcap.as_ref().map(|_| Capability::CAP_DAC_OVERRIDE);
         let both = [privilege::SWEEP, privilege::CONNECTIONS].concat();
         both.into_iter().chain(file).collect()
+    }
+
+    fn heard(&self) -> MutexGuard<'_, HashMap<u64, HeardFrom>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whether the connections may be those of other namespaces than the calling thread's.

@@ -5,11 +5,11 @@
 use super::sweeps::{Job, setup};
 use super::{Audit, AuditError, Listed};
 use crate::engine::{Control, EngineError, Setup};
-use crate::io::conntrack;
 use crate::io::raw::Likeness;
+use crate::io::{conntrack, ports};
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
-use crate::probe::escalate::{self, Doubted, HeardFrom};
+use crate::probe::escalate::{self, Doubted};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::report::Summary;
 use std::collections::{BTreeMap, HashMap};
@@ -33,7 +33,7 @@ impl Job {
         }
         self.settle(audit)?;
         let mut silent = BTreeMap::new();
-        let mut heard = HeardFrom::default();
+        let mut heard = self.heard.clone();
         let plain = Setup { pcap: audit.pcap.clone(), ..setup(&self.asked, self.plan) };
         let asked = self.sweep(plain, control, &mut |verdict| {
             heard.learn(&verdict);
@@ -47,6 +47,7 @@ impl Job {
                 say(Verdict { correction: !is_news, ..verdict });
             }
         });
+        audit.heard().insert(self.namespace.inode, heard.clone());
         if silent.is_empty() {
             return asked;
         }
@@ -98,7 +99,7 @@ impl Job {
                 plan: escalate::fresh_syn(&self.plan, seed),
                 targets: questions.peers,
                 on_behalf: questions.on_behalf,
-                source_ports: audit.source_ports.clone(),
+                source_ports: audit.source_ports.clone().unwrap_or(ports::DEFAULT),
                 ..self.further(audit, &[])
             };
             self.sweep(fresh, control, &mut |verdict| {

@@ -248,7 +248,7 @@ fn a_summary_of_rounds_counts_what_is_known() {
     let summary = changes.summarise(round);
     assert_eq!((summary.peers, summary.states), (3, [1, 1, 1, 0, 0]));
     assert_eq!(summary.reasons.values().sum::<u64>(), 3);
-    assert_eq!(summary.frames_sent, 7, "what the round has done is its own");
+    assert_eq!(summary.frames_sent, 7, "what was done stays");
     let by_process: Vec<_> = summary.audit.expect("tallied").processes.into_values().collect();
     assert_eq!(by_process, [[1, 1, 1, 0, 0]]);
 }

@@ -13,6 +13,7 @@ use crate::probe::classify::State;
 use crate::probe::plan::{Close, Keepalive, PROFILES, ProbeBytes};
 use clap::builder::PossibleValue;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -37,6 +38,32 @@ pub struct Args {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Args {
+    /// Reads a command line.
+    ///
+    /// No option looks like a negative number, so that one is the value of the option before it, which says
+    /// what is wrong with it. clap by itself says that there is no such option.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the help that was asked for.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
+        let mut joined: Vec<OsString> = Vec::new();
+        for word in words {
+            let is_negative = matches!(word.as_encoded_bytes(), [b'-', b'0'..=b'9', ..]);
+            let takes_it =
+                |before: &[u8]| matches!(before, [b'-', b'-', _, ..]) && !before.contains(&b'=');
+            match joined.last_mut() {
+                Some(option) if is_negative && takes_it(option.as_encoded_bytes()) => {
+                    option.push("=");
+                    option.push(word);
+                }
+                _ => joined.push(word),
+            }
+        }
+        Args::try_parse_from(joined)
+    }
 }
 
 /// What to do.
@@ -519,8 +546,12 @@ fn cpu_list(text: &str) -> Result<Vec<usize>, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let span = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; expected a duration such as 250ms, 75s or 2h"))?;
+    let span = humantime::parse_duration(text).map_err(|error| {
+        let is_span = |text| humantime::parse_duration(text).is_ok();
+        let is_negative = text.strip_prefix('-').is_some_and(is_span);
+        let why = if is_negative { "negative".to_owned() } else { error.to_string() };
+        format!("{why}; expected a duration such as 250ms, 75s or 2h")
+    })?;
     if span > LONGEST {
         return Err("longer than a year".into());
     }

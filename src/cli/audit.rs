@@ -50,7 +50,9 @@ impl Request {
             Some(name) => audit.netns(name),
             None => audit,
         };
-        audit = audit.source_ports(args.source_ports);
+        if let Some(ports) = args.source_ports {
+            audit = audit.source_ports(ports);
+        }
         if args.keepalives_only {
             audit = audit.keepalives_only();
         }
@@ -135,6 +137,7 @@ pub fn run(args: AuditArgs) -> Result<Exit, Failure> {
         });
     }
 
+    request.audit.check_source_ports(&listing)?;
     let signals = session::signals()?;
     reporting.clear(&destination)?;
     // Each sweep opens it, which takes none of the privileges that are given up here while it is open.
@@ -180,8 +183,8 @@ fn once(
     audit.probe(listing, control, &mut |outcome| tell(told(&outcome, None)))
 }
 
-/// Audits until interrupted, and tells what changes; returns the summary of the last round, with what
-/// is known by then.
+/// Audits until interrupted, and tells what changes; returns the summary of all rounds, with what is
+/// known by then.
 fn again_and_again(
     request: &Request,
     every: Duration,
@@ -190,6 +193,8 @@ fn again_and_again(
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Summary, Failure> {
     let mut changes = Changes::default();
+    let mut rounds = Summary { io: "none".into(), ..Summary::default() };
+    let first_begun = Clock.now();
     let mut said = first.warnings.clone();
     let mut listing = Some(first);
     for round in 1.. {
@@ -215,15 +220,19 @@ fn again_and_again(
                 tell(told(&outcome, Some(Change::Gone)));
             }
         }
+        rounds.rounds = round;
+        rounds.corrections += summary.corrections;
+        rounds.absorb(summary);
         tell(Told::RoundEnds);
         while Clock.now().since(begun) < every && !control.stop.load(Ordering::Relaxed) {
             thread::park_timeout(LOOK);
         }
         if control.stop.load(Ordering::Relaxed) {
-            return Ok(changes.summarise(summary));
+            break;
         }
     }
-    Ok(Summary::default())
+    rounds.elapsed = Clock.now().since(first_begun);
+    Ok(changes.summarise(rounds))
 }
 
 fn told<'a>(outcome: &'a Outcome, change: Option<Change>) -> Told<'a> {

@@ -16,15 +16,15 @@ mod sweep;
 pub(crate) mod targets;
 
 use args::{Args, Command};
-use clap::Parser;
 use exit::Exit;
+use std::env;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Runs the command that the process was started with, and returns its exit code.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match Args::read(env::args_os()) {
         Ok(args) => args,
         Err(error) => {
             // Help into a closed pipe is nobody's loss.

@@ -15,6 +15,7 @@ mod watch;
 mod xdp;
 
 pub use host::given;
+pub(crate) use open::check_source_ports;
 pub use open::preview;
 
 use crate::io::claim::Claim;
@@ -205,4 +206,22 @@ pub const fn memory_per_target(family: Family) -> usize {
     Sender::memory_per_target()
         + size_of::<(IpAddr, Option<u32>)>()
         + Table::memory_for(1 << 16, family) / (1 << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sweeps_of_one_audit_find_again_is_shown_once() {
+        let control = Control::default();
+        for notice in ["one", "two", "one"] {
+            control.note_once(notice.to_owned());
+        }
+        let shown = || std::iter::from_fn(|| control.notices.pop()).collect::<Vec<_>>();
+        assert_eq!(shown(), ["one", "two"]);
+        // Also where it was taken away meanwhile.
+        control.note_once("two".to_owned());
+        assert!(shown().is_empty());
+    }
 }

@@ -56,10 +56,7 @@ impl Sweep {
         }
         // Given flows have ports of their own.
         if !setup.targets.is_empty() {
-            ports::check(&setup.source_ports).map_err(|error| match error {
-                PortsError::Io(error) => EngineError::system(error),
-                error => EngineError::Usage(error.to_string()),
-            })?;
+            check_ports(&setup.source_ports)?;
         }
         let claims = claims(&setup, &layout.given)?;
         let capture = match &setup.pcap {
@@ -129,11 +126,27 @@ fn claims(setup: &Setup, given: &[Given]) -> Result<Vec<Claim>, EngineError> {
     let opened = (!setup.targets.is_empty()).then(|| setup.source_ports.clone());
     let given = ports_to_claim(given, opened.as_ref()).into_iter().map(|ports| (ports, Hears::Too));
     let wanted = opened.map(|ports| (ports, hears)).into_iter().chain(given);
-    let claims = wanted.map(|(ports, hears)| claim::claim(&ports, hears));
-    claims.collect::<Result<_, _>>().map_err(|error| match error {
+    wanted.map(|(ports, hears)| claim(&ports, hears)).collect()
+}
+
+fn claim(ports: &RangeInclusive<u16>, hears: Hears) -> Result<Claim, EngineError> {
+    claim::claim(ports, hears).map_err(|error| match error {
         ClaimError::Io(error) => EngineError::system(error),
         taken => EngineError::Usage(taken.to_string()),
     })
+}
+
+fn check_ports(ports: &RangeInclusive<u16>) -> Result<(), EngineError> {
+    ports::check(ports).map_err(|error| match error {
+        PortsError::Io(error) => EngineError::system(error),
+        taken => EngineError::Usage(taken.to_string()),
+    })
+}
+
+/// Checks that a sweep could be opened on `ports` in the calling thread's network namespace.
+pub(crate) fn check_source_ports(ports: &RangeInclusive<u16>) -> Result<(), EngineError> {
+    check_ports(ports)?;
+    claim(ports, Hears::Too).map(drop)
 }
 
 /// Returns the ports of given flows whose answers the XDP program of another sweep would take: it lets

@@ -19,7 +19,7 @@ pub mod plan;
 pub mod prefix;
 pub mod receiver;
 #[cfg(test)]
-mod script;
+pub(crate) mod script;
 pub mod sender;
 pub mod table;
 pub mod translations;

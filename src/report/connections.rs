@@ -5,7 +5,7 @@ use super::table::{evidence, shown};
 use super::{Audited, Layout, Record, Summary, csv, ndjson, table};
 use crate::audit::{Change, Finding, Listed, state_name};
 use crate::probe::classify::{Reason, State};
-use crate::probe::evidence::Verdict;
+use crate::probe::evidence::{Seen, Sighting, Verdict};
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -194,6 +194,7 @@ fn why(verdict: &Verdict, listed: &Listed, findings: &[Finding]) -> String {
 }
 
 fn in_words(verdict: &Verdict) -> String {
+    let is_about_translation = |seen: &Sighting| seen.kind == Seen::TranslationUnknown;
     let seen = || evidence(&verdict.evidence);
     let because = |what: &str| match seen() {
         seen if seen.is_empty() => what.to_owned(),
@@ -221,6 +222,9 @@ fn in_words(verdict: &Verdict) -> String {
         | Reason::IcmpAdmin
         | Reason::IcmpTtl
         | Reason::IcmpOther => because("the network says"),
+        Reason::Observer if verdict.evidence.iter().any(is_about_translation) => {
+            "not judged: how this host translates the connection is not known".to_owned()
+        }
         Reason::Observer => because("this host was unfit to judge"),
         Reason::Unprobeable => because("cannot be asked"),
         Reason::Interrupted => "interrupted before an answer".to_owned(),

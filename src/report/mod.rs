@@ -34,6 +34,9 @@ use std::time::Duration;
 pub struct Summary {
     /// The I/O path ("packet").
     pub io: String,
+    /// Rounds, where there may be several: then peers are counted as they were last, frames and time in
+    /// all of them. Else 0.
+    pub rounds: u32,
     /// Peers given, and how many were found in each state, in the order of `State::ALL`.
     pub peers: u64,
     /// Count by state, in the order of `State::ALL`.
@@ -118,11 +121,11 @@ impl Summary {
     /// them; time and memory are those of the run, and stay.
     pub fn absorb(&mut self, other: Summary) {
         let (ours, theirs) = (self.frames_sent as f64, other.frames_sent as f64);
-        if ours + theirs > 0.0 {
+        if theirs > 0.0 {
             self.loss_estimate =
                 (self.loss_estimate * ours + other.loss_estimate * theirs) / (ours + theirs);
+            self.io = other.io;
         }
-        self.io = other.io;
         add(&mut self.sent_by_kind, other.sent_by_kind);
         add(&mut self.replies_rejected, other.replies_rejected);
         self.frames_sent += other.frames_sent;
@@ -131,7 +134,12 @@ impl Summary {
         self.rx_dropped += other.rx_dropped;
         self.guard_dropped += other.guard_dropped;
         self.kernel_rsts += other.kernel_rsts;
-        self.faults.extend(other.faults);
+        for fault in other.faults {
+            // What fails may fail in every round.
+            if !self.faults.contains(&fault) {
+                self.faults.push(fault);
+            }
+        }
     }
 
     /// Returns the number of frames that were not believed, for whatever reason.

@@ -256,6 +256,12 @@ pub fn summary(summary: &Summary) -> String {
         let [peak, targets] = [memory.peak, memory.targets].map(BinaryBytes);
         frames.push(line("memory", format!("{peak} at most, {targets} of it for the targets")));
     }
+    if summary.rounds > 0 {
+        let rounds = HumanCount(summary.rounds.into());
+        let scope =
+            format!("{rounds}; peers count as they were last, frames and time in all of them");
+        frames.insert(0, line("rounds", scope));
+    }
     if summary.corrections > 0 {
         frames.push(line("corrections", HumanCount(summary.corrections).to_string()));
     }

@@ -69,6 +69,7 @@ fn no_route() -> Verdict {
 fn summary() -> Summary {
     Summary {
         io: "packet".into(),
+        rounds: 0,
         peers: 65_536,
         states: [65_530, 3, 2, 1, 0],
         reasons: [

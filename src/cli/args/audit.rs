@@ -4,6 +4,7 @@
 use super::{KeepaliveArgs, OutputArgs, PaceArgs, digits, duration, port_range, positive_duration};
 use crate::audit::{TCP_STATES, state_name};
 use crate::io::host::TcpState;
+use clap::builder::NonEmptyStringValueParser;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -63,7 +64,8 @@ pub struct AuditArgs {
     /// Look into this network namespace, or into 'all' [default: this one, or that of --pid]
     ///
     /// As `ip netns` names it, or as records do: `net:[4026531840]`.
-    #[arg(long, value_name = "NAME|all", help_heading = "Connections")]
+    #[arg(long, value_name = "NAME|all", value_parser = NonEmptyStringValueParser::new(),
+          help_heading = "Connections")]
     pub netns: Option<String>,
 
     /// Only connections of this process; may be repeated
@@ -113,10 +115,12 @@ pub struct AuditArgs {
     #[arg(long, help_heading = "Probing")]
     pub keepalives_only: bool,
 
-    /// Source ports of fresh SYNs; must not overlap net.ipv4.ip_local_port_range
-    #[arg(long, value_name = "LO-HI", default_value = "61000-65534", value_parser = port_range,
+    /// Source ports of fresh SYNs; must not overlap net.ipv4.ip_local_port_range [default: 61000-65534]
+    ///
+    /// Where the default ones are taken no host is asked, and a note says so.
+    #[arg(long, value_name = "LO-HI", value_parser = port_range,
           conflicts_with = "keepalives_only", help_heading = "Probing")]
-    pub source_ports: RangeInclusive<u16>,
+    pub source_ports: Option<RangeInclusive<u16>>,
 
     /// How fast, and in which order.
     #[command(flatten)]
@@ -218,6 +222,33 @@ mod tests {
         assert_eq!(texts, ["10.0.0.7/32", "fd00::/8"]);
         for wrong in ["10.0.0.0/33", "db1", "10.0.0.1:80", ""] {
             assert!(parsed(&format!("--peer={wrong}")).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_value_is_said_of_its_option() {
+        let wrong = |more: &str| {
+            let words = format!("keepsweep audit {more}");
+            let read = Args::read(words.split_whitespace().map(Into::into));
+            read.expect_err("wrong").to_string()
+        };
+        let why = "negative; expected a duration such as 250ms, 75s or 2h";
+        for option in ["idle-over", "keepalive-off-over", "every", "interval"] {
+            let said = format!("invalid value '-1s' for '--{option} <D>': {why}");
+            let error = wrong(&format!("--{option} -1s"));
+            assert!(error.contains(&said), "{error}");
+        }
+        let required = |option: &str| format!("a value is required for '--{option}>'");
+        for (words, said) in [
+            ("--pid -1", "invalid value '-1' for '--pid <N>'".to_owned()),
+            ("--dry-run -1", "unexpected value '-1' for '--dry-run'".to_owned()),
+            ("--every=1s -1", "unexpected argument '-1'".to_owned()),
+            ("-- -1", "unexpected argument '-1'".to_owned()),
+            ("--idle-over --pid 1", required("idle-over <D")),
+            ("--netns=", required("netns <NAME|all")),
+        ] {
+            let error = wrong(words);
+            assert!(error.contains(&said), "{words}: {error}");
         }
     }
 

@@ -567,3 +567,35 @@ fn constraint(setup: &Setup, interfaces: &[Interface]) -> Result<Constraint, Eng
     }
     Ok(Constraint { oif, source: setup.source, mark: 0 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::ports;
+
+    /// Its interface or its address is gone.
+    #[test]
+    fn the_way_of_one_connection_keeps_no_other_host_from_being_asked() {
+        let peer = SocketAddr::from(([127, 0, 0, 1], 9));
+        let (here, elsewhere) = (peer.ip(), IpAddr::from([203, 0, 113, 1]));
+        let lost = Likeness { mark: 0, bound_interface: i32::MAX as u32 };
+        let any = Likeness::default();
+        let on_behalf = vec![(here, lost), (here, any), (elsewhere, any), (here, any)];
+        let setup = Setup {
+            plan: crate::probe::script::plan(),
+            targets: vec![peer; on_behalf.len()],
+            on_behalf,
+            flows: Vec::new(),
+            io: IoKind::Raw,
+            interface: None,
+            source: None,
+            source_ports: ports::DEFAULT,
+            cpus: None,
+            pcap: None,
+            pcap_goes_on: false,
+        };
+        let layout = Layout::new(&setup).expect("a way for the others");
+        let asked: Vec<_> = layout.targets.iter().map(|target| target.hop.is_some()).collect();
+        assert_eq!(asked, [false, true, false, true]);
+    }
+}

@@ -2,7 +2,6 @@ use super::*;
 use crate::audit::{Middlebox, Process};
 use crate::io::host::{Connection, Numbers, SocketKeepalive, SocketTimestamps, TcpState};
 use crate::probe::TargetId;
-use crate::probe::evidence::{Seen, Sighting};
 use crate::report::{Csv, Ndjson, Tally};
 use crate::time::Instant;
 use crate::wire::{IcmpKind, SeqNumber};
@@ -185,6 +184,14 @@ elapsed      0s, 0 frames/s, io
 }
 
 #[test]
+fn a_summary_of_rounds_says_that_it_is_one() {
+    let said = |rounds| table::summary(&Summary { rounds, ..Summary::default() });
+    assert!(!said(0).contains("rounds"));
+    let scope = "rounds       12; peers count as they were last, frames and time in all of them\n";
+    assert!(said(12).contains(scope), "{}", said(12));
+}
+
+#[test]
 fn columns_that_say_nothing_are_left_out_and_nothing_has_no_header() {
     let mut out = Vec::new();
     let mut layout = Connections::new(false, false);
@@ -312,5 +319,13 @@ fn every_reason_is_said_in_words() {
     assert_eq!(lost, "host is up, but the path has lost the connection");
     assert_eq!(said(State::Alive, Reason::Ack, 0), "was heard, unasked");
     assert_eq!(said(State::Undetermined, Reason::Unprobeable, 0), "cannot be asked");
+    let unfit = |kind| {
+        let evidence = vec![Sighting::unframed(kind)];
+        let verdict = verdict(&listed, State::Undetermined, Reason::Observer, 5);
+        in_words(&Verdict { evidence, ..verdict })
+    };
+    assert_eq!(unfit(Seen::LinkDown), "this host was unfit to judge: link-down");
+    let unknown = "not judged: how this host translates the connection is not known";
+    assert_eq!(unfit(Seen::TranslationUnknown), unknown);
     let _: SocketAddr = listed.connection.peer;
 }

@@ -3,7 +3,7 @@
 
 use super::apps::{App, Held};
 use super::network::{resets, watch_resets};
-use super::report::Audit;
+use super::report::{Audit, Rounds};
 use crate::support::Lab;
 use serde_json::{Value, json};
 
@@ -301,6 +301,76 @@ fn live_when_their_host_has_forgotten_how() {
                 std::slice::from_ref(held),
                 &[verdict, "undetermined/observer"],
             );
+        }
+    }
+}
+
+/// Rules and entries that are gone by the next round are in none of its records.
+#[test]
+fn are_told_as_each_round_finds_them() {
+    let Some(lab) = Lab::up("auwire", &[]) else { return };
+    let (host, fleet) = (lab.namespace("prober"), lab.namespace("fleet"));
+    lab.script(&["exec", "nft", TABLE]);
+    let _server = App::serve(&fleet, &[]);
+    let group = json!({ "name": "dnat", "count": COUNT, "peers": "10.77.0.0/24", "port": SERVER,
+                        "condition": "idle" });
+    let _app = App::connect(&host, &[group]);
+    let mut rounds = Rounds::start(&host, "10s");
+    for record in rounds.next(COUNT) {
+        let ip = record["wire"]["peer_ip"].as_str().expect("ends on the wire");
+        assert!(ip.starts_with("10.99.0.") && record["state"] == "alive", "{record}");
+    }
+    lab.script(&["exec", "nft", "delete table inet translate"]);
+    lab.script(&["exec", "conntrack", "-F"]);
+    for record in rounds.next(COUNT) {
+        assert!(record["wire"].is_null() && record["state_before"] == "alive", "{record}");
+    }
+}
+
+/// Rules that are younger than the connections, so that nothing is tracked until our own probes are: some
+/// of them as they are, some under another port, which their peers do not know.
+#[test]
+fn live_when_tracking_begins_with_our_probes() {
+    for is_shielded in [true, false] {
+        let Some(lab) = Lab::up("aubegin", &[]) else { return };
+        let (host, fleet) = (lab.namespace("prober"), lab.namespace("fleet"));
+        let _server = App::serve(&fleet, &[]);
+        let cases = [Kind::Dnat, Kind::Masquerade]
+            .into_iter()
+            .flat_map(|kind| [0, 1, 2].map(|fate| (kind, fate)))
+            .flat_map(|case| [false, true].map(|is_v6| (case, is_v6)))
+            .flat_map(|case| [false, true].map(|greeted| (case, greeted)));
+        let groups = cases.map(|(((kind, fate), is_v6), greeted)| {
+            json!({
+                "name": format!("{kind:?}/{fate}/{is_v6}/{greeted}"), "count": COUNT, "condition": "idle",
+                "peers": network(kind, fate, is_v6), "port": SERVER, "greeted": greeted,
+            })
+        });
+        let mut app = App::connect(&host, &groups.collect::<Vec<_>>());
+        for (fate, words) in [(1, "gone"), (2, "reboot")] {
+            for kind in [Kind::Dnat, Kind::Masquerade] {
+                let networks = [false, true].map(|is_v6| network(kind, fate, is_v6));
+                lab.script(&["fault", words, &networks[0], &networks[1]]);
+            }
+        }
+        lab.script(&["exec", "nft", TABLE]);
+        let count = "/proc/sys/net/netfilter/nf_conntrack_count";
+        assert_eq!(lab.script(&["exec", "cat", count]).trim(), "0");
+        let audit = audit(&host, is_shielded);
+        assert_ne!(lab.script(&["exec", "cat", count]).trim(), "0");
+        let held = app.list();
+        assert_unharmed(&held);
+        for held in &held {
+            // An old acknowledgment asks without doing harm, and then it is known.
+            let is_known = is_shielded || held.group.ends_with("/true");
+            let verdicts: &[&str] = match (held.group.starts_with("Dnat/"), expected(held)) {
+                (true, verdict) if is_known => &[verdict],
+                (false, "alive/ack" | "rebooted/reset") if is_shielded => {
+                    &["rebooted/reset", "undetermined/observer"]
+                }
+                _ => &["undetermined/observer"],
+            };
+            audit.assert_says(&host, std::slice::from_ref(held), verdicts);
         }
     }
 }
