@@ -33,10 +33,10 @@ pub fn classify(facts: &Facts) -> (State, Reason) {
         return (S::Alive, R::Ack);
     }
     if facts.reset {
-        return if facts.foreign_ttl {
-            (S::Unreachable, R::PathReset)
-        } else {
-            (S::Rebooted, R::Reset)
+        return match (facts.foreign_ttl, facts.remapped) {
+            (true, _) => (S::Unreachable, R::PathReset),
+            (false, true) => (S::Rebooted, R::ResetOrRebind),
+            (false, false) => (S::Rebooted, R::Reset),
         };
     }
     if facts.unprobeable {
@@ -129,6 +129,7 @@ pub enum Reason {
     Silent,
     HostSilent,
     Reset,
+    ResetOrRebind,
     PathReset,
     FlowStateLost,
     IcmpNet,
@@ -156,6 +157,7 @@ impl Reason {
             Reason::Silent => "silent",
             Reason::HostSilent => "host-silent",
             Reason::Reset => "reset",
+            Reason::ResetOrRebind => "reset-or-rebind",
             Reason::PathReset => "path-reset",
             Reason::FlowStateLost => "flow-state-lost",
             Reason::IcmpNet => "icmp-net",
@@ -205,6 +207,13 @@ mod tests {
             (facts(|f| f.refused = true), S::Alive, R::Refused),
             (facts(|f| f.reset = true), S::Rebooted, R::Reset),
             (facts(|f| (f.reset, f.foreign_ttl) = (true, true)), S::Unreachable, R::PathReset),
+            (facts(|f| (f.reset, f.remapped) = (true, true)), S::Rebooted, R::ResetOrRebind),
+            (
+                facts(|f| (f.reset, f.foreign_ttl, f.remapped) = (true, true, true)),
+                S::Unreachable,
+                R::PathReset,
+            ),
+            (facts(|f| (f.exhausted, f.remapped) = (true, true)), S::Down, R::Silent),
             (facts(|f| (f.reset, f.ack) = (true, true)), S::Alive, R::Ack),
             (facts(|f| f.no_route = true), S::Unreachable, R::NoRoute),
             (facts(|f| f.neighbour_failed = true), S::Unreachable, R::Neighbour),
@@ -271,7 +280,7 @@ mod tests {
     /// No combination of facts accuses a peer that showed life, or blames it for our own trouble.
     #[test]
     fn never_accuses_against_evidence() {
-        for bits in 0u32..1 << 15 {
+        for bits in 0u32..1 << 16 {
             let bit = |n: u32| bits >> n & 1 == 1;
             let facts = Facts {
                 ack: bit(0),
@@ -281,6 +290,7 @@ mod tests {
                 refused: bit(4),
                 reset: bit(5),
                 foreign_ttl: bit(6),
+                remapped: bit(15),
                 icmp_probes: u8::from(bit(7)) * (1 + u8::from(bit(13))),
                 icmp: bit(7).then_some(IcmpKind::Host),
                 neighbour_failed: bit(8),

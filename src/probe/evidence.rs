@@ -182,6 +182,9 @@ pub struct Facts {
     pub reset: bool,
     /// That RST had another TTL than the peer's own segments: a hint at a middlebox.
     pub foreign_ttl: bool,
+    /// This host translates the connection otherwise than when it was listed, or nobody knows how: to its
+    /// peer it may be another one.
+    pub remapped: bool,
     /// Distinct probes that drew an ICMP error.
     pub icmp_probes: u8,
     /// What the last of those errors said.

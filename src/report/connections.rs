@@ -213,6 +213,9 @@ fn in_words(verdict: &Verdict) -> String {
         }
         Reason::FlowStateLost => because("host is up, but the path has lost the connection"),
         Reason::Reset => "does not know the connection (RST)".to_owned(),
+        Reason::ResetOrRebind => {
+            "does not know the connection (RST), or not as this host translates it now".to_owned()
+        }
         Reason::PathReset => "reset by something on the path (RST of another TTL)".to_owned(),
         Reason::Neighbour => "next hop does not answer ARP or ND".to_owned(),
         Reason::NoRoute => "no route".to_owned(),

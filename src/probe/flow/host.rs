@@ -105,6 +105,14 @@ impl HostSide {
         self.latest.wire == Wire::Unknown || self.latest.wire != self.heard
     }
 
+    /// Says whether packets have got other ends on the wire than they had.
+    fn is_remapped(&self) -> bool {
+        match (self.heard, self.latest.wire) {
+            (_, Wire::Unknown) | (Wire::Unknown, Wire::Same) => false,
+            (before, now) => before != now,
+        }
+    }
+
     /// How many of the plan's probes acknowledge what is old.
     fn old_probes(&self, plan: &Plan) -> u16 {
         if self.old_ack.is_some() { plan.keepalive.count.div_ceil(2) } else { 0 }
@@ -288,6 +296,7 @@ impl Flow {
         self.deadline = Instant::FAR_FUTURE;
         let Some(reading) = found else { return self.cannot_be_probed(Seen::SocketGone) };
         host.latest = *reading;
+        self.facts.remapped = host.is_remapped();
         let is_reset = host.exact > 0 && reading.reset == Some(self.probe_ack);
         if after == After::Rest {
             host.first = *reading;
@@ -350,7 +359,10 @@ impl Flow {
 
     /// An answer has come all the way to the socket that we have not heard on the wire.
     fn reset_at_the_socket(&mut self, at: Instant) -> Step {
+        let wire = self.wire();
         self.facts.reset = true;
+        // Else it would have been heard; unless it was lost on our side.
+        self.facts.remapped |= !matches!(wire, Wire::Other(_));
         self.note_local(Seen::KernelRst, at);
         self.settle();
         Step::Verdict

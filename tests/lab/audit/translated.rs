@@ -366,7 +366,7 @@ fn live_when_tracking_begins_with_our_probes() {
             let verdicts: &[&str] = match (held.group.starts_with("Dnat/"), expected(held)) {
                 (true, verdict) if is_known => &[verdict],
                 (false, "alive/ack" | "rebooted/reset") if is_shielded => {
-                    &["rebooted/reset", "undetermined/observer"]
+                    &["rebooted/reset-or-rebind", "undetermined/observer"]
                 }
                 _ => &["undetermined/observer"],
             };
@@ -429,6 +429,8 @@ fn stateless(name: &str, rule: &str) {
                 "alive/ack" if is_shielded || held.group.ends_with("true") => "alive/ack",
                 // Nobody sees that a fresh SYN is translated, too.
                 "down/silent" if is_shielded && !is_tracked => "down/host-silent",
+                // Nor that the translation is as it was.
+                "rebooted/reset" if is_shielded => "rebooted/reset-or-rebind",
                 verdict if is_shielded => verdict,
                 _ => "undetermined/observer",
             };

@@ -153,11 +153,36 @@ fn a_reset_that_only_the_socket_would_have_heard_is_one() {
             script.said(&[]);
             continue;
         }
-        assert_eq!(evidence(&mut script, "rebooted/reset"), [Seen::KernelRst]);
+        assert_eq!(evidence(&mut script, "rebooted/reset-or-rebind"), [Seen::KernelRst]);
         script.at(2_999);
         assert_eq!(script.holds(), [false; 0], "its copy may be under way");
         script.at(3_000);
         assert_eq!(script.holds(), [false]);
+    }
+}
+
+/// To its peer it is another connection then, whether or not that has forgotten the one before.
+#[test]
+fn a_reset_of_what_is_translated_anew_or_nobody_knows_how_may_be_for_that() {
+    for (before, now, reason) in [
+        (wire(1), wire(1), "rebooted/reset"),
+        (Wire::Same, Wire::Same, "rebooted/reset-or-rebind"),
+        (Wire::Unknown, Wire::Same, "rebooted/reset-or-rebind"),
+        (wire(1), Wire::Unknown, "rebooted/reset-or-rebind"),
+        (Wire::Same, wire(1), "rebooted/reset-or-rebind"),
+        (Wire::Unknown, wire(1), "rebooted/reset-or-rebind"),
+        (wire(1), wire(2), "rebooted/reset-or-rebind"),
+        (wire(1), Wire::Same, "rebooted/reset-or-rebind"),
+    ] {
+        let mut script = Script::host(plan(), |host| {
+            (host.first.bytes_received, host.latest.bytes_received) = (0, 0);
+            host.latest.wire = before;
+        });
+        script.hold(true);
+        script.sent(&[EXACT]);
+        script.at(1_000);
+        script.read(|reading| (reading.wire, reading.reset) = (now, Some(reading.rcv_nxt)));
+        assert_eq!(evidence(&mut script, reason), [Seen::KernelRst], "{before:?} {now:?}");
     }
 }
 
