@@ -221,10 +221,12 @@ fn senders_that_share_a_queue_get_their_own_frames_back() {
 fn a_queue_that_has_sent_is_not_shared_any_more() {
     let Some(_lab) = Lab::new() else { return };
     let (mut queue, _redirect) = path(XdpMode::Drv);
-    // A reserved frame is in use, whether it is sent or not.
-    queue.tx.reserve().unwrap();
+    // A frame in the batch is in use, whether it has been sent or not.
+    queue.tx.reserve().unwrap()[..60].fill(0);
+    queue.tx.submit(60);
     let error = queue.tx.share(1).unwrap_err().to_string();
     assert!(error.contains("share the tx frames on a0 queue 0"), "{error}");
+    assert_eq!(queue.tx.flush().unwrap(), 1);
 }
 
 #[test]

@@ -35,10 +35,6 @@ pub struct XdpTx {
     half: usize,
     pub(super) ledger: TxLedger,
     pub(super) free: Vec<Free>,
-    /// Addresses that have come back, on their way into `free`.
-    returned: Vec<u64>,
-    /// The frame last reserved.
-    next: Option<Free>,
     /// What of the batch the kernel has not taken: the last entries of the tx ring, in order.
     pending: Vec<Pending>,
     withdrawn: Withdrawn,
@@ -94,8 +90,6 @@ impl XdpTx {
             half: 0,
             free,
             ledger,
-            returned: Vec::new(),
-            next: None,
             pending: Vec::with_capacity(BATCH),
             withdrawn: Withdrawn::default(),
             lost: None,
@@ -135,8 +129,6 @@ impl XdpTx {
                 half,
                 ledger,
                 free,
-                returned: Vec::new(),
-                next: None,
                 pending: Vec::with_capacity(BATCH),
                 withdrawn: Withdrawn::default(),
                 lost: None,
@@ -171,19 +163,18 @@ impl XdpTx {
 
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
-        let XdpTx { completions, half, returned, ledger, free, withdrawn, sockets, .. } = self;
-        let bad_ring = |bad| sockets.sending.bad_ring(bad);
-        completions.take(*half, returned).map_err(bad_ring)?;
-        for addr in returned.drain(..) {
-            let frame = ledger.take_back(addr).map_err(|bad| bad_ring(bad.into()))?;
-            if self.zerocopy {
+        let XdpTx { completions, half, ledger, free, withdrawn, zerocopy, sockets, .. } = self;
+        let take_back = &mut |addr| {
+            let frame = ledger.take_back(addr)?;
+            if *zerocopy {
                 for skipped in withdrawn.skipped_before(frame.index()) {
-                    free.push(ledger.withdraw(skipped).map_err(|bad| bad_ring(bad.into()))?);
+                    free.push(ledger.withdraw(skipped)?);
                 }
             }
             free.push(frame);
-        }
-        Ok(())
+            Ok(())
+        };
+        completions.take(*half, take_back).map_err(|bad| sockets.sending.bad_ring(bad))
     }
 
     /// Puts a frame into the tx ring, where there must be room.
@@ -432,8 +423,8 @@ impl Drop for XdpTx {
     /// Lets the driver send what it has taken: the last frames of a sweep close its flows, and a queue
     /// is reset when its socket goes.
     fn drop(&mut self) {
-        let held = usize::from(self.next.is_some()) + self.withdrawn.waiting();
-        if let Err(error) = self.await_frames(self.frames - held, LAST_PATIENCE) {
+        let wanted = self.frames - self.withdrawn.waiting();
+        if let Err(error) = self.await_frames(wanted, LAST_PATIENCE) {
             tracing::debug!(%error, "the last frames may not have been sent");
         }
     }
@@ -445,10 +436,7 @@ impl Transmit for XdpTx {
         if self.queued + self.surplus >= self.batch() {
             return None;
         }
-        if self.next.is_none() {
-            self.next = self.free.pop();
-        }
-        match &mut self.next {
+        match self.free.last_mut() {
             // In the order of the batch: nothing is sent behind what cannot be.
             Some(frame) if self.surplus == 0 => Some(self.ledger.octets_mut(frame)),
             _ => Some(&mut self.scratch[..]),
@@ -460,13 +448,14 @@ impl Transmit for XdpTx {
     #[inline]
     fn submit(&mut self, len: usize) {
         assert!(len <= FRAME_OCTETS, "frame of {len} octets in a buffer of {FRAME_OCTETS}");
-        match self.next.take() {
+        // Taken first: what comes back while room is made lies above it.
+        match self.free.pop() {
             Some(frame) if self.surplus == 0 && self.has_room() => {
                 self.enqueue(self.queued as u16, frame, len as u16);
                 self.queued += 1;
             }
             kept => {
-                self.next = kept;
+                self.free.extend(kept);
                 self.surplus += 1;
             }
         }
