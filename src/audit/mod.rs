@@ -50,16 +50,14 @@ pub use own::{probe, probe_with};
 use crate::engine::EngineError;
 use crate::io::host::{self, HostError, TcpState};
 use crate::io::privilege::{self, Capability};
-use crate::probe::escalate::HeardFrom;
 use crate::probe::evidence::Verdict;
 use crate::probe::plan::{Close, PROFILES, Plan, ProbeBytes};
 use crate::report::Summary;
 use filter::Filter;
 use ipnet::IpNet;
-use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Which connections to ask, and how. The default: those of the calling thread's network namespace
@@ -76,8 +74,6 @@ pub struct Audit {
     source_ports: Option<RangeInclusive<u16>>,
     pcap: Option<PathBuf>,
     gives_up_privileges: bool,
-    /// What earlier rounds have heard, by the namespace's inode.
-    heard: Arc<Mutex<HashMap<u64, HeardFrom>>>,
 }
 
 /// Which network namespaces.
@@ -161,7 +157,6 @@ impl Audit {
             source_ports: None,
             pcap: None,
             gives_up_privileges: false,
-            heard: Arc::default(),
         }
     }
 
@@ -263,10 +258,6 @@ impl Audit {
         let file = self.pcap.as_ref().map(|_| Capability::CAP_DAC_OVERRIDE);
         let both = [privilege::SWEEP, privilege::CONNECTIONS].concat();
         both.into_iter().chain(file).collect()
-    }
-
-    fn heard(&self) -> MutexGuard<'_, HashMap<u64, HeardFrom>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whether the connections may be those of other namespaces than the calling thread's.

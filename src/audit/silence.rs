@@ -9,7 +9,7 @@ use crate::io::raw::Likeness;
 use crate::io::{conntrack, ports};
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
-use crate::probe::escalate::{self, Doubted};
+use crate::probe::escalate::{self, Doubted, HeardFrom};
 use crate::probe::evidence::{Seen, Verdict};
 use crate::report::Summary;
 use std::collections::{BTreeMap, HashMap};
@@ -33,7 +33,7 @@ impl Job {
         }
         self.settle(audit)?;
         let mut silent = BTreeMap::new();
-        let mut heard = self.heard.clone();
+        let mut heard = HeardFrom::default();
         let plain = Setup { pcap: audit.pcap.clone(), ..setup(&self.asked, self.plan) };
         let asked = self.sweep(plain, control, &mut |verdict| {
             heard.learn(&verdict);
@@ -47,7 +47,6 @@ impl Job {
                 say(Verdict { correction: !is_news, ..verdict });
             }
         });
-        audit.heard().insert(self.namespace.inode, heard.clone());
         if silent.is_empty() {
             return asked;
         }

@@ -9,7 +9,6 @@ use crate::io::shield::Shield;
 use crate::io::{ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
-use crate::probe::escalate::HeardFrom;
 use crate::probe::evidence::{Seen, Sighting, Verdict};
 use crate::probe::plan::Plan;
 use crate::report::{Summary, Tally};
@@ -25,12 +24,10 @@ const AT_A_TIME: usize = 16;
 
 /// The connections of one namespace that are to be asked.
 pub(super) struct Job {
-    pub namespace: Namespace,
+    namespace: Namespace,
     /// In the order of the sweep's targets.
     pub asked: Vec<Arc<Listed>>,
     pub plan: Plan,
-    /// What earlier rounds have heard of the hosts of these.
-    pub heard: HeardFrom,
 }
 
 /// What a worker says of the job with this index.
@@ -103,7 +100,6 @@ impl Audit {
     /// is to say.
     fn jobs(&self, listing: Listing, round: &mut Round<'_>) -> Result<Vec<Job>, AuditError> {
         let mut jobs = Vec::new();
-        let mut known = std::mem::take(&mut *self.heard());
         for InNamespace { namespace, connections } in listing.namespaces {
             let mut ends = HashSet::new();
             let mut asked = Vec::new();
@@ -118,9 +114,7 @@ impl Audit {
                 }
             }
             if !asked.is_empty() {
-                let mut heard = known.remove(&namespace.inode).unwrap_or_default();
-                heard.retain(&asked.iter().map(|listed| listed.connection.peer.ip()).collect());
-                jobs.push(Job { namespace, asked, plan: self.plan, heard });
+                jobs.push(Job { namespace, asked, plan: self.plan });
             }
         }
         if jobs.len() > 1 && self.pcap.is_some() {
@@ -336,7 +330,6 @@ mod tests {
             namespace: namespace.clone(),
             asked: indices.iter().map(|&index| outcome(index, State::Alive).listed).collect(),
             plan: PLAN,
-            heard: HeardFrom::default(),
         };
         let jobs = [job(&[1, 2, 3]), job(&[4])];
         let says = |job: usize, slot: u32, state, correction| {

@@ -10,7 +10,7 @@ use super::classify::{Reason, State};
 use super::evidence::{Seen, Sighting, Verdict};
 use super::plan::{Close, Keepalive, Plan};
 use crate::wire::IcmpKind;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub fn again(plan: &Plan) -> Plan {
 }
 
 /// With which TTLs or hop limits hosts have answered.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct HeardFrom(BTreeSet<(IpAddr, u8)>);
 
 impl HeardFrom {
@@ -52,11 +52,6 @@ impl HeardFrom {
             let ttls = answers.filter_map(|sighting| sighting.ttl);
             self.0.extend(ttls.map(|ttl| (verdict.peer.ip(), ttl)));
         }
-    }
-
-    /// Keeps what was heard of these hosts.
-    pub fn retain(&mut self, hosts: &HashSet<IpAddr>) {
-        self.0.retain(|(host, _)| hosts.contains(host));
     }
 
     /// Says whether `host` has answered, but never with `ttl`.
@@ -302,10 +297,6 @@ mod tests {
         assert!(heard.is_foreign(HOST.into(), 63) && !heard.is_foreign(HOST.into(), 60));
         assert!(!heard.is_foreign([10, 0, 0, 3].into(), 63));
         assert!(!heard.is_foreign([10, 0, 0, 1].into(), 63));
-        heard.retain(&HashSet::from([HOST.into()]));
-        assert!(heard.is_foreign(HOST.into(), 63));
-        heard.retain(&HashSet::from([ROUTER.into()]));
-        assert!(!heard.is_foreign(HOST.into(), 63), "nobody has a connection to it any more");
     }
 
     #[test]

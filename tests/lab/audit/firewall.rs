@@ -2,7 +2,7 @@
 
 use super::apps::{App, Held};
 use super::network::{counter, ip};
-use super::report::{Audit, Rounds};
+use super::report::Audit;
 use crate::support::Lab;
 use keepsweep::wire::pcap::PcapReader;
 use keepsweep::wire::{Checksums, Flags, LinkType, Packet, parse};
@@ -301,37 +301,6 @@ fn who_answers_in_the_place_of_a_host_is_not_taken_for_it() {
     }
     audit.assert_counts();
     assert_eq!(audit.summary["kernel_rsts"], 0, "{}", audit.summary);
-    assert_unharmed(&mut app);
-}
-
-/// The connection itself has told the host's TTL, in the round before.
-#[test]
-fn what_a_host_was_heard_with_is_known_in_later_rounds() {
-    let Some(lab) = Lab::up("aurounds", &[]) else { return };
-    let (host, fleet) = (lab.namespace("prober"), lab.namespace("fleet"));
-    fault(&lab, &["firewall"], &[1]);
-    let _server = App::serve(&fleet, &[]);
-    let [v4, v6] = nets(1);
-    let mut app = App::connect(&host, &[group("v4", &v4, 9100), group("v6", &v6, 9100)]);
-    let mut rounds = Rounds::start(&host, "1s");
-    for record in rounds.next(2 * COUNT) {
-        assert_eq!((&record["change"], &record["state"]), (&json!("new"), &json!("alive")));
-    }
-    let table = "table inet refuse {
-        chain new {
-            type filter hook forward priority 0
-            tcp flags & (syn | ack) == syn reject with tcp reset
-        }
-    }";
-    lab.script(&["exec", "router", "nft", table]);
-    fault(&lab, &["forget"], &[1]);
-    for record in rounds.next(2 * COUNT) {
-        let said = [&record["state_before"], &record["state"], &record["reason"]];
-        assert_eq!(said, ["alive", "unreachable", "path-reset"], "{record}");
-        let seen = record["evidence"].as_array().and_then(|seen| seen.last());
-        let ttl = seen.and_then(|seen| seen["ttl"].as_u64());
-        assert_eq!(ttl, Some(ROUTER_TTL), "{record}");
-    }
     assert_unharmed(&mut app);
 }
 
