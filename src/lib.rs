@@ -27,7 +27,8 @@
 //! those that are there once more ([`probe::escalate`]). Where this host translates its own
 //! connections, conntrack says which ends their packets have on the wire, and the receivers map those
 //! to the sockets' ([`probe::translations`]); no reset reaches a socket that is asked, by the guard on
-//! the interface and the shield at the socket.
+//! the interface and the shield at the socket. Where there is no shield, whatever else may translate
+//! keeps from asking ([`io::facts`]).
 //!
 //! The core ([`wire`], [`probe`]) is sans-IO: it is given frames and instants and never reads a
 //! clock or touches a socket. [`io`] moves frames, for real or in a simulation; the engine drives

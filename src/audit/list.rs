@@ -132,14 +132,15 @@ impl Audit {
     }
 
     /// Checks that fresh SYNs can leave from the [ports that were named](Audit::source_ports), if any were,
-    /// in every namespace of `listing`.
+    /// in every namespace that has connections in `listing`.
     ///
     /// # Errors
     /// [`EngineError::Usage`]: they cannot. Others if that could not be found out.
     pub fn check_source_ports(&self, listing: &Listing) -> Result<(), AuditError> {
         let Some(ports) = &self.source_ports else { return Ok(()) };
         let check = || engine::check_source_ports(ports);
-        for InNamespace { namespace, .. } in &listing.namespaces {
+        let asked = listing.namespaces.iter().filter(|of| !of.connections.is_empty());
+        for InNamespace { namespace, .. } in asked {
             // Entering needs CAP_SYS_ADMIN, even where one is already.
             let checked = if namespace.is_own { Ok(check()) } else { namespace.enter(check) };
             match checked {

@@ -108,7 +108,7 @@ impl Job {
         match swept {
             Ok(more) => summary.absorb(more),
             Err(_) if control.stop.load(Ordering::Relaxed) => {}
-            Err(error) => control.notices.push(format!(
+            Err(error) => control.note_once(format!(
                 "ask the hosts of silent connections by fresh SYNs: {error}; without an answer, what a \
                  firewall has forgotten is taken for down"
             )),

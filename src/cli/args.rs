@@ -50,12 +50,19 @@ impl Args {
     /// What is wrong with it, or the help that was asked for.
     pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
         let mut joined: Vec<OsString> = Vec::new();
+        let mut are_options = true;
         for word in words {
             let is_negative = matches!(word.as_encoded_bytes(), [b'-', b'0'..=b'9', ..]);
-            let takes_it =
-                |before: &[u8]| matches!(before, [b'-', b'-', _, ..]) && !before.contains(&b'=');
+            are_options &= word != "--";
+            let is_option = |before: &[u8]| match before {
+                [b'-', b'-', _, ..] => !before.contains(&b'='),
+                [b'-', letter] => letter.is_ascii_alphabetic(),
+                _ => false,
+            };
             match joined.last_mut() {
-                Some(option) if is_negative && takes_it(option.as_encoded_bytes()) => {
+                Some(option)
+                    if are_options && is_negative && is_option(option.as_encoded_bytes()) =>
+                {
                     option.push("=");
                     option.push(word);
                 }

@@ -4,7 +4,7 @@
 use super::Control;
 use super::watch::HostEvent;
 use crate::io::conntrack::{self, Conntrack, Ends, Extent, Tracked, ends};
-use crate::io::facts::may_translate_untracked;
+use crate::io::facts::{may_translate_untracked, rules_translate};
 use crate::io::host::{Connection, HostError, Numbers, Reader, TcpState};
 use crate::io::raw::Likeness;
 use crate::io::shield::Shield;
@@ -149,7 +149,7 @@ impl Kernel {
     pub fn set_shield(&mut self, shield: Option<Arc<Shield>>) {
         if shield.is_none() {
             self.extent = Extent::All;
-            self.is_known = !self.may_translate_untracked;
+            self.is_known = !self.may_translate_untracked && !rules_translate().unwrap_or(true);
         }
         self.shield = shield;
     }

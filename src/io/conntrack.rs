@@ -95,7 +95,7 @@ pub fn read(of: &HashSet<Ends>, extent: Extent) -> Result<Tracked, IoError> {
     };
     let remedy = "needs CAP_NET_ADMIN, and a kernel with CONFIG_NF_CT_NETLINK";
     for restriction in wanted {
-        let mut note = |attributes: &[u8]| {
+        let mut note = |_, attributes: &[u8]| {
             if let Some(entry) = Entry::parse(attributes) {
                 entry.note(of, extent, &mut tracked);
             }

@@ -14,15 +14,15 @@ const INTERRUPTED: u16 = 0x10;
 /// More than what the kernel puts into one datagram of a dump.
 const BUFFER_OCTETS: usize = 64 << 10;
 
-/// Hands the attributes of everything to `sink` that the kernel lists for a request of the type `kind`
-/// (subsystem and message) with the attributes `restriction`, of all protocol families.
+/// Hands everything to `sink` that the kernel lists for a request of the type `kind` (subsystem and
+/// message) with the attributes `restriction`: its protocol family (NFPROTO_*) and its attributes.
 ///
 /// Needs CAP_NET_ADMIN.
 ///
 /// # Errors
 /// The kernel does not tell; EINVAL if it has no such subsystem. [`io::ErrorKind::Interrupted`] if the
 /// list changed while it was read.
-pub fn dump(kind: u16, restriction: &[u8], sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+pub fn dump(kind: u16, restriction: &[u8], sink: &mut dyn FnMut(u8, &[u8])) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -56,8 +56,8 @@ pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Hands the attributes of the messages in a datagram to `sink`, and says whether the dump ends with it.
-fn messages(datagram: &[u8], sink: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+/// Hands the messages in a datagram to `sink`, and says whether the dump ends with it.
+fn messages(datagram: &[u8], sink: &mut dyn FnMut(u8, &[u8])) -> io::Result<bool> {
     if datagram.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -78,7 +78,13 @@ fn messages(datagram: &[u8], sink: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
                     _ => Ok(true),
                 };
             }
-            _ => sink(message.payload().get(NETFILTER_HEADER..).unwrap_or_default()),
+            _ => {
+                if let Some((header, of)) =
+                    message.payload().split_first_chunk::<NETFILTER_HEADER>()
+                {
+                    sink(header[0], of);
+                }
+            }
         }
         let aligned = (message.length() as usize).next_multiple_of(4);
         rest = rest.get(aligned..).unwrap_or_default();
@@ -105,8 +111,9 @@ mod tests {
     #[test]
     fn a_dump_ends_where_it_says_so_and_its_errors_are_told() {
         let mut seen = Vec::new();
-        let mut count = |datagram: &[u8]| messages(datagram, &mut |of| seen.push(of.len()));
-        let two = [message(0x100, 0, &[0; 4]), message(0x100, 0, &[0; 12])].concat();
+        let mut count =
+            |datagram: &[u8]| messages(datagram, &mut |family, of| seen.push((family, of.len())));
+        let two = [message(0x100, 0, &[2; 4]), message(0x100, 0, &[10; 12])].concat();
         assert!(!count(&two).expect("two messages"));
         assert!(count(&[two, message(NLMSG_DONE, 0, &[0; 4])].concat()).expect("an end"));
         let refusal = message(NLMSG_ERROR, 0, &(-libc::EPERM).to_ne_bytes());
@@ -115,13 +122,13 @@ mod tests {
         let changed = count(&message(0x100, INTERRUPTED, &[0; 4])).expect_err("half a list");
         assert_eq!(changed.kind(), io::ErrorKind::Interrupted);
         assert!(count(&[]).is_err() && count(&[1, 2, 3]).is_err());
-        assert_eq!(seen, [0, 8, 0, 8]);
+        assert_eq!(seen, [(2, 0), (10, 8), (2, 0), (10, 8)]);
     }
 
     proptest! {
         #[test]
         fn whatever_comes_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = messages(&bytes, &mut |_| ());
+            let _ = messages(&bytes, &mut |_, _| ());
         }
     }
 }

@@ -182,8 +182,8 @@ pub struct Facts {
     pub reset: bool,
     /// That RST had another TTL than the peer's own segments: a hint at a middlebox.
     pub foreign_ttl: bool,
-    /// This host translates the connection otherwise than when it was listed, or nobody knows how: to its
-    /// peer it may be another one.
+    /// To its peer the connection may be another one: this host translates it otherwise than when it was
+    /// listed, or the RST came to the socket in a way that nobody knows.
     pub remapped: bool,
     /// Distinct probes that drew an ICMP error.
     pub icmp_probes: u8,

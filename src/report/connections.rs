@@ -195,6 +195,8 @@ fn why(verdict: &Verdict, listed: &Listed, findings: &[Finding]) -> String {
 
 fn in_words(verdict: &Verdict) -> String {
     let is_about_translation = |seen: &Sighting| seen.kind == Seen::TranslationUnknown;
+    let is_all_about_translation =
+        !verdict.evidence.is_empty() && verdict.evidence.iter().all(is_about_translation);
     let seen = || evidence(&verdict.evidence);
     let because = |what: &str| match seen() {
         seen if seen.is_empty() => what.to_owned(),
@@ -225,7 +227,7 @@ fn in_words(verdict: &Verdict) -> String {
         | Reason::IcmpAdmin
         | Reason::IcmpTtl
         | Reason::IcmpOther => because("the network says"),
-        Reason::Observer if verdict.evidence.iter().any(is_about_translation) => {
+        Reason::Observer if is_all_about_translation => {
             "not judged: how this host translates the connection is not known".to_owned()
         }
         Reason::Observer => because("this host was unfit to judge"),

@@ -92,6 +92,9 @@ pub struct XdpCounts {
     pub queues: Vec<QueueCounts>,
 }
 
+/// Of what failed in many rounds so many are remembered.
+const MOST_FAULTS: usize = 100;
+
 /// Octets of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Memory {
@@ -135,8 +138,8 @@ impl Summary {
         self.guard_dropped += other.guard_dropped;
         self.kernel_rsts += other.kernel_rsts;
         for fault in other.faults {
-            // What fails may fail in every round.
-            if !self.faults.contains(&fault) {
+            // What fails may fail in every round, and in namespaces that come and go.
+            if self.faults.len() < MOST_FAULTS && !self.faults.contains(&fault) {
                 self.faults.push(fault);
             }
         }

@@ -208,6 +208,8 @@ struct SummaryObject<'a> {
     schema: &'static str,
     r#type: &'static str,
     io: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rounds: Option<u32>,
     peers: u64,
     alive: u64,
     down: u64,
@@ -373,6 +375,7 @@ impl Layout for Ndjson {
             schema: SCHEMA,
             r#type: "summary",
             io: &summary.io,
+            rounds: (summary.rounds > 0).then_some(summary.rounds),
             peers: summary.peers,
             alive: of(State::Alive),
             down: of(State::Down),

@@ -291,3 +291,32 @@ fn a_sweep_without_time_or_frames_has_a_summary() {
     Ndjson.summary(&none, &mut out).expect("encodes");
     assert!(String::from_utf8(out).expect("UTF-8").contains(r#""rate_pps":0"#));
 }
+
+#[test]
+fn a_summary_of_rounds_has_what_was_done_and_what_failed_in_any() {
+    let round = |io: &str, frames_sent, faults: &[&str]| Summary {
+        io: io.into(),
+        frames_sent,
+        loss_estimate: 0.5,
+        faults: faults.iter().map(|&fault| fault.to_owned()).collect(),
+        ..Summary::default()
+    };
+    let mut rounds = round("none", 0, &[]);
+    rounds.loss_estimate = 0.0;
+    for next in [round("raw", 30, &["a", "b"]), round("none", 0, &["b", "c"])] {
+        rounds.absorb(next);
+    }
+    assert_eq!((&*rounds.io, rounds.frames_sent, rounds.loss_estimate), ("raw", 30, 0.5));
+    assert_eq!(rounds.faults, ["a", "b", "c"]);
+    rounds.absorb(Summary {
+        faults: (0..2 * MOST_FAULTS).map(|n| n.to_string()).collect(),
+        ..Summary::default()
+    });
+    assert_eq!(rounds.faults.len(), MOST_FAULTS);
+    let object = |rounds| {
+        let mut out = Vec::new();
+        Ndjson.summary(&Summary { rounds, ..summary() }, &mut out).expect("encodes");
+        String::from_utf8(out).expect("UTF-8")
+    };
+    assert!(object(12).contains(r#""rounds":12"#) && !object(0).contains("rounds"));
+}

@@ -244,6 +244,8 @@ mod tests {
             ("--dry-run -1", "unexpected value '-1' for '--dry-run'".to_owned()),
             ("--every=1s -1", "unexpected argument '-1'".to_owned()),
             ("-- -1", "unexpected argument '-1'".to_owned()),
+            ("-- --every -1", "unexpected argument '--every'".to_owned()),
+            ("-o -1 --every -1", "invalid value '-1' for '--every <D>'".to_owned()),
             ("--idle-over --pid 1", required("idle-over <D")),
             ("--netns=", required("netns <NAME|all")),
         ] {

@@ -8,6 +8,7 @@ mod translators;
 
 pub use links::{Link, links, xdp_programs};
 pub use netdev::XdpFeatures;
+pub use rules::rules_translate;
 pub use translators::may_translate_untracked;
 
 use nix::sys::resource::{Resource, getrlimit};

@@ -1,6 +1,7 @@
 //! Rules of nftables that translate packets by themselves, without connection tracking.
 #![forbid(unsafe_code)]
 
+use super::translators::PREFIX_TRANSLATION;
 use crate::io::nfnetlink;
 use netlink_packet_core::NlasIterator;
 use std::io;
@@ -17,28 +18,51 @@ const NFTA_PAYLOAD_BASE: u16 = 2;
 const NFTA_PAYLOAD_OFFSET: u16 = 3;
 const NFTA_PAYLOAD_LEN: u16 = 4;
 const NFTA_PAYLOAD_SREG: u16 = 5;
+const NFTA_PAYLOAD_CSUM_OFFSET: u16 = 7;
 const NFTA_TARGET_NAME: u16 = 1;
 
 const NFT_PAYLOAD_LL_HEADER: u32 = 0;
 const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
-/// Before this octet neither IPv4 nor IPv6 has an address: DSCP, ECN, length, fragments, hop limit.
-const ADDRESSES: u32 = 8;
-/// Targets of ip6tables that translate prefixes (RFC 6296, net/ipv6/netfilter/ip6t_NPT.c).
-const PREFIX_TRANSLATION: [&[u8]; 2] = [b"SNPT", b"DNPT"];
+const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
+/// Where addresses begin: behind DSCP, ECN, length, hop limit.
+const IPV6_ADDRESSES: u32 = 8;
+/// And behind TTL and checksum. A rule that has that one updated writes to IPv4.
+const IPV4_ADDRESSES: u32 = 12;
+const IPV4_CHECKSUM: u32 = 10;
+/// Behind ports and numbers: flags, window, checksum. (UDP's checksum lies where TCP has its numbers.)
+const TCP_FLAGS: u32 = 12;
+/// Behind an Ethernet header; a rule that writes further reaches addresses.
+const ETHERNET_AND_IP: u32 = 14 + IPV6_ADDRESSES;
+/// NFPROTO_ARP (linux/netfilter.h).
+const ARP: u8 = 3;
+/// A list that changes while it is read is read so often.
+const ATTEMPTS: usize = 4;
 
-/// Says whether a rule in this network namespace writes where packets have addresses, ports or numbers.
+/// Says whether a rule of nftables in this network namespace writes where TCP packets have addresses,
+/// ports or numbers. What user space does to packets that a rule queues for it nobody can tell.
 ///
-/// Needs CAP_NET_ADMIN.
+/// Needs CAP_NET_ADMIN. Loads nftables where it is a module.
 ///
 /// # Errors
-/// The kernel does not list its rules, or they changed meanwhile.
-pub fn translate() -> io::Result<bool> {
+/// The kernel does not list its rules, or they change all the time.
+pub fn rules_translate() -> io::Result<bool> {
     let mut is_any = false;
-    let listed = nfnetlink::dump(GET_RULE, &[], &mut |rule| is_any |= translates(rule));
-    match listed {
-        // A kernel without nftables.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        listed => listed.map(|()| is_any),
+    let mut note = |family, rule: &[u8]| is_any |= family != ARP && translates(rule);
+    let mut list = || nfnetlink::dump(GET_RULE, &[], &mut note);
+    let is_changing = |listed: &io::Result<()>| {
+        listed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
+    };
+    let mut listed = list();
+    for _ in 1..ATTEMPTS {
+        if !is_changing(&listed) {
+            break;
+        }
+        listed = list();
+    }
+    match listed.as_ref().err().and_then(io::Error::raw_os_error) {
+        // A kernel without nftables, or without netfilter.
+        Some(libc::EINVAL | libc::EPROTONOSUPPORT) => Ok(false),
+        _ => listed.map(|()| is_any),
     }
 }
 
@@ -49,9 +73,9 @@ fn translates(rule: &[u8]) -> bool {
         let of = values(expression, NFTA_EXPR_DATA).next().unwrap_or_default();
         match values(expression, NFTA_EXPR_NAME).next().map(word) {
             Some(b"payload") => writes_ends(of),
-            Some(b"target") => {
-                values(of, NFTA_TARGET_NAME).any(|name| PREFIX_TRANSLATION.contains(&word(name)))
-            }
+            Some(b"target") => values(of, NFTA_TARGET_NAME).any(|name| {
+                PREFIX_TRANSLATION.iter().any(|target| target.as_bytes() == word(name))
+            }),
             _ => false,
         }
     })
@@ -66,11 +90,16 @@ fn writes_ends(payload: &[u8]) -> bool {
     if number(NFTA_PAYLOAD_SREG).is_none() {
         return false;
     }
-    let end = number(NFTA_PAYLOAD_OFFSET).zip(number(NFTA_PAYLOAD_LEN));
-    let end = end.and_then(|(offset, len)| offset.checked_add(len));
+    let offset = number(NFTA_PAYLOAD_OFFSET);
+    let end = offset.zip(number(NFTA_PAYLOAD_LEN));
+    let end = end.map_or(u32::MAX, |(offset, len)| offset.saturating_add(len));
     match number(NFTA_PAYLOAD_BASE) {
-        Some(NFT_PAYLOAD_LL_HEADER) => false,
-        Some(NFT_PAYLOAD_NETWORK_HEADER) => end.is_none_or(|end| end > ADDRESSES),
+        Some(NFT_PAYLOAD_LL_HEADER) => end > ETHERNET_AND_IP,
+        Some(NFT_PAYLOAD_NETWORK_HEADER) => {
+            let is_v4 = number(NFTA_PAYLOAD_CSUM_OFFSET) == Some(IPV4_CHECKSUM);
+            end > if is_v4 { IPV4_ADDRESSES } else { IPV6_ADDRESSES }
+        }
+        Some(NFT_PAYLOAD_TRANSPORT_HEADER) => offset.is_none_or(|offset| offset < TCP_FLAGS),
         _ => true,
     }
 }
@@ -124,16 +153,24 @@ mod tests {
     #[test]
     fn rules_that_write_addresses_or_ports_translate() {
         const NFTA_PAYLOAD_DREG: u16 = 1;
-        let writes =
-            |base, offset, len| translates(&rule(&[payload(NFTA_PAYLOAD_SREG, base, offset, len)]));
-        assert!(writes(1, 16, 4) && writes(1, 8, 16) && writes(2, 0, 2) && writes(3, 0, 4));
-        // In the middle of both words, and of an unknown length.
-        assert!(writes(1, 6, 4) && writes(1, 4, u32::MAX));
-        // DSCP, hop limit, MAC address.
-        assert!(!writes(1, 0, 2) && !writes(1, 7, 1) && !writes(0, 0, 6));
+        let write = |base, offset, len| payload(NFTA_PAYLOAD_SREG, base, offset, len);
+        let writes = |base, offset, len| translates(&rule(&[write(base, offset, len)]));
+        // As nft writes `ip ttl set`, `ip saddr set`: with the header's checksum.
+        let writes_v4 = |offset, len| {
+            let (name, fields) = write(1, offset, len);
+            let checksum = attribute(NFTA_PAYLOAD_CSUM_OFFSET, &IPV4_CHECKSUM.to_be_bytes());
+            translates(&rule(&[(name, [fields, checksum].concat())]))
+        };
+        assert!(writes_v4(12, 4) && writes_v4(16, 4) && writes(1, 16, 4) && writes(1, 8, 16));
+        assert!(writes(2, 0, 2) && writes(2, 2, 2) && writes(2, 4, 4) && writes(3, 0, 4));
+        // In the middle of both words, of an unknown length, and from the Ethernet header on.
+        assert!(writes(1, 6, 4) && writes(1, 4, u32::MAX) && writes(0, 30, 4));
+        // DSCP, hop limit, TTL, flags, window, MAC address.
+        assert!(!writes(1, 0, 2) && !writes(1, 7, 1) && !writes_v4(8, 2));
+        assert!(!writes(2, 12, 2) && !writes(2, 14, 2) && !writes(0, 0, 6));
         let reads = payload(NFTA_PAYLOAD_DREG, 1, 16, 4);
         assert!(!translates(&rule(&[reads.clone(), ("lookup", Vec::new())])));
-        assert!(translates(&rule(&[reads, payload(NFTA_PAYLOAD_SREG, 1, 16, 4)])));
+        assert!(translates(&rule(&[reads, write(1, 16, 4)])));
         let target =
             |name: &[u8]| translates(&rule(&[("target", attribute(NFTA_TARGET_NAME, name))]));
         assert!(target(b"DNPT\0") && !target(b"TCPMSS\0"));

@@ -1,27 +1,35 @@
 //! What may translate the addresses of packets without connection tracking's knowing of it.
 #![forbid(unsafe_code)]
 
-use super::rules;
 use crate::io::guard;
 use crate::io::route::interfaces;
 use crate::io::route::netlink::Netlink;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcMessage};
+use std::fs;
 use std::path::Path;
 
 /// Absent where IPVS is not loaded.
 const IPVS: &str = "/proc/net/ip_vs";
+/// RFC 6296 (net/ipv6/netfilter/ip6t_NPT.c).
+pub(super) const PREFIX_TRANSLATION: [&str; 2] = ["SNPT", "DNPT"];
 /// Queueing disciplines to which programs and actions are attached that see packets as they come in.
 const HOOKS: [&str; 2] = ["clsact", "ingress"];
 
-/// Says whether there is anything in this network namespace that may translate packets without
-/// connection tracking: IPVS, programs and actions of others at tc, rules that write addresses or
-/// ports. What cannot be found out may be.
+/// Says whether there is anything in this network namespace that may translate packets beside
+/// nftables and without connection tracking: IPVS, prefix translation by ip6tables, programs and actions of
+/// others at tc. What cannot be found out may be.
 pub fn may_translate_untracked() -> bool {
     Path::new(IPVS).exists()
+        || translates_prefixes()
         || has_hooks().unwrap_or(true)
         || has_programs().unwrap_or(true)
-        || rules::translate().unwrap_or(true)
+}
+
+/// Absent where ip6tables was not used; else the targets that are loaded, a line each.
+fn translates_prefixes() -> bool {
+    let targets = fs::read_to_string("/proc/net/ip6_tables_targets").unwrap_or_default();
+    targets.lines().any(|target| PREFIX_TRANSLATION.contains(&target))
 }
 
 fn has_hooks() -> Option<bool> {

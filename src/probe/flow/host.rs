@@ -64,6 +64,8 @@ pub(super) struct HostSide {
     held: Option<Wire>,
     /// The ends on the wire when the receivers were opened: those that they listen for.
     heard: Wire,
+    /// Whether answers may have come with ends that nobody listens for.
+    was_deaf: bool,
     /// A reading is awaited that begins then or later.
     awaits: Option<(Instant, After)>,
     /// Readings that found data in flight.
@@ -84,6 +86,7 @@ impl HostSide {
             hold: Hold::None,
             held: None,
             heard: host.latest.wire,
+            was_deaf: host.latest.wire == Wire::Unknown,
             awaits: None,
             looks: 0,
             is_settled: false,
@@ -108,7 +111,8 @@ impl HostSide {
     /// Says whether packets have got other ends on the wire than they had.
     fn is_remapped(&self) -> bool {
         match (self.heard, self.latest.wire) {
-            (_, Wire::Unknown) | (Wire::Unknown, Wire::Same) => false,
+            // Nobody knows better, and the RST was heard: with the ends of the socket.
+            (Wire::Unknown | Wire::Same, Wire::Unknown | Wire::Same) => false,
             (before, now) => before != now,
         }
     }
@@ -192,7 +196,7 @@ impl Flow {
         }
         if asked >= host.probes(plan) {
             host.is_settled = true;
-            if host.is_deaf() {
+            if host.was_deaf {
                 let at = host.latest.at;
                 self.facts.observer = true;
                 self.note_local(Seen::TranslationUnknown, at);
@@ -296,7 +300,9 @@ impl Flow {
         self.deadline = Instant::FAR_FUTURE;
         let Some(reading) = found else { return self.cannot_be_probed(Seen::SocketGone) };
         host.latest = *reading;
-        self.facts.remapped = host.is_remapped();
+        // Also if it is as it was again: an entry goes with the RST that it was made for.
+        host.was_deaf = host.is_deaf() || (host.was_deaf && after != After::Rest);
+        self.facts.remapped |= host.is_remapped();
         let is_reset = host.exact > 0 && reading.reset == Some(self.probe_ack);
         if after == After::Rest {
             host.first = *reading;
@@ -359,10 +365,9 @@ impl Flow {
 
     /// An answer has come all the way to the socket that we have not heard on the wire.
     fn reset_at_the_socket(&mut self, at: Instant) -> Step {
-        let wire = self.wire();
+        // With ends that are known it would have been heard; unless it was lost on our side.
+        self.facts.remapped |= !self.facts.reset;
         self.facts.reset = true;
-        // Else it would have been heard; unless it was lost on our side.
-        self.facts.remapped |= !matches!(wire, Wire::Other(_));
         self.note_local(Seen::KernelRst, at);
         self.settle();
         Step::Verdict

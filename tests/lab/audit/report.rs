@@ -4,8 +4,9 @@ use super::apps::Held;
 use crate::support::records;
 use serde_json::Value;
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Command, Output};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 /// A finished audit.
 pub struct Audit {
@@ -112,5 +113,38 @@ impl Audit {
             .filter(|(kind, sent)| !kind.starts_with("probe") && sent.as_u64() != Some(0))
             .collect();
         assert!(strange.is_empty(), "{strange:?}");
+    }
+}
+
+/// An audit that goes on, ended when this is dropped.
+pub struct Rounds {
+    child: Child,
+    out: BufReader<ChildStdout>,
+}
+
+impl Rounds {
+    /// Starts `keepsweep audit --format ndjson --every D`, in a namespace by its full name.
+    pub fn start(namespace: &str, every: &str) -> Rounds {
+        let mut command = Audit::command(namespace, &["--every", every]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("keepsweep starts");
+        let out = BufReader::new(child.stdout.take().expect("piped"));
+        Rounds { child, out }
+    }
+
+    /// Waits for the next so many records.
+    pub fn next(&mut self, count: usize) -> Vec<Value> {
+        let record = |_| {
+            let mut line = String::new();
+            self.out.read_line(&mut line).expect("readable");
+            serde_json::from_str(&line).expect("a line is a JSON object")
+        };
+        (0..count).map(record).collect()
+    }
+}
+
+impl Drop for Rounds {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

@@ -163,27 +163,46 @@ fn a_reset_that_only_the_socket_would_have_heard_is_one() {
 
 /// To its peer it is another connection then, whether or not that has forgotten the one before.
 #[test]
-fn a_reset_of_what_is_translated_anew_or_nobody_knows_how_may_be_for_that() {
+fn a_reset_of_what_is_translated_anew_may_be_for_that() {
     for (before, now, reason) in [
+        (Wire::Same, Wire::Same, "rebooted/reset"),
+        (Wire::Same, Wire::Unknown, "rebooted/reset"),
+        (Wire::Unknown, Wire::Same, "rebooted/reset"),
         (wire(1), wire(1), "rebooted/reset"),
-        (Wire::Same, Wire::Same, "rebooted/reset-or-rebind"),
-        (Wire::Unknown, Wire::Same, "rebooted/reset-or-rebind"),
         (wire(1), Wire::Unknown, "rebooted/reset-or-rebind"),
+        (wire(1), Wire::Same, "rebooted/reset-or-rebind"),
+        (wire(1), wire(2), "rebooted/reset-or-rebind"),
         (Wire::Same, wire(1), "rebooted/reset-or-rebind"),
         (Wire::Unknown, wire(1), "rebooted/reset-or-rebind"),
-        (wire(1), wire(2), "rebooted/reset-or-rebind"),
-        (wire(1), Wire::Same, "rebooted/reset-or-rebind"),
     ] {
-        let mut script = Script::host(plan(), |host| {
-            (host.first.bytes_received, host.latest.bytes_received) = (0, 0);
-            host.latest.wire = before;
-        });
-        script.hold(true);
-        script.sent(&[EXACT]);
-        script.at(1_000);
-        script.read(|reading| (reading.wire, reading.reset) = (now, Some(reading.rcv_nxt)));
-        assert_eq!(evidence(&mut script, reason), [Seen::KernelRst], "{before:?} {now:?}");
+        let mut script = Script::host(plan(), |host| host.latest.wire = before);
+        script.hear(OLD_RST);
+        script.read(|reading| reading.wire = now);
+        assert_eq!(evidence(&mut script, reason), [Seen::RstToProbe], "{before:?} {now:?}");
     }
+}
+
+/// The entry that was made for a probe goes with the RST that the probe has drawn.
+#[test]
+fn what_was_translated_anew_for_a_while_was_translated_anew() {
+    let with = |wire: Wire| move |reading: &mut crate::probe::host::Reading| reading.wire = wire;
+    let mut script = Script::host(plan(), |_| ());
+    script.at(1_000);
+    script.read(with(wire(1)));
+    script.hear(OLD_RST);
+    script.read(with(Wire::Same));
+    assert_eq!(evidence(&mut script, "rebooted/reset-or-rebind"), [Seen::RstToProbe]);
+    // Nobody has listened for the answers to some of the probes.
+    let mut script = Script::host(plan(), |_| ());
+    for second in 1..=5 {
+        script.at(second * 1_000);
+        script.read(with(if second == 2 { wire(1) } else { Wire::Same }));
+        if script.holds().contains(&true) {
+            script.sender.handle_hold(crate::probe::Slot(0), true, script.now);
+            script.listen();
+        }
+    }
+    assert_eq!(evidence(&mut script, "undetermined/observer"), [Seen::TranslationUnknown]);
 }
 
 #[test]
