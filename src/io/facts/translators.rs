@@ -26,10 +26,14 @@ pub fn may_translate_untracked() -> bool {
         || has_programs().unwrap_or(true)
 }
 
-/// Absent where ip6tables was not used; else the targets that are loaded, a line each.
+/// Says whether ip6tables has the only table here that such rules can stand in, and their targets.
 fn translates_prefixes() -> bool {
-    let targets = fs::read_to_string("/proc/net/ip6_tables_targets").unwrap_or_default();
-    targets.lines().any(|target| PREFIX_TRANSLATION.contains(&target))
+    let has = |file: &str, wanted: &[&str]| {
+        let lines = fs::read_to_string(file).unwrap_or_default();
+        lines.lines().any(|line| wanted.contains(&line))
+    };
+    has("/proc/net/ip6_tables_names", &["mangle"])
+        && has("/proc/net/ip6_tables_targets", &PREFIX_TRANSLATION)
 }
 
 fn has_hooks() -> Option<bool> {

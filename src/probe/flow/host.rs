@@ -64,7 +64,7 @@ pub(super) struct HostSide {
     held: Option<Wire>,
     /// The ends on the wire when the receivers were opened: those that they listen for.
     heard: Wire,
-    /// Whether answers may have come with ends that nobody listens for.
+    /// Whether answers may have come with ends on the wire that nobody listens for.
     was_deaf: bool,
     /// A reading is awaited that begins then or later.
     awaits: Option<(Instant, After)>,
@@ -86,7 +86,7 @@ impl HostSide {
             hold: Hold::None,
             held: None,
             heard: host.latest.wire,
-            was_deaf: host.latest.wire == Wire::Unknown,
+            was_deaf: false,
             awaits: None,
             looks: 0,
             is_settled: false,
@@ -196,7 +196,7 @@ impl Flow {
         }
         if asked >= host.probes(plan) {
             host.is_settled = true;
-            if host.was_deaf {
+            if host.was_deaf || host.is_deaf() {
                 let at = host.latest.at;
                 self.facts.observer = true;
                 self.note_local(Seen::TranslationUnknown, at);
@@ -301,7 +301,8 @@ impl Flow {
         let Some(reading) = found else { return self.cannot_be_probed(Seen::SocketGone) };
         host.latest = *reading;
         // Also if it is as it was again: an entry goes with the RST that it was made for.
-        host.was_deaf = host.is_deaf() || (host.was_deaf && after != After::Rest);
+        let is_elsewhere = matches!(reading.wire, Wire::Other(_)) && reading.wire != host.heard;
+        host.was_deaf = is_elsewhere || (host.was_deaf && after != After::Rest);
         self.facts.remapped |= host.is_remapped();
         let is_reset = host.exact > 0 && reading.reset == Some(self.probe_ack);
         if after == After::Rest {
