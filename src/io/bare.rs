@@ -3,6 +3,7 @@
 //! They send one constant frame, keep no account of anything else, and wait for nothing.
 
 use super::IoError;
+use super::batch::Header;
 use nix::errno::Errno;
 use std::iter::{Copied, Cycle};
 use std::net::Ipv4Addr;
@@ -35,7 +36,7 @@ pub struct Bare<'a> {
     names: Box<[libc::sockaddr_in]>,
     destinations: Cycle<Copied<slice::Iter<'a, Ipv4Addr>>>,
     _piece: Box<libc::iovec>,
-    headers: Box<[libc::mmsghdr]>,
+    headers: Box<[Header]>,
     one_by_one: bool,
 }
 
@@ -57,8 +58,8 @@ impl<'a> Bare<'a> {
         let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
         header.msg_hdr.msg_iov = &raw mut *piece;
         header.msg_hdr.msg_iovlen = 1;
-        let mut headers = vec![header; BATCH].into_boxed_slice();
-        for (header, name) in headers.iter_mut().zip(&mut names) {
+        let mut headers = vec![Header(header); BATCH].into_boxed_slice();
+        for (Header(header), name) in headers.iter_mut().zip(&mut names) {
             header.msg_hdr.msg_name = (&raw mut *name).cast();
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
         }
@@ -105,7 +106,7 @@ impl<'a> Bare<'a> {
         let result = unsafe {
             libc::sendmmsg(
                 self.socket.as_raw_fd(),
-                self.headers.as_mut_ptr(),
+                self.headers.as_mut_ptr().cast(),
                 self.headers.len() as libc::c_uint,
                 libc::MSG_DONTWAIT,
             )

@@ -21,18 +21,19 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 /// Frames, and the headers that describe them to `sendmmsg`. Close packing keeps it in the cache:
 /// 2 KiB apart, frames would share two sets of it.
 pub(super) struct Batch {
-    buffer: Box<[u8]>,
+    frames: Box<[Frame]>,
     lengths: Box<[libc::iovec]>,
     /// Where to and where from, for sockets that want to be told.
-    envelopes: Box<[Envelope]>,
-    headers: Box<[libc::mmsghdr]>,
+    names: Box<[Name]>,
+    sources: Box<[Source]>,
+    headers: Box<[Header]>,
     /// The frames that are to be sent stand at `start..end`.
     start: usize,
     end: usize,
 }
 
-// SAFETY: the raw pointers in `lengths` and `headers` point into `buffer`, `lengths` and
-// `envelopes`, heap blocks that this value owns alone and that do not move with it.
+// SAFETY: the raw pointers in `lengths` and `headers` point into `frames`, `lengths`, `names` and
+// `sources`, heap blocks that this value owns alone and that do not move with it.
 unsafe impl Send for Batch {}
 
 impl std::fmt::Debug for Batch {
@@ -41,22 +42,28 @@ impl std::fmt::Debug for Batch {
     }
 }
 
-/// The address of one frame for the kernel's route look-up: to whom (`name`), and from whom, so that
-/// rules that select by source apply (IP_PKTINFO, IPV6_PKTINFO).
+/// The octets of a frame, in as few cache lines as may be: nearly always one.
 #[derive(Clone, Copy)]
-#[repr(C)]
-struct Envelope {
-    name: Name,
-    source: Source,
-}
+#[repr(C, align(64))]
+struct Frame([u8; FRAME_OCTETS]);
 
+/// What describes a frame, in one cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Header(pub libc::mmsghdr);
+
+// The kernel reads them as an array of what is in them.
+const _: () = assert!(size_of::<Header>() == size_of::<libc::mmsghdr>());
+
+/// To whom a frame goes, for the kernel's route look-up.
 #[derive(Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(32))]
 union Name {
     v4: libc::sockaddr_in,
     v6: libc::sockaddr_in6,
 }
 
+/// From whom, so that rules that select by source apply (IP_PKTINFO, IPV6_PKTINFO).
 #[derive(Clone, Copy)]
 #[repr(C)]
 union Source {
@@ -88,26 +95,26 @@ impl<T> Control<T> {
 
 // CMSG_DATA stands where the header, rounded up to a word, ends.
 const _: () = assert!(size_of::<libc::cmsghdr>().is_multiple_of(size_of::<usize>()));
-const _: () = assert!(align_of::<Envelope>() >= align_of::<libc::cmsghdr>());
+const _: () = assert!(align_of::<Source>() >= align_of::<libc::cmsghdr>());
 
 impl Batch {
     /// Makes a batch for a socket that knows where its frames go.
     pub fn new() -> Self {
-        Self::with_envelopes(Box::default())
+        Self::with_addresses(Box::default(), Box::default())
     }
 
     /// Makes a batch whose frames are given addresses by [`address`](Self::address).
     pub fn addressed() -> Self {
-        // SAFETY: an envelope is plain old data, for which all zero is a valid value.
-        let empty: Envelope = unsafe { std::mem::zeroed() };
-        Self::with_envelopes(vec![empty; BATCH].into_boxed_slice())
+        // SAFETY: both are plain old data, for which all zero is a valid value.
+        let (name, source): (Name, Source) = unsafe { std::mem::zeroed() };
+        Self::with_addresses([name; BATCH].into(), [source; BATCH].into())
     }
 
-    fn with_envelopes(envelopes: Box<[Envelope]>) -> Self {
-        let mut buffer = vec![0u8; BATCH * FRAME_OCTETS].into_boxed_slice();
-        let mut lengths: Box<[libc::iovec]> = buffer
-            .chunks_exact_mut(FRAME_OCTETS)
-            .map(|frame| libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: 0 })
+    fn with_addresses(names: Box<[Name]>, sources: Box<[Source]>) -> Self {
+        let mut frames = vec![Frame([0; FRAME_OCTETS]); BATCH].into_boxed_slice();
+        let mut lengths: Box<[libc::iovec]> = frames
+            .iter_mut()
+            .map(|frame| libc::iovec { iov_base: frame.0.as_mut_ptr().cast(), iov_len: 0 })
             .collect();
         let headers = lengths
             .iter_mut()
@@ -116,10 +123,10 @@ impl Batch {
                 let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
                 header.msg_hdr.msg_iov = iov;
                 header.msg_hdr.msg_iovlen = 1;
-                header
+                Header(header)
             })
             .collect();
-        Self { buffer, lengths, envelopes, headers, start: 0, end: 0 }
+        Self { frames, lengths, names, sources, headers, start: 0, end: 0 }
     }
 
     /// Returns how many frames are to be sent.
@@ -129,8 +136,7 @@ impl Batch {
 
     /// Returns the buffer for the next frame, or `None` if there is none left.
     pub fn next_frame(&mut self) -> Option<&mut [u8]> {
-        let start = self.end * FRAME_OCTETS;
-        self.buffer.get_mut(start..start + FRAME_OCTETS)
+        self.frames.get_mut(self.end).map(|frame| &mut frame.0[..])
     }
 
     /// Adds the first `len` octets of that buffer, and returns them.
@@ -141,9 +147,8 @@ impl Batch {
         // The kernel reads `len` octets: past the frame it would send its neighbours, or foreign memory.
         assert!(len <= FRAME_OCTETS, "frame of {len} octets in a buffer of {FRAME_OCTETS}");
         self.lengths[self.end].iov_len = len;
-        let start = self.end * FRAME_OCTETS;
         self.end += 1;
-        &self.buffer[start..start + len]
+        &self.frames[self.end - 1].0[..len]
     }
 
     /// Addresses the frame last submitted; `scope_id` is the interface of link-local addresses, `bound`
@@ -157,8 +162,9 @@ impl Batch {
         scope_id: u32,
         bound: Option<Ipv4Addr>,
     ) {
-        let envelope = &mut self.envelopes[self.end - 1];
-        let header = &mut self.headers[self.end - 1].msg_hdr;
+        let last = self.end - 1;
+        let (to, from) = (&mut self.names[last], &mut self.sources[last]);
+        let header = &mut self.headers[last].0.msg_hdr;
         let (name, control) = match addresses {
             Some((IpAddr::V4(src), IpAddr::V4(dst))) => {
                 // SAFETY: every field of the structures may be zero.
@@ -166,12 +172,12 @@ impl Batch {
                 let (name, info) = &mut v4;
                 name.sin_family = libc::AF_INET as libc::sa_family_t;
                 name.sin_addr.s_addr = u32::from(dst).to_be();
-                envelope.name.v4 = *name;
+                to.v4 = *name;
                 let control = if bound == Some(src) {
                     0
                 } else {
                     info.ipi_spec_dst.s_addr = u32::from(src).to_be();
-                    envelope.source.v4 = Control::new(libc::IPPROTO_IP, libc::IP_PKTINFO, *info);
+                    from.v4 = Control::new(libc::IPPROTO_IP, libc::IP_PKTINFO, *info);
                     Control::<libc::in_pktinfo>::LEN
                 };
                 (size_of_val(name), control)
@@ -189,22 +195,22 @@ impl Batch {
                 if src.is_unicast_link_local() {
                     info.ipi6_ifindex = scope_id as _;
                 }
-                envelope.name.v6 = *name;
-                envelope.source.v6 = Control::new(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, *info);
+                to.v6 = *name;
+                from.v6 = Control::new(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, *info);
                 (size_of_val(name), Control::<libc::in6_pktinfo>::LEN)
             }
             _ => (0, 0),
         };
-        header.msg_name = (&raw mut envelope.name).cast();
+        header.msg_name = (&raw mut *to).cast();
         header.msg_namelen = name as libc::socklen_t;
-        header.msg_control = (&raw mut envelope.source).cast();
+        header.msg_control = (&raw mut *from).cast();
         header.msg_controllen = control as _;
     }
 
     /// Says whether the first frame is addressed to IPv6, and how many from it on are alike.
     pub fn run(&self) -> (bool, usize) {
-        let is_v6 = |header: &libc::mmsghdr| {
-            header.msg_hdr.msg_namelen as usize == size_of::<libc::sockaddr_in6>()
+        let is_v6 = |header: &Header| {
+            header.0.msg_hdr.msg_namelen as usize == size_of::<libc::sockaddr_in6>()
         };
         let pending = &self.headers[self.start..self.end];
         let first = pending.first().is_some_and(is_v6);
@@ -278,13 +284,13 @@ impl Batch {
     /// Sends what stands at `start..end` in one call, and returns how many frames the kernel took.
     fn send_once(&mut self, socket: BorrowedFd<'_>, end: usize) -> nix::Result<usize> {
         let pending = &mut self.headers[self.start..end];
-        // SAFETY: every header names one iovec in `lengths`, whose base is a frame in `buffer` and whose
-        // length `submit` has checked, and no address and control data or those in its envelope with
-        // their sizes; the kernel writes only `msg_len` of the `pending` headers.
+        // SAFETY: every header names one iovec in `lengths`, whose base is one of the `frames` and whose
+        // length `submit` has checked, and no address and control data or those in `names` and `sources`
+        // with their sizes; the kernel writes only `msg_len` of the `pending` headers.
         let taken = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),
-                pending.as_mut_ptr(),
+                pending.as_mut_ptr().cast(),
                 pending.len() as libc::c_uint,
                 libc::MSG_DONTWAIT,
             )
