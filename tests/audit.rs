@@ -12,7 +12,8 @@ use netns::{in_namespace, ip};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, getsockname,
+    sendto, socket,
 };
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -145,6 +146,13 @@ fn lists_what_ss_lists_and_says_whose_it_is() {
             assert_eq!(record["pid"], std::process::id(), "{record}");
             let comm = std::fs::read_to_string("/proc/self/comm").expect("a name");
             assert_eq!(text(record, "comm"), comm.trim(), "{record}");
+            let fd = record["fd"].as_i64().expect("a descriptor");
+            let name: SockaddrStorage = getsockname(fd as RawFd).expect("of a socket");
+            let port = match (name.as_sockaddr_in(), name.as_sockaddr_in6()) {
+                (Some(v4), _) => v4.port(),
+                (None, v6) => v6.expect("of TCP").port(),
+            };
+            assert_eq!(record["local_port"], port, "{record}");
             assert!(record["findings"].as_array().is_some_and(Vec::is_empty), "{record}");
             assert!(record["keepalive"].is_null(), "{record}");
         }

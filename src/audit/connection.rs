@@ -50,6 +50,8 @@ pub struct Process {
     pub pid: u32,
     /// Its name (`comm`, proc(5)).
     pub comm: Arc<str>,
+    /// The lowest descriptor by which it has the socket, if that is known.
+    pub fd: Option<u32>,
     /// Its cgroup, as /proc/PID/cgroup names it: which container or service it is of.
     pub cgroup: Option<Arc<str>>,
 }

@@ -265,14 +265,16 @@ impl Attribution {
     fn process(&mut self, connection: &Connection, asked: Option<u32>) -> Option<Process> {
         let owner = self.owners.of(connection);
         let pid = asked.or(owner.map(|owner| owner.pid))?;
+        let owner = owner.filter(|owner| owner.pid == pid);
         let process = self.processes.entry(pid).or_insert_with(|| Process {
             pid,
-            comm: match owner.filter(|owner| owner.pid == pid) {
+            comm: match owner {
                 Some(owner) => owner.comm.as_str().into(),
                 None => host::comm(pid).unwrap_or_default().into(),
             },
+            fd: None,
             cgroup: host::cgroup(pid).map(Into::into),
         });
-        Some(process.clone())
+        Some(Process { fd: owner.map(|owner| owner.fd), ..process.clone() })
     }
 }

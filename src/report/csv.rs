@@ -27,9 +27,10 @@ const PEER: [&str; 14] = [
 ];
 
 /// What an audit adds.
-const CONNECTION: [&str; 18] = [
+const CONNECTION: [&str; 19] = [
     "pid",
     "comm",
+    "fd",
     "cgroup",
     "netns",
     "cookie",
@@ -97,6 +98,7 @@ fn connection(listed: &Listed, findings: &[Finding]) -> impl Iterator<Item = Str
     let fields: [String; CONNECTION.len() - 1] = [
         text(process.map(|process| process.pid)),
         text(process.map(|process| &process.comm)),
+        text(process.and_then(|process| process.fd)),
         text(process.and_then(|process| process.cgroup.as_ref())),
         listed.netns.to_string(),
         listed.connection.cookie.to_string(),

@@ -45,6 +45,7 @@ struct PeerObject<'a> {
 struct ConnectionFields<'a> {
     pid: Option<u32>,
     comm: Option<&'a str>,
+    fd: Option<u32>,
     cgroup: Option<&'a str>,
     netns: &'a str,
     cookie: u64,
@@ -115,6 +116,7 @@ impl<'a> ConnectionFields<'a> {
         ConnectionFields {
             pid: process.map(|process| process.pid),
             comm: process.map(|process| &*process.comm),
+            fd: process.and_then(|process| process.fd),
             cgroup: process.and_then(|process| process.cgroup.as_deref()),
             netns: &listed.netns,
             cookie: listed.connection.cookie,
