@@ -612,6 +612,8 @@ fn source_ports_that_are_taken_are_refused() {
         let there = &peer.namespace.0;
         for (args, why) in [
             ("--source-ports 50000-61000", "overlap this host's ephemeral ports".to_owned()),
+            // Also if there is nobody to be asked.
+            ("--peer 203.0.113.1 --source-ports 50000-61000", "overlap this host's".to_owned()),
             ("--source-ports 600-750", format!("are in use on this host: LISTEN {HERE}:700")),
             (
                 &format!("--netns {there} --source-ports 600-900"),

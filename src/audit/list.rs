@@ -131,15 +131,17 @@ impl Audit {
         Ok(listing)
     }
 
-    /// Checks that fresh SYNs can leave from the [ports that were named](Audit::source_ports), if any were,
-    /// in every namespace that has connections in `listing`.
+    /// Checks that fresh SYNs can leave from the [ports that were named](Audit::source_ports), if any were:
+    /// in this namespace, if `listing` is of it, and in every other that has connections in it.
     ///
     /// # Errors
     /// [`EngineError::Usage`]: they cannot. Others if that could not be found out.
     pub fn check_source_ports(&self, listing: &Listing) -> Result<(), AuditError> {
         let Some(ports) = &self.source_ports else { return Ok(()) };
         let check = || engine::check_source_ports(ports);
-        let asked = listing.namespaces.iter().filter(|of| !of.connections.is_empty());
+        // Others may have other settings and nobody to be asked.
+        let is_concerned = |of: &&InNamespace| of.namespace.is_own || !of.connections.is_empty();
+        let asked = listing.namespaces.iter().filter(is_concerned);
         for InNamespace { namespace, .. } in asked {
             // Entering needs CAP_SYS_ADMIN, even where one is already.
             let checked = if namespace.is_own { Ok(check()) } else { namespace.enter(check) };
