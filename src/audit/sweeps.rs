@@ -5,8 +5,8 @@ use super::list::{InNamespace, name};
 use super::{Audit, AuditError, Listed, Listing, Outcome};
 use crate::engine::{self, Control, EngineError, IoKind, Setup, Sweep};
 use crate::io::host::{HostError, Namespace};
+use crate::io::privilege;
 use crate::io::shield::Shield;
-use crate::io::{ports, privilege};
 use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::{Seen, Sighting, Verdict};
@@ -283,20 +283,9 @@ impl Job {
 
 /// Returns a sweep over connections of the calling thread's namespace.
 pub(super) fn setup(asked: &[Arc<Listed>], plan: Plan) -> Setup {
-    Setup {
-        plan,
-        targets: Vec::new(),
-        on_behalf: Vec::new(),
-        flows: asked.iter().map(|listed| engine::given(&listed.connection)).collect(),
-        // So that the host's own routes, marks and NAT apply.
-        io: IoKind::Raw,
-        interface: None,
-        source: None,
-        source_ports: ports::DEFAULT,
-        cpus: None,
-        pcap: None,
-        pcap_goes_on: false,
-    }
+    let flows = asked.iter().map(|listed| engine::given(&listed.connection)).collect();
+    // So that the host's own routes, marks and NAT apply.
+    Setup { flows, ..Setup::new(plan, IoKind::Raw) }
 }
 
 /// Returns the verdict on a connection whose peer was not asked.

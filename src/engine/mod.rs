@@ -19,6 +19,7 @@ pub(crate) use open::check_source_ports;
 pub use open::preview;
 
 use crate::io::claim::Claim;
+use crate::io::ports;
 use crate::io::raw::Likeness;
 use crate::io::xdp::{Redirect, XdpMode, ZeroCopy};
 use crate::io::{PathInfo, Receive, Transmit, guard::Guard, shield::Shield};
@@ -122,6 +123,25 @@ pub struct Control {
     pub notices: SegQueue<String>,
     /// What was said once and need not be said again.
     noted: Mutex<HashSet<String>>,
+}
+
+impl Setup {
+    /// Asks nobody yet, by this host's own routes and from the usual ports.
+    pub fn new(plan: Plan, io: IoKind) -> Setup {
+        Setup {
+            plan,
+            targets: Vec::new(),
+            on_behalf: Vec::new(),
+            flows: Vec::new(),
+            io,
+            interface: None,
+            source: None,
+            source_ports: ports::DEFAULT,
+            cpus: None,
+            pcap: None,
+            pcap_goes_on: false,
+        }
+    }
 }
 
 impl Control {

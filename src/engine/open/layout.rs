@@ -571,7 +571,6 @@ fn constraint(setup: &Setup, interfaces: &[Interface]) -> Result<Constraint, Eng
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::ports;
 
     /// Its interface or its address is gone.
     #[test]
@@ -582,17 +581,9 @@ mod tests {
         let any = Likeness::default();
         let on_behalf = vec![(here, lost), (here, any), (elsewhere, any), (here, any)];
         let setup = Setup {
-            plan: crate::probe::script::plan(),
             targets: vec![peer; on_behalf.len()],
             on_behalf,
-            flows: Vec::new(),
-            io: IoKind::Raw,
-            interface: None,
-            source: None,
-            source_ports: ports::DEFAULT,
-            cpus: None,
-            pcap: None,
-            pcap_goes_on: false,
+            ..Setup::new(crate::probe::script::plan(), IoKind::Raw)
         };
         let layout = Layout::new(&setup).expect("a way for the others");
         let asked: Vec<_> = layout.targets.iter().map(|target| target.hop.is_some()).collect();

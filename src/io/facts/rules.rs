@@ -46,24 +46,18 @@ const ATTEMPTS: usize = 4;
 /// # Errors
 /// The kernel does not list its rules, or they change all the time.
 pub fn rules_translate() -> io::Result<bool> {
-    let mut is_any = false;
-    let mut note = |family, rule: &[u8]| is_any |= family != ARP && translates(rule);
-    let mut list = || nfnetlink::dump(GET_RULE, &[], &mut note);
-    let is_changing = |listed: &io::Result<()>| {
-        listed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
-    };
-    let mut listed = list();
-    for _ in 1..ATTEMPTS {
-        if !is_changing(&listed) {
-            break;
+    for _ in 0..ATTEMPTS {
+        let mut is_any = false;
+        let mut note = |family, rule: &[u8]| is_any |= family != ARP && translates(rule);
+        let Err(error) = nfnetlink::dump(GET_RULE, &[], &mut note) else { return Ok(is_any) };
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::Interrupted, _) => {}
+            // A kernel without nftables, or without netfilter.
+            (_, Some(libc::EINVAL | libc::EPROTONOSUPPORT)) => return Ok(false),
+            _ => return Err(error),
         }
-        listed = list();
     }
-    match listed.as_ref().err().and_then(io::Error::raw_os_error) {
-        // A kernel without nftables, or without netfilter.
-        Some(libc::EINVAL | libc::EPROTONOSUPPORT) => Ok(false),
-        _ => listed.map(|()| is_any),
-    }
+    Err(io::ErrorKind::Interrupted.into())
 }
 
 fn translates(rule: &[u8]) -> bool {

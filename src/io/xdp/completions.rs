@@ -44,25 +44,22 @@ impl Completions {
             ledgers.map(|ledger| Half { end: ledger.end(), back: Vec::new() }).collect();
     }
 
-    /// Hands the addresses of the frames of half number `half` that are back to `own`.
+    /// Appends the addresses of the frames of half number `half` that are back to `own`.
     ///
     /// # Errors
-    /// [`BadCursor`]; or an address outside of all shares or that `own` refuses, in [`BadDescriptor`].
-    pub fn take(
-        &self,
-        half: usize,
-        own: &mut impl FnMut(u64) -> Result<(), BadDescriptor>,
-    ) -> Result<(), Error> {
+    /// [`BadCursor`]; or an address outside of all shares, in [`BadDescriptor`].
+    pub fn take(&self, half: usize, own: &mut Vec<u64>) -> Result<(), Error> {
         let mut returned = self.lock();
         let Returned { ring, consumer, halves } = &mut *returned;
         if let Some(put_by) = halves.get_mut(half) {
-            put_by.back.drain(..).try_for_each(&mut *own)?;
+            own.append(&mut put_by.back);
         }
         let done = consumer.available(ring.producer())?;
+        own.reserve(done as usize);
         for _ in 0..done {
             let addr = ring.read(consumer.advance());
             match owner(addr, halves)? {
-                Some(owner) if owner == half => own(addr)?,
+                Some(owner) if owner == half => own.push(addr),
                 Some(other) => halves[other].back.push(addr),
                 None => {}
             }

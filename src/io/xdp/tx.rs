@@ -35,6 +35,8 @@ pub struct XdpTx {
     half: usize,
     pub(super) ledger: TxLedger,
     pub(super) free: Vec<Free>,
+    /// Addresses that have come back, on their way into `free`: so the ring is not locked for longer.
+    returned: Vec<u64>,
     /// What of the batch the kernel has not taken: the last entries of the tx ring, in order.
     pending: Vec<Pending>,
     withdrawn: Withdrawn,
@@ -90,6 +92,7 @@ impl XdpTx {
             half: 0,
             free,
             ledger,
+            returned: Vec::new(),
             pending: Vec::with_capacity(BATCH),
             withdrawn: Withdrawn::default(),
             lost: None,
@@ -129,6 +132,7 @@ impl XdpTx {
                 half,
                 ledger,
                 free,
+                returned: Vec::new(),
                 pending: Vec::with_capacity(BATCH),
                 withdrawn: Withdrawn::default(),
                 lost: None,
@@ -163,18 +167,19 @@ impl XdpTx {
 
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
-        let XdpTx { completions, half, ledger, free, withdrawn, zerocopy, sockets, .. } = self;
-        let take_back = &mut |addr| {
-            let frame = ledger.take_back(addr)?;
-            if *zerocopy {
+        let XdpTx { completions, half, returned, ledger, free, withdrawn, sockets, .. } = self;
+        let bad_ring = |bad| sockets.sending.bad_ring(bad);
+        completions.take(*half, returned).map_err(bad_ring)?;
+        for addr in returned.drain(..) {
+            let frame = ledger.take_back(addr).map_err(|bad| bad_ring(bad.into()))?;
+            if self.zerocopy {
                 for skipped in withdrawn.skipped_before(frame.index()) {
-                    free.push(ledger.withdraw(skipped)?);
+                    free.push(ledger.withdraw(skipped).map_err(|bad| bad_ring(bad.into()))?);
                 }
             }
             free.push(frame);
-            Ok(())
-        };
-        completions.take(*half, take_back).map_err(|bad| sockets.sending.bad_ring(bad))
+        }
+        Ok(())
     }
 
     /// Puts a frame into the tx ring, where there must be room.
