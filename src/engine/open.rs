@@ -81,6 +81,7 @@ impl Sweep {
         let notes = said.into_iter().chain(notes).collect();
         let io = layout.io(&setup);
         let post = Arc::new(Post::new(senders, peers, HEARD));
+        layout.shuffle(setup.plan.seed, post.share());
         let watch =
             HostWatch::new(watch, layout.baseline(&setup, &paths)).with_programs(&redirects);
         let kernel = layout.kernel.take().map(|kernel| (kernel, layout.cookies()));
@@ -182,7 +183,7 @@ pub fn preview(
     setup: &Setup,
     show: &mut dyn FnMut(TargetId, &PathInfo, &[u8]),
 ) -> Result<Vec<Given>, EngineError> {
-    let layout = Layout::new(setup)?;
+    let mut layout = Layout::new(setup)?;
     let infos = layout.path_infos();
     let given = layout.given.clone();
     let mut setup = setup.clone();
@@ -190,6 +191,8 @@ pub fn preview(
     let keepalive = Keepalive { idle: Duration::ZERO, ..setup.plan.keepalive };
     setup.plan = Plan { rate_pps: None, rate_per_prefix_pps: None, keepalive, ..setup.plan };
     let share = layout.targets.len().max(1);
+    layout.shuffle(setup.plan.seed, share);
+    let ids: Vec<_> = layout.targets.iter().map(|target| target.id).collect();
     let (senders, _) = layout.into_senders(&setup, share, Instant::ZERO, false)?;
     let mut frame = [0; 256];
     for mut sender in senders {
@@ -197,7 +200,7 @@ pub fn preview(
         while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
             let len = sender.emit(&due, &mut frame).map_err(EngineError::system)?;
             if let Some(slot) = due.slot {
-                show(TargetId(slot.0), &infos[usize::from(due.path.0)], &frame[..len]);
+                show(ids[slot.0 as usize], &infos[usize::from(due.path.0)], &frame[..len]);
             }
         }
     }
@@ -319,7 +322,7 @@ fn own_hops(targets: &[Target], hops: &[Hop]) -> (Vec<Target>, Vec<Hop>) {
     };
     let targets = targets
         .iter()
-        .map(|target| Target { peer: target.peer, hop: target.hop.map(&mut rename) })
+        .map(|target| Target { hop: target.hop.map(&mut rename), ..*target })
         .collect();
     (targets, own)
 }

@@ -1,6 +1,7 @@
 //! A whole sweep of one peer that says whatever the fuzzer wants it to.
 
 use crate::io::{PathId, PathInfo, RxFrame};
+use crate::probe::TargetId;
 use crate::probe::classify::{Reason, State};
 use crate::probe::evidence::Verdict;
 use crate::probe::neighbour::{Hop, HopId};
@@ -137,7 +138,7 @@ fn sender(setting: &Setting, table: Arc<Table>) -> Result<Sender, crate::wire::E
             rate_per_prefix_pps: None,
             seed: 1,
         },
-        targets: vec![Target { peer: (PEER, 80).into(), hop: Some(HopId(0)) }],
+        targets: vec![Target { id: TargetId(0), peer: (PEER, 80).into(), hop: Some(HopId(0)) }],
         given: Vec::new(),
         first_slot: 0,
         hops: vec![Hop { path: PathId(0), next_hop: PEER.into(), source: SOURCE.into() }],

@@ -208,16 +208,17 @@ impl Template {
                 *to = *from;
                 self.fill_in(IP_V4, segment, to)
             }
-            _ => self.patch_any(segment, &mut buf[..need]),
+            // By value: whose address is given away must stand in memory, for the others too.
+            _ => self.patch_any(*segment, &mut buf[..need]),
         };
         filled.ok_or(CraftError::TooShort { need, have })?;
         Ok(need)
     }
 
     #[inline(never)]
-    fn patch_any(&self, segment: &Outgoing, frame: &mut [u8]) -> Option<()> {
+    fn patch_any(&self, segment: Outgoing, frame: &mut [u8]) -> Option<()> {
         frame.copy_from_slice(&self.frame[..frame.len()]);
-        self.fill_in(self.layout, segment, frame)
+        self.fill_in(self.layout, &segment, frame)
     }
 
     #[inline]

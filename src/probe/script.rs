@@ -2,7 +2,6 @@
 //! milliseconds. Both halves of the core run as they do in a sweep, on real frames.
 
 use crate::io::{PathId, PathInfo, RxFrame};
-use crate::probe::Slot;
 use crate::probe::evidence::Verdict;
 use crate::probe::given::Given;
 use crate::probe::host::{Host, Reading, Wire};
@@ -12,6 +11,7 @@ use crate::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
 use crate::probe::receiver::{Heard, Post, Receiver};
 use crate::probe::sender::{Poll, Readings, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
+use crate::probe::{Slot, TargetId};
 use crate::time::Instant;
 use crate::wire::icmp::emit_error;
 use crate::wire::{
@@ -225,7 +225,7 @@ impl Script {
         let receiver = Receiver::new(PathId(0), link, table.clone(), next_hops, post.clone());
         let sender = Sender::new(Start {
             plan,
-            targets: vec![Target { peer: (peer, 80).into(), hop: Some(HopId(0)) }],
+            targets: vec![Target { id: TargetId(0), peer: (peer, 80).into(), hop: Some(HopId(0)) }],
             given,
             first_slot: 0,
             hops: vec![Hop { path: PathId(0), next_hop: peer, source }],

@@ -39,6 +39,8 @@ use std::sync::Arc;
 /// A peer to be asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Target {
+    /// Which one it is of those that the sweep was given.
+    pub id: TargetId,
     /// Its address and port.
     pub peer: SocketAddr,
     /// Where frames to it go first; `None` if there is no route.
@@ -57,9 +59,11 @@ pub enum Interruption {
 pub struct Start {
     /// What is sent when.
     pub plan: Plan,
-    /// The peers; a peer's slot and [`TargetId`] are its index here, counted from `first_slot`.
+    /// The peers in the order in which they are to be asked; a peer's slot is its index here, counted
+    /// from `first_slot`.
     pub targets: Vec<Target>,
-    /// The flows of the last of `targets`, which somebody else has opened.
+    /// The flows of the last of `targets`, which somebody else has opened. They have their turns evenly
+    /// among the others.
     pub given: Vec<Given>,
     /// The first of the table's slots that this sender owns: one for every target.
     pub first_slot: u32,
@@ -77,6 +81,14 @@ pub struct Start {
     pub now: Instant,
 }
 
+/// How many flows have had their first turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Started {
+    /// Of those that the sender opens itself.
+    owned: usize,
+    given: usize,
+}
+
 /// The sending half of a sweep.
 #[derive(Debug)]
 pub struct Sender {
@@ -86,10 +98,7 @@ pub struct Sender {
     given: Vec<Given>,
     first_slot: u32,
     flows: Vec<Flow>,
-    /// Targets in the seeded random order in which they are started, so that no subnet is hit in
-    /// a burst.
-    order: Vec<u32>,
-    started: usize,
+    started: Started,
     neighbours: Neighbours,
     /// In whose name next hops are asked for, where it is not that of the probes.
     asks_as: HashMap<(PathId, IpAddr), IpAddr>,
@@ -169,9 +178,6 @@ impl Sender {
             };
             crafter_of_hop.push(index);
         }
-        let mut order: Vec<u32> = (0..targets.len() as u32).collect();
-        let seed = plan.seed.wrapping_add(u64::from(first_slot));
-        fastrand::Rng::with_seed(seed).shuffle(&mut order);
         let needs_mac =
             |path: PathId| resolve && paths[usize::from(path.0)].link == LinkType::Ethernet;
         let owned = targets.len().saturating_sub(given.len());
@@ -187,7 +193,7 @@ impl Sender {
             owing: VecDeque::new(),
             ready: VecDeque::new(),
             verdicts: VecDeque::new(),
-            started: 0,
+            started: Started::default(),
             asks_as: HashMap::new(),
             health: Health::new(paths.len()),
             kernel_hops: None,
@@ -209,7 +215,6 @@ impl Sender {
             targets,
             given,
             first_slot,
-            order,
             paths,
             loopback: Vec::new(),
             crafters,
@@ -273,8 +278,11 @@ impl Sender {
             + 4 * size_of::<Sighting>()
             + size_of::<Verdict>()
             + 2 * size_of::<Entry>()
-            + size_of::<u32>()
             + size_of::<Hop>()
+    }
+
+    fn all_started(&self) -> Started {
+        Started { owned: self.targets.len() - self.given.len(), given: self.given.len() }
     }
 
     fn index(&self, slot: Slot) -> usize {
@@ -333,7 +341,7 @@ impl Sender {
 
     fn verdict(&mut self, slot: Slot, correction: bool) -> Verdict {
         let index = self.index(slot);
-        let Target { peer, hop } = self.targets[index];
+        let Target { id, peer, hop } = self.targets[index];
         let given = self.given(slot).map(|given| given.local);
         let flow = &mut self.flows[index];
         let (state, reason) = classify(&flow.facts);
@@ -342,7 +350,7 @@ impl Sender {
                 .map(|hop| SocketAddr::new(self.neighbours.hop(hop).source, flow.local_port))
         });
         Verdict {
-            target: TargetId(slot.0),
+            target: id,
             peer,
             local,
             round: 1,
@@ -390,7 +398,7 @@ impl Sender {
 
     /// Ends the run early: unresolved peers become `undetermined`, open flows are closed.
     pub fn interrupt(&mut self, now: Instant, why: Interruption) {
-        self.started = self.order.len();
+        self.started = self.all_started();
         // What is under way owes its peer an end.
         self.ready.retain(|slot| self.flows[(slot.0 - self.first_slot) as usize].queued);
         if let Some(cap) = &mut self.per_prefix {

@@ -2,6 +2,7 @@
 
 use keepsweep::io::sim::{Counters, Network, NetworkConfig};
 use keepsweep::io::{PathId, PathInfo};
+use keepsweep::probe::TargetId;
 use keepsweep::probe::evidence::Verdict;
 use keepsweep::probe::neighbour::{Hop, HopId};
 use keepsweep::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
@@ -85,8 +86,11 @@ pub fn sweep(plan: Plan, config: NetworkConfig, peers: &[SocketAddr]) -> Outcome
             hops.push(via(peer.ip()));
         }
         let hop = if on_link { hops.len() - 1 } else { usize::from(peer.is_ipv6()) };
-        targets.push(Target { peer, hop: Some(HopId(hop as u32)) });
+        let id = TargetId(targets.len() as u32);
+        targets.push(Target { id, peer, hop: Some(HopId(hop as u32)) });
     }
+    // As the engine does.
+    fastrand::Rng::with_seed(plan.seed).shuffle(&mut targets);
     let table = Arc::new(Table::with_capacity(
         peers.len(),
         Family::of(peers.iter().map(SocketAddr::ip)),

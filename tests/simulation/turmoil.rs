@@ -7,6 +7,7 @@ use keepsweep::io::sim::{
 };
 use keepsweep::io::{PathId, PathInfo};
 use keepsweep::probe::Slot;
+use keepsweep::probe::TargetId;
 use keepsweep::probe::classify::State;
 use keepsweep::probe::evidence::Verdict;
 use keepsweep::probe::given::Given;
@@ -308,7 +309,10 @@ fn run(seed: u64) {
     let mut network = network(&setting, seed);
     let hops: Vec<_> =
         [Hop { path: OURS, next_hop: ROUTERS[0].into(), source: SOURCE.into() }].into();
-    let targets = (0..ALL).map(|n| Target { peer: peer(n), hop: Some(HopId(0)) });
+    let target = |n: u32| Target { id: TargetId(n), peer: peer(n), hop: Some(HopId(0)) };
+    let mut targets: Vec<_> = (0..ALL).map(target).collect();
+    // As the engine does.
+    rng.shuffle(&mut targets[..OWNED as usize]);
     let givens: Vec<_> = (OWNED..ALL).map(given).collect();
     for given in &givens {
         assert!(network.establish(&Established {
@@ -328,7 +332,7 @@ fn run(seed: u64) {
     let mut now = Instant::from_nanos(1);
     let mut sender = Sender::new(Start {
         plan: setting.plan,
-        targets: targets.collect(),
+        targets,
         given: givens.clone(),
         first_slot: 0,
         hops,

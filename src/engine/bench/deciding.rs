@@ -6,6 +6,7 @@ use super::slice::Slice;
 use crate::engine::EngineError;
 use crate::io::bare::BATCH;
 use crate::io::{FRAME_OCTETS, PathInfo, ports};
+use crate::probe::TargetId;
 use crate::probe::craft::WINDOW;
 use crate::probe::given::Given;
 use crate::probe::neighbour::{Hop, HopId};
@@ -54,11 +55,15 @@ impl Deciding {
             host: None,
         };
         let given: Vec<Given> = flows.iter().map(given).collect();
-        let target = |given: &Given| Target { peer: given.peer, hop: Some(HopId(0)) };
+        let target = |(id, given): (u32, &Given)| Target {
+            id: TargetId(id),
+            peer: given.peer,
+            hop: Some(HopId(0)),
+        };
         let now = Instant::from_nanos(1_000_000_000);
         let start = Start {
             plan,
-            targets: given.iter().map(target).collect(),
+            targets: (0..).zip(&given).map(target).collect(),
             given,
             first_slot: 0,
             hops: vec![Hop { path: path.id, next_hop: ROUTER.into(), source: SOURCE.into() }],

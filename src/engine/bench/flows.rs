@@ -122,7 +122,7 @@ impl Replies {
     }
 }
 
-/// Makes the flows, in the order of their peers.
+/// Makes the flows, their peers in random order: as a sweep goes through them, and has them in memory.
 pub fn flows() -> Vec<BenchFlow> {
     let mut rng = fastrand::Rng::with_seed(1);
     let network = NETWORK.to_bits();
@@ -133,11 +133,13 @@ pub fn flows() -> Vec<BenchFlow> {
         snd_una: SeqNumber(rng.u32(..)),
         rcv_nxt: SeqNumber(rng.u32(..)),
     };
-    (0..PEERS).map(flow).collect()
+    let mut flows: Vec<_> = (0..PEERS).map(flow).collect();
+    fastrand::Rng::with_seed(3).shuffle(&mut flows);
+    flows
 }
 
-/// Returns an order in which to take them: random, as a sweep goes through its peers.
-pub fn order() -> Vec<u32> {
+/// Returns an order in which they answer: random, as if all had been asked at once.
+fn order() -> Vec<u32> {
     let mut order: Vec<u32> = (0..PEERS).collect();
     fastrand::Rng::with_seed(2).shuffle(&mut order);
     order

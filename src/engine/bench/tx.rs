@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::deciding::Deciding;
-use super::flows::{BenchFlow, NETWORK, ROUTER, SOURCE, flows, order};
+use super::flows::{BenchFlow, NETWORK, ROUTER, SOURCE, flows};
 use super::slice::Slice;
 use super::{BenchPath, Spread, Watch, sink};
 use crate::engine::EngineError;
@@ -17,6 +17,7 @@ use crate::probe::craft::{CraftError, Crafter};
 use crate::time::{Clock, Instant};
 use crate::wire::{LinkType, MacAddr};
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::time::Duration;
 
 /// How often the sender alone has its turn.
@@ -194,9 +195,7 @@ struct Sender<'a> {
     info: PathInfo,
     crafter: Crafter,
     flows: Vec<BenchFlow>,
-    order: Vec<u32>,
-    /// The flows of the next batch.
-    gathered: Vec<BenchFlow>,
+    /// The first flow of the next batch.
     next: usize,
     repeat: u16,
     sent: u64,
@@ -231,16 +230,13 @@ impl<'a> Sender<'a> {
             source: std::io::Error::other(error),
             remedy: "",
         })?;
-        let (flows, order) = (flows(), order());
         Ok(Sender {
             path,
             interface,
             end,
             info,
             crafter,
-            flows,
-            order,
-            gathered: Vec::with_capacity(BATCH),
+            flows: flows(),
             next: 0,
             repeat: 0,
             sent: 0,
@@ -257,10 +253,10 @@ impl<'a> Sender<'a> {
     ) -> Result<TxReport, EngineError> {
         let before = testbed::counts(self.interface.index).map_err(EngineError::system)?;
         let mut frame = [0; FRAME_OCTETS];
-        let len = self.craft(0, &mut frame).map_err(EngineError::system)?;
+        let outgoing = self.flows[0].keepalive(self.interface.mac, 0);
+        let len = self.crafter.emit(&outgoing, &mut frame).map_err(EngineError::system)?;
         let constant = &frame[..len];
-        let peers = self.order.iter().map(|&flow| self.flows[flow as usize].peer);
-        let peers: Vec<_> = peers.collect();
+        let peers: Vec<_> = self.flows.iter().map(|flow| flow.peer).collect();
         let begun = Clock.now();
         let is_over = |now: Instant| watch.is_stopped() || now.since(begun) >= span;
         let (mut real, mut bare, mut sendto) = (Vec::new(), Vec::new(), Vec::new());
@@ -336,23 +332,18 @@ impl<'a> Sender<'a> {
         })
     }
 
-    fn craft(&self, flow: u32, buf: &mut [u8]) -> Result<usize, CraftError> {
-        let outgoing = self.flows[flow as usize].keepalive(self.interface.mac, self.repeat);
-        self.crafter.emit(&outgoing, buf)
-    }
-
     fn real_slice(&mut self) -> Result<Slice, EngineError> {
         Slice::of(|| self.batch())
     }
 
     /// Crafts and sends a batch, and returns how many frames left.
     fn batch(&mut self) -> Result<u64, EngineError> {
-        self.gather();
+        let (turn, repeat) = self.take_turn();
         let keepalives = Keepalives {
             crafter: &self.crafter,
-            flows: &self.gathered,
+            flows: &self.flows[turn],
             mac: self.interface.mac,
-            repeat: self.repeat,
+            repeat,
         };
         let taken = match &mut self.end {
             End::Raw(end) => keepalives.send(end),
@@ -368,26 +359,25 @@ impl<'a> Sender<'a> {
 
     /// Crafts a batch and sends nothing.
     fn craft_batch(&mut self, buffer: &mut [u8]) -> Result<u64, EngineError> {
-        self.gather();
-        for (flow, buf) in self.gathered.iter().zip(buffer.chunks_exact_mut(FRAME_OCTETS)) {
-            let outgoing = flow.keepalive(self.interface.mac, self.repeat);
+        let (turn, repeat) = self.take_turn();
+        let flows = &self.flows[turn];
+        for (flow, buf) in flows.iter().zip(buffer.chunks_exact_mut(FRAME_OCTETS)) {
+            let outgoing = flow.keepalive(self.interface.mac, repeat);
             self.crafter.emit(&outgoing, buf).map_err(EngineError::system)?;
         }
-        Ok(self.gathered.len() as u64)
+        Ok(flows.len() as u64)
     }
 
-    /// Reads the next flows out of memory. Together, since they are all over it: so the waits for them
-    /// overlap.
-    fn gather(&mut self) {
-        let end = (self.next + BATCH).min(self.order.len());
-        let chosen = self.order[self.next..end].iter().map(|&flow| self.flows[flow as usize]);
-        self.gathered.clear();
-        self.gathered.extend(chosen);
-        self.next = end;
-        if end == self.order.len() {
+    /// Returns whose turn it is next, a batch of flows, and how often they have had theirs.
+    fn take_turn(&mut self) -> (Range<usize>, u16) {
+        let turn = self.next..(self.next + BATCH).min(self.flows.len());
+        let repeat = self.repeat;
+        self.next = turn.end;
+        if turn.end == self.flows.len() {
             self.next = 0;
-            self.repeat = self.repeat.wrapping_add(1);
+            self.repeat = repeat.wrapping_add(1);
         }
+        (turn, repeat)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::io::{IoError, PathId, PathInfo, Receive, Received, RxFrame, RxStats, Transmit, Unsent};
+use crate::probe::TargetId;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
 use crate::probe::receiver::Post;
@@ -95,6 +96,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
         plan,
         targets: (0..PEERS)
             .map(|index| Target {
+                id: TargetId(index as u32),
                 peer: SocketAddr::from(([10, 99, 0, index as u8], 80)),
                 hop: Some(HopId((index % 2) as u32)),
             })

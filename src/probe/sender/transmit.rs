@@ -1,7 +1,7 @@
 //! What is sent next, and through which path.
 #![forbid(unsafe_code)]
 
-use super::{Sender, Target};
+use super::{Sender, Started, Target};
 use crate::io::PathId;
 use crate::probe::craft::{CraftError, Outgoing, WINDOW, emit_solicitation};
 use crate::probe::evidence::Seen;
@@ -152,7 +152,7 @@ impl Sender {
         released.is_some_and(|at| at <= now)
             || !self.owing.is_empty()
             || !self.ready.is_empty()
-            || self.started < self.order.len()
+            || self.started != self.all_started()
             || self.neighbours.wants_request()
             || self.health.due(now).is_some()
     }
@@ -213,12 +213,29 @@ impl Sender {
                 }
                 continue;
             }
-            let slot = Slot(self.first_slot + *self.order.get(self.started)?);
-            self.started += 1;
+            let slot = self.next_unstarted()?;
             if self.has_turn(slot, now) {
                 self.begin(slot, now);
             }
         }
+    }
+
+    /// Returns the flow whose first turn it is: one slot after the other, given flows evenly among the
+    /// others.
+    fn next_unstarted(&mut self) -> Option<Slot> {
+        let all = self.all_started();
+        let Started { owned, given } = &mut self.started;
+        // Whoever lags behind, as parts of them all.
+        let is_owned =
+            *owned < all.owned && (*given == all.given || *owned * all.given <= *given * all.owned);
+        let (turn, before) = match is_owned {
+            true => (owned, 0),
+            false if *given < all.given => (given, all.owned),
+            false => return None,
+        };
+        let index = before + *turn;
+        *turn += 1;
+        Some(Slot(self.first_slot + index as u32))
     }
 
     /// Says whether a flow may be begun now; else it waits for its network.
@@ -265,7 +282,7 @@ impl Sender {
     /// Begins a handshake on a 4-tuple that this run has not used before, or takes up a given flow.
     pub(super) fn open(&mut self, slot: Slot, now: Instant) {
         let index = self.index(slot);
-        let Target { peer, hop: Some(hop) } = self.targets[index] else { return };
+        let Target { peer, hop: Some(hop), .. } = self.targets[index] else { return };
         let source = self.neighbours.hop(hop).source;
         let flow = &mut self.flows[index];
         if !flow.origin().is_owned() {
@@ -301,7 +318,7 @@ impl Sender {
         loop {
             let slot = *self.owing.front()?;
             let index = self.index(slot);
-            let Target { peer, hop: Some(hop) } = self.targets[index] else {
+            let Target { peer, hop: Some(hop), .. } = self.targets[index] else {
                 self.owing.pop_front();
                 continue;
             };

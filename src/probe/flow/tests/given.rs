@@ -1,6 +1,7 @@
 //! Flows that somebody else has opened: probes, and nothing else, ever.
 
 use crate::io::{PathId, PathInfo};
+use crate::probe::TargetId;
 use crate::probe::evidence::Seen;
 use crate::probe::flow::{Flow, Stage};
 use crate::probe::given::{Given, TimestampClock};
@@ -327,7 +328,7 @@ fn targets_leave_the_tuples_of_given_flows_alone() {
         };
         let mut sender = Sender::new(Start {
             plan: plan(),
-            targets: vec![Target { peer, hop: Some(HopId(0)) }; 2],
+            targets: [0, 1].map(|id| Target { id: TargetId(id), peer, hop: Some(HopId(0)) }).into(),
             given: vec![given],
             first_slot: 0,
             hops: vec![Hop { path: PathId(0), next_hop: peer.ip(), source }],
