@@ -130,11 +130,22 @@ struct Template {
     frame: [u8; ROOM],
     len: usize,
     layout: Layout,
+    shape: Shape,
     v4: bool,
+    /// The octet of the TCP header that says how long it is.
+    data_offset: u8,
     /// What the IPv4 header checksum is made of, without the fields that are filled in.
     ip_sum: u64,
     /// The same of the TCP checksum.
     tcp_sum: u64,
+}
+
+/// Which of the layouts that have a branch of their own a template has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Shape {
+    ShortEthernetV4,
+    ShortIpV4,
+    Other,
 }
 
 /// Where a template's headers begin.
@@ -185,7 +196,13 @@ impl Template {
         let ip_sum = if v4 { sum(ip_at + 10) } else { 0 };
         let (tcp_sum, stamped) = (sum(tcp_at + 16), options.timestamps.is_some());
         let layout = Layout { ip_at, tcp_at, stamped };
-        Ok(Template { frame, len, layout, v4, ip_sum, tcp_sum })
+        let shape = match layout {
+            ETHERNET_V4 if len <= SHORT => Shape::ShortEthernetV4,
+            IP_V4 if len <= SHORT => Shape::ShortIpV4,
+            _ => Shape::Other,
+        };
+        let data_offset = frame[tcp_at + 12];
+        Ok(Template { frame, len, layout, shape, v4, data_offset, ip_sum, tcp_sum })
     }
 
     #[inline(always)]
@@ -200,11 +217,11 @@ impl Template {
         // Lengths and places that the compiler knows cost a few moves each. One branch a layout: what
         // branches have in common it would join, and call memcpy with a length again.
         let filled = match (buf.first_chunk_mut::<SHORT>(), self.frame.first_chunk::<SHORT>()) {
-            (Some(to), Some(from)) if self.is_short(ETHERNET_V4) => {
+            (Some(to), Some(from)) if self.shape == Shape::ShortEthernetV4 => {
                 *to = *from;
                 self.fill_in(ETHERNET_V4, segment, to)
             }
-            (Some(to), Some(from)) if self.is_short(IP_V4) => {
+            (Some(to), Some(from)) if self.shape == Shape::ShortIpV4 => {
                 *to = *from;
                 self.fill_in(IP_V4, segment, to)
             }
@@ -219,11 +236,6 @@ impl Template {
     fn patch_any(&self, segment: Outgoing, frame: &mut [u8]) -> Option<()> {
         frame.copy_from_slice(&self.frame[..frame.len()]);
         self.fill_in(self.layout, &segment, frame)
-    }
-
-    #[inline]
-    fn is_short(&self, layout: Layout) -> bool {
-        self.layout == layout && self.len <= SHORT
     }
 
     /// Writes what differs into `frame`, a copy of the template's; `None` if it is too short for its own
@@ -265,12 +277,11 @@ impl Template {
         let flags = flags(segment.kind, segment.ack.is_some()).0;
         sum += u64::from(local) + u64::from(peer) + u64::from(seq) + u64::from(ack);
         sum += u64::from(flags) + u64::from(segment.wnd);
-        tcp[0..2].copy_from_slice(&local.to_be_bytes());
-        tcp[2..4].copy_from_slice(&peer.to_be_bytes());
-        tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-        tcp[8..12].copy_from_slice(&ack.to_be_bytes());
-        tcp[13] = flags;
-        tcp[14..16].copy_from_slice(&segment.wnd.to_be_bytes());
+        // Neighbours together: a frame takes as long as it has writes.
+        let ports = u32::from(local) << 16 | u32::from(peer);
+        let numbers = u64::from(seq) << 32 | u64::from(ack);
+        tcp[0..4].copy_from_slice(&ports.to_be_bytes());
+        tcp[4..12].copy_from_slice(&numbers.to_be_bytes());
         if let (true, Some(Timestamps { tsval, tsecr })) = (layout.stamped, segment.timestamps) {
             // Behind two octets of padding and the option's own kind and length.
             let stamps = behind.get_mut(4..12)?;
@@ -278,7 +289,9 @@ impl Template {
             stamps[4..].copy_from_slice(&tsecr.to_be_bytes());
             sum += u64::from(tsval) + u64::from(tsecr);
         }
-        tcp[16..18].copy_from_slice(&checksum::of_sum(sum).to_be_bytes());
+        let [flags, wnd, sum] = [flags.into(), segment.wnd, checksum::of_sum(sum)].map(u64::from);
+        let rest = u64::from(self.data_offset) << 56 | flags << 48 | wnd << 32 | sum << 16;
+        tcp[12..20].copy_from_slice(&rest.to_be_bytes());
         Some(())
     }
 }

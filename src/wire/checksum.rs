@@ -59,10 +59,10 @@ pub(super) const fn add(a: u16, b: u16) -> u16 {
 }
 
 const fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    ((sum & 0xffff) + (sum >> 16)) as u16
+    // With its halves exchanged and added, each half is the sum of both, and the carry out of the lower
+    // one has come around into the upper one (as csum_fold of the kernel).
+    let sum = (sum.wrapping_add(sum.rotate_right(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16
 }
 
 const fn words32(field: u32) -> u64 {

@@ -291,7 +291,7 @@ impl<T: Copy> Ring<T> {
     /// Writes the entry at `index`, as [`Producer::advance`] has returned it.
     pub fn write(&mut self, index: u32, entry: T) {
         // SAFETY: masked, so inside the mapping; the kernel does not touch an entry that is ours.
-        unsafe { self.entries.add((index & self.mask) as usize).write_volatile(entry) }
+        unsafe { self.entries.add((index & self.mask) as usize).write(entry) }
     }
 
     /// Reads the entry at `index`, as [`Consumer::advance`] has returned it.
