@@ -1,7 +1,7 @@
 //! The frames that the kernel gives back when they are sent, for all who send through one queue.
 
 use super::rings::{BadCursor, Consumer, Ring};
-use super::umem::{BadDescriptor, TxLedger};
+use super::umem::{BadDescriptor, Free, TxLedger};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -44,24 +44,32 @@ impl Completions {
             ledgers.map(|ledger| Half { end: ledger.end(), back: Vec::new() }).collect();
     }
 
-    /// Appends the addresses of the frames of half number `half` that are back to `own`.
+    /// Appends the frames of half number `half` that are back, which `ledger` is of, to `free`.
     ///
     /// # Errors
-    /// [`BadCursor`]; or an address outside of all shares, in [`BadDescriptor`].
-    pub fn take(&self, half: usize, own: &mut Vec<u64>) -> Result<(), Error> {
+    /// [`BadCursor`]; or, in [`BadDescriptor`], an address outside of all shares or of a frame that was
+    /// not lent.
+    pub fn take(
+        &self,
+        half: usize,
+        ledger: &mut TxLedger,
+        free: &mut Vec<Free>,
+    ) -> Result<(), Error> {
         let mut returned = self.lock();
         let Returned { ring, consumer, halves } = &mut *returned;
         if let Some(put_by) = halves.get_mut(half) {
-            own.append(&mut put_by.back);
+            for addr in put_by.back.drain(..) {
+                free.push(ledger.take_back(addr)?);
+            }
         }
         let done = consumer.available(ring.producer())?;
-        own.reserve(done as usize);
-        for _ in 0..done {
-            let addr = ring.read(consumer.advance());
-            match owner(addr, halves)? {
-                Some(owner) if owner == half => own.push(addr),
-                Some(other) => halves[other].back.push(addr),
-                None => {}
+        free.reserve(done as usize);
+        for at in consumer.advance_by(done) {
+            let addr = ring.read(at);
+            if ledger.owns(addr) {
+                free.push(ledger.take_back(addr)?);
+            } else if let Some(other) = owner(addr, halves)? {
+                halves[other].back.push(addr);
             }
         }
         if done > 0 {

@@ -168,6 +168,13 @@ impl Consumer {
         at & (self.size - 1)
     }
 
+    /// Returns where the next `count` entries are to be read, and moves on. There must be as many.
+    pub fn advance_by(&mut self, count: u32) -> impl Iterator<Item = u32> + use<> {
+        let (first, mask) = (self.next, self.size - 1);
+        self.next = first.wrapping_add(count);
+        (0..count).map(move |after| first.wrapping_add(after) & mask)
+    }
+
     /// Gives the kernel back every entry read so far.
     pub fn release(&self, consumer: &impl Cursor) {
         // Release: our reads are done before the kernel may overwrite. loom: entries_survive.

@@ -35,16 +35,15 @@ pub struct XdpTx {
     half: usize,
     pub(super) ledger: TxLedger,
     pub(super) free: Vec<Free>,
-    /// Addresses that have come back, on their way into `free`: so the ring is not locked for longer.
-    returned: Vec<u64>,
     /// What of the batch the kernel has not taken: the last entries of the tx ring, in order.
     pending: Vec<Pending>,
     withdrawn: Withdrawn,
     /// The first frame of the batch that was dropped and could not be repeated.
     lost: Option<usize>,
-    /// Frames of the batch for which there was a place in the ring.
-    queued: usize,
-    /// Those for which there was none: the kernel has not given back enough frames in time.
+    /// How many more frames the batch has room for, as far as is known: so many have come back, and the
+    /// ring has so many places.
+    open: usize,
+    /// Frames of the batch for which there was no room: the kernel has not given back enough in time.
     surplus: usize,
     scratch: Box<[u8; FRAME_OCTETS]>,
     pub(super) frames: usize,
@@ -92,11 +91,10 @@ impl XdpTx {
             half: 0,
             free,
             ledger,
-            returned: Vec::new(),
             pending: Vec::with_capacity(BATCH),
             withdrawn: Withdrawn::default(),
             lost: None,
-            queued: 0,
+            open: 0,
             surplus: 0,
             scratch: Box::new([0; FRAME_OCTETS]),
             frames: sizes.tx as usize,
@@ -125,6 +123,7 @@ impl XdpTx {
                 return Err(self.sockets.sending.error("share the tx frames", Errno::EBUSY));
             };
             self.frames -= each;
+            self.open = 0;
             halves.push(XdpTx {
                 tx,
                 producer: Producer::new(0, ring),
@@ -132,11 +131,10 @@ impl XdpTx {
                 half,
                 ledger,
                 free,
-                returned: Vec::new(),
                 pending: Vec::with_capacity(BATCH),
                 withdrawn: Withdrawn::default(),
                 lost: None,
-                queued: 0,
+                open: 0,
                 surplus: 0,
                 scratch: Box::new([0; FRAME_OCTETS]),
                 frames: each,
@@ -167,38 +165,50 @@ impl XdpTx {
 
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
-        let XdpTx { completions, half, returned, ledger, free, withdrawn, sockets, .. } = self;
+        let XdpTx { completions, half, ledger, free, withdrawn, sockets, .. } = self;
+        let before = free.len();
         let bad_ring = |bad| sockets.sending.bad_ring(bad);
-        completions.take(*half, returned).map_err(bad_ring)?;
-        for addr in returned.drain(..) {
-            let frame = ledger.take_back(addr).map_err(|bad| bad_ring(bad.into()))?;
-            if self.zerocopy {
-                for skipped in withdrawn.skipped_before(frame.index()) {
+        completions.take(*half, ledger, free).map_err(bad_ring)?;
+        if self.zerocopy {
+            for at in before..free.len() {
+                for skipped in withdrawn.skipped_before(free[at].index()) {
                     free.push(ledger.withdraw(skipped).map_err(|bad| bad_ring(bad.into()))?);
                 }
             }
-            free.push(frame);
         }
         Ok(())
     }
 
     /// Puts a frame into the tx ring, where there must be room.
     #[inline]
-    fn enqueue(&mut self, position: u16, frame: Free, len: u16) {
+    fn enqueue(&mut self, position: usize, frame: Free, len: u16) {
         let index = frame.index();
         let descriptor = self.ledger.lend_packet(frame, usize::from(len));
         self.tx.write(self.producer.advance(), descriptor);
-        self.pending.push(Pending { index, position, len });
+        self.pending.push(Pending { index, position: position as u16, len });
         if self.zerocopy {
             self.withdrawn.note_sent(index);
         }
     }
 
-    /// Says whether the tx ring has room, which only withdrawn frames can take: it has no
-    /// fewer entries than there are frames.
-    #[inline]
-    fn has_room(&mut self) -> bool {
-        self.producer.known_free() > 0 || (self.skip_withdrawn().is_ok() && self.room() > 0)
+    /// Sees how much room the batch has, and says whether there is any.
+    #[cold]
+    fn open_up(&mut self) -> bool {
+        // Nothing is sent behind what cannot be.
+        if self.surplus == 0 {
+            // Only withdrawn frames can fill the ring: it has no fewer entries than there are frames.
+            let is_full = self.producer.known_free() == 0;
+            let room = if is_full && self.skip_withdrawn().is_err() { 0 } else { self.room() };
+            let left = self.batch().saturating_sub(self.pending.len());
+            self.open = left.min(self.free.len()).min(room as usize);
+        }
+        self.open > 0
+    }
+
+    /// Lends a place for a frame that cannot be sent, as long as the batch is not full.
+    #[cold]
+    fn reserve_surplus(&mut self) -> Option<&mut [u8]> {
+        (self.pending.len() + self.surplus < self.batch()).then_some(&mut self.scratch[..])
     }
 
     fn room(&mut self) -> u32 {
@@ -324,7 +334,7 @@ impl XdpTx {
             return Err(socket.error("send frames", Errno::ENOBUFS));
         }
         let frame = self.free.swap_remove(at);
-        self.enqueue(lost.position, frame, lost.len);
+        self.enqueue(usize::from(lost.position), frame, lost.len);
         self.producer.publish(self.tx.producer());
         Ok(())
     }
@@ -438,14 +448,10 @@ impl Drop for XdpTx {
 impl Transmit for XdpTx {
     #[inline]
     fn reserve(&mut self) -> Option<&mut [u8]> {
-        if self.queued + self.surplus >= self.batch() {
-            return None;
+        if self.open == 0 && !self.open_up() {
+            return self.reserve_surplus();
         }
-        match self.free.last_mut() {
-            // In the order of the batch: nothing is sent behind what cannot be.
-            Some(frame) if self.surplus == 0 => Some(self.ledger.octets_mut(frame)),
-            _ => Some(&mut self.scratch[..]),
-        }
+        self.free.last_mut().map(|frame| &mut self.ledger.octets_mut(frame)[..])
     }
 
     /// # Panics
@@ -453,27 +459,24 @@ impl Transmit for XdpTx {
     #[inline]
     fn submit(&mut self, len: usize) {
         assert!(len <= FRAME_OCTETS, "frame of {len} octets in a buffer of {FRAME_OCTETS}");
-        // Taken first: what comes back while room is made lies above it.
-        match self.free.pop() {
-            Some(frame) if self.surplus == 0 && self.has_room() => {
-                self.enqueue(self.queued as u16, frame, len as u16);
-                self.queued += 1;
-            }
-            kept => {
-                self.free.extend(kept);
-                self.surplus += 1;
-            }
+        if self.open > 0
+            && let Some(frame) = self.free.pop()
+        {
+            self.open -= 1;
+            self.enqueue(self.pending.len(), frame, len as u16);
+        } else {
+            self.surplus += 1;
         }
     }
 
     /// In copy mode every frame has gone to the device when this returns, in zero-copy mode the driver
     /// has taken it. Frames that are refused do not leave later.
     fn flush(&mut self) -> Result<usize, Unsent> {
+        let (queued, surplus) = (self.pending.len(), self.surplus);
+        (self.open, self.surplus) = (0, 0);
         let result = self.send_all();
         let first_unsent = self.pending.iter().map(|pending| usize::from(pending.position));
         let first_unsent = first_unsent.chain(self.lost.take()).min();
-        let (queued, surplus) = (self.queued, self.surplus);
-        (self.queued, self.surplus) = (0, 0);
         let sent = first_unsent.unwrap_or(queued);
         let refused = queued + surplus - sent;
         self.sent += sent as u64;

@@ -206,7 +206,14 @@ impl<const OCTETS: usize> Ledger<OCTETS> {
         Some((ledger, given))
     }
 
+    /// Says whether the frame at this address is of this share.
+    #[inline]
+    pub fn owns(&self, addr: u64) -> bool {
+        addr / OCTETS as u64 >= u64::from(self.first) && addr < self.end()
+    }
+
     /// Returns the address behind the last frame of this share.
+    #[inline]
     pub fn end(&self) -> u64 {
         (u64::from(self.first) + self.lent.len() as u64) * OCTETS as u64
     }
