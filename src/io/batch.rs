@@ -1,6 +1,6 @@
 //! Frames side by side in one buffer, handed to a socket by `sendmmsg`.
 
-use super::FRAME_OCTETS;
+use super::{FRAME_OCTETS, FrameBuf};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Batch {
 /// The octets of a frame, in as few cache lines as may be: nearly always one.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Frame([u8; FRAME_OCTETS]);
+struct Frame(FrameBuf);
 
 /// What describes a frame, in one cache line.
 #[derive(Clone, Copy, Debug)]
@@ -135,8 +135,8 @@ impl Batch {
     }
 
     /// Returns the buffer for the next frame, or `None` if there is none left.
-    pub fn next_frame(&mut self) -> Option<&mut [u8]> {
-        self.frames.get_mut(self.end).map(|frame| &mut frame.0[..])
+    pub fn next_frame(&mut self) -> Option<&mut FrameBuf> {
+        self.frames.get_mut(self.end).map(|frame| &mut frame.0)
     }
 
     /// Adds the first `len` octets of that buffer, and returns them.

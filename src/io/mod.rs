@@ -57,6 +57,8 @@ use std::time::Duration;
 /// Largest frame, in octets. The longest that keepsweep sends is a tagged IPv6 segment with all TCP
 /// options and one octet of data: 119. Not more, so that a batch of them stays in the nearest cache.
 pub const FRAME_OCTETS: usize = 128;
+/// Where a frame is written to.
+pub type FrameBuf = [u8; FRAME_OCTETS];
 
 /// Which path instance (egress interface) a frame leaves through: an index.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -158,7 +160,7 @@ impl QueueCounts {
 /// `reserve` → write a frame into the buffer → `submit` → … → `flush`.
 pub trait Transmit: Send {
     /// Returns the buffer for the next frame, or `None` while the batch is full: flush first.
-    fn reserve(&mut self) -> Option<&mut [u8]>;
+    fn reserve(&mut self) -> Option<&mut FrameBuf>;
 
     /// Adds the first `len` octets of the buffer last reserved to the batch.
     fn submit(&mut self, len: usize);

@@ -16,7 +16,7 @@
 use super::bare::Bare;
 use super::batch::Batch;
 use super::sockopt::set_option;
-use super::{IoError, Transmit, Unsent};
+use super::{FrameBuf, IoError, Transmit, Unsent};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
@@ -167,7 +167,7 @@ impl RawTx {
 }
 
 impl Transmit for RawTx {
-    fn reserve(&mut self) -> Option<&mut [u8]> {
+    fn reserve(&mut self) -> Option<&mut FrameBuf> {
         self.batch.next_frame()
     }
 

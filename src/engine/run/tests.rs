@@ -1,7 +1,10 @@
 //! Threads that panic: the run ends, and says so.
 
 use super::*;
-use crate::io::{IoError, PathId, PathInfo, Receive, Received, RxFrame, RxStats, Transmit, Unsent};
+use crate::io::{
+    FRAME_OCTETS, FrameBuf, IoError, PathId, PathInfo, Receive, Received, RxFrame, RxStats,
+    Transmit, Unsent,
+};
 use crate::probe::TargetId;
 use crate::probe::neighbour::{Hop, HopId};
 use crate::probe::plan::{Close, Keepalive, Plan, ProbeBytes};
@@ -32,11 +35,11 @@ struct Void {
     is_raw: bool,
 }
 
-struct VoidTx(Void, [u8; 256], usize);
+struct VoidTx(Void, FrameBuf, usize);
 
 impl Transmit for VoidTx {
-    fn reserve(&mut self) -> Option<&mut [u8]> {
-        (self.2 < 4).then_some(&mut self.1[..])
+    fn reserve(&mut self) -> Option<&mut FrameBuf> {
+        (self.2 < 4).then_some(&mut self.1)
     }
 
     fn submit(&mut self, _len: usize) {
@@ -113,7 +116,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
     let path = |(id, void): (u8, Void)| Path {
         info: info(id),
         next_hops: HashSet::new(),
-        transmits: vec![Box::new(VoidTx(void, [0; 256], 0)) as Box<dyn Transmit>],
+        transmits: vec![Box::new(VoidTx(void, [0; FRAME_OCTETS], 0)) as Box<dyn Transmit>],
         receive: Some(Box::new(void)),
         loopback: false,
     };

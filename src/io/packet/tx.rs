@@ -4,7 +4,7 @@
 use super::Socket;
 use crate::io::bare::Bare;
 use crate::io::batch::{Batch, PATIENCE};
-use crate::io::{IoError, Transmit, Unsent};
+use crate::io::{FrameBuf, IoError, Transmit, Unsent};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::os::fd::AsFd;
@@ -46,7 +46,7 @@ impl PacketTx {
 }
 
 impl Transmit for PacketTx {
-    fn reserve(&mut self) -> Option<&mut [u8]> {
+    fn reserve(&mut self) -> Option<&mut FrameBuf> {
         self.batch.next_frame()
     }
 

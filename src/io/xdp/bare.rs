@@ -94,7 +94,7 @@ impl Drop for BareRing<'_> {
             self.reap();
         }
         // If some have not come back by now, the lender finds its ring in disorder, and says so.
-        self.lender.producer.restart(self.next);
+        self.lender.restart(self.next);
         self.completions.lock().consumer.restart(self.seen);
     }
 }

@@ -91,11 +91,11 @@ impl Producer {
         self.size
     }
 
-    /// Returns where the next entry is to be written, and moves on. There must be a free one.
+    /// Returns the cursor of the entry that is to be written next, and moves on. It must be free.
     pub fn advance(&mut self) -> u32 {
         let at = self.next;
         self.next = at.wrapping_add(1);
-        at & (self.size - 1)
+        at
     }
 
     /// Shows the kernel every entry written so far.
@@ -161,18 +161,11 @@ impl Consumer {
         self.next
     }
 
-    /// Returns where the next entry is to be read, and moves on. There must be one.
-    pub fn advance(&mut self) -> u32 {
-        let at = self.next;
-        self.next = at.wrapping_add(1);
-        at & (self.size - 1)
-    }
-
-    /// Returns where the next `count` entries are to be read, and moves on. There must be as many.
+    /// Returns the cursors of the next `count` entries, and moves on. There must be as many.
     pub fn advance_by(&mut self, count: u32) -> impl Iterator<Item = u32> + use<> {
-        let (first, mask) = (self.next, self.size - 1);
+        let first = self.next;
         self.next = first.wrapping_add(count);
-        (0..count).map(move |after| first.wrapping_add(after) & mask)
+        (0..count).map(move |after| first.wrapping_add(after))
     }
 
     /// Gives the kernel back every entry read so far.
@@ -295,17 +288,17 @@ impl<T: Copy> Ring<T> {
         flags.load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
     }
 
-    /// Writes the entry at `index`, as [`Producer::advance`] has returned it.
-    pub fn write(&mut self, index: u32, entry: T) {
+    /// Writes the entry at the cursor `at`, as [`Producer::advance`] has returned it.
+    pub fn write(&mut self, at: u32, entry: T) {
         // SAFETY: masked, so inside the mapping; the kernel does not touch an entry that is ours.
-        unsafe { self.entries.add((index & self.mask) as usize).write(entry) }
+        unsafe { self.entries.add((at & self.mask) as usize).write(entry) }
     }
 
-    /// Reads the entry at `index`, as [`Consumer::advance`] has returned it.
-    pub fn read(&self, index: u32) -> T {
+    /// Reads the entry at the cursor `at`, as [`Consumer::advance_by`] has returned it.
+    pub fn read(&self, at: u32) -> T {
         // SAFETY: masked, so inside the mapping; the kernel does not touch an entry that is ours, and
         // every bit pattern is a valid entry.
-        unsafe { self.entries.add((index & self.mask) as usize).read_volatile() }
+        unsafe { self.entries.add((at & self.mask) as usize).read_volatile() }
     }
 }
 

@@ -157,8 +157,8 @@ impl Rings {
         sink: &mut dyn FnMut(RxFrame<'_>),
     ) -> Result<(), BadDescriptor> {
         let mut taken = Ok(());
-        for _ in 0..count {
-            match self.ledger.take_packet(self.rx.read(self.consumer.advance())) {
+        for entry in self.consumer.advance_by(count) {
+            match self.ledger.take_packet(self.rx.read(entry)) {
                 Ok(packet) => {
                     // Another CPU wrote it, into a page of its own: nothing else would bring it here
                     // before it is read. IPv6 and tags take a second line.

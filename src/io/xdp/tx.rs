@@ -5,7 +5,7 @@ use super::completions::Completions;
 use super::rings::{Producer, Ring};
 use super::socket::{Sizes, Sockets};
 use super::umem::{Free, TxLedger};
-use crate::io::{FRAME_OCTETS, IoError, QueueCounts, Transmit, Unsent};
+use crate::io::{FRAME_OCTETS, FrameBuf, IoError, QueueCounts, Transmit, Unsent};
 use crate::time::{Clock, Instant};
 use nix::errno::Errno;
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// The largest batch, in frames: so few that what is written stays in the nearest cache until the
 /// kernel reads it, so many that the system call costs each next to nothing.
-const BATCH: usize = 128;
+const BATCH: usize = 256;
 
 /// How long a batch may make no progress before it is given up: other paths wait meanwhile.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -35,8 +35,7 @@ pub struct XdpTx {
     half: usize,
     pub(super) ledger: TxLedger,
     pub(super) free: Vec<Free>,
-    /// What of the batch the kernel has not taken: the last entries of the tx ring, in order.
-    pending: Vec<Pending>,
+    pending: Pending,
     withdrawn: Withdrawn,
     /// The first frame of the batch that was dropped and could not be repeated.
     lost: Option<usize>,
@@ -45,7 +44,7 @@ pub struct XdpTx {
     open: usize,
     /// Frames of the batch for which there was no room: the kernel has not given back enough in time.
     surplus: usize,
-    scratch: Box<[u8; FRAME_OCTETS]>,
+    scratch: Box<FrameBuf>,
     pub(super) frames: usize,
     /// Frames that were taken, in all.
     sent: u64,
@@ -54,17 +53,61 @@ pub struct XdpTx {
     pub(super) clock: Clock,
 }
 
-/// A descriptor in the tx ring.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What of the batch the kernel has not taken: the last entries of the tx ring, by their cursors. What
+/// stands in them is read back where it is wanted, since nobody else writes them.
+#[derive(Debug, Default)]
 struct Pending {
-    /// Which frame of the UMEM.
-    index: u32,
-    /// Which frame of the batch.
-    position: u16,
-    len: u16,
+    /// The first entry of the batch.
+    begun: u32,
+    /// The first one that is pending.
+    oldest: u32,
+    /// How many frames the batch has: each has an entry in its turn.
+    queued: u32,
+    /// Behind them stand frames once more that the device has dropped: which of the batch each is.
+    repeated: Vec<u32>,
 }
 
-const _: () = assert!(BATCH <= u16::MAX as usize);
+impl Pending {
+    /// Begins a batch whose first entry is `next`.
+    fn begin(&mut self, next: u32) {
+        (self.begun, self.oldest) = (next, next);
+        self.repeated.clear();
+    }
+
+    /// Returns how many entries before `next` are pending.
+    const fn count(&self, next: u32) -> u32 {
+        next.wrapping_sub(self.oldest)
+    }
+
+    fn entries(&self, next: u32) -> impl Iterator<Item = u32> + use<> {
+        let oldest = self.oldest;
+        (0..self.count(next)).map(move |after| oldest.wrapping_add(after))
+    }
+
+    /// Returns which frame of the batch stands in the entry `at`.
+    fn position(&self, at: u32) -> usize {
+        let turn = at.wrapping_sub(self.begun);
+        let again =
+            turn.checked_sub(self.queued).and_then(|again| self.repeated.get(again as usize));
+        again.copied().unwrap_or(turn) as usize
+    }
+
+    /// Strikes what the kernel has taken: everything before `consumed`, where `next` is the next free
+    /// entry. Returns how many frames have left, and the last one of them apart if one was dropped. That
+    /// one the kernel does not always show: it moves the cursor only after it has sent something
+    /// (__xsk_tx_release).
+    fn strike(&mut self, consumed: u32, next: u32, dropped: bool) -> (usize, Option<u32>) {
+        let pending = self.count(next);
+        let taken = pending.saturating_sub(next.wrapping_sub(consumed));
+        let shown = if dropped { taken.max(1).min(pending) } else { taken };
+        self.oldest = self.oldest.wrapping_add(shown);
+        match dropped && shown > 0 {
+            false => (taken as usize, None),
+            true => (shown as usize - 1, Some(self.oldest.wrapping_sub(1))),
+        }
+    }
+}
+
 const _: () = assert!(FRAME_OCTETS <= u16::MAX as usize);
 
 impl fmt::Debug for XdpTx {
@@ -91,7 +134,7 @@ impl XdpTx {
             half: 0,
             free,
             ledger,
-            pending: Vec::with_capacity(BATCH),
+            pending: Pending::default(),
             withdrawn: Withdrawn::default(),
             lost: None,
             open: 0,
@@ -131,7 +174,7 @@ impl XdpTx {
                 half,
                 ledger,
                 free,
-                pending: Vec::with_capacity(BATCH),
+                pending: Pending::default(),
                 withdrawn: Withdrawn::default(),
                 lost: None,
                 open: 0,
@@ -163,6 +206,13 @@ impl XdpTx {
         BareRing::new(self, frame)
     }
 
+    /// Goes on at the cursor `at`, where the tx ring is empty: a loop on the bare ring has moved it.
+    pub(super) fn restart(&mut self, at: u32) {
+        self.producer.restart(at);
+        self.pending.begin(at);
+        self.open = 0;
+    }
+
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), IoError> {
         let XdpTx { completions, half, ledger, free, withdrawn, sockets, .. } = self;
@@ -181,14 +231,20 @@ impl XdpTx {
 
     /// Puts a frame into the tx ring, where there must be room.
     #[inline]
-    fn enqueue(&mut self, position: usize, frame: Free, len: u16) {
-        let index = frame.index();
-        let descriptor = self.ledger.lend_packet(frame, usize::from(len));
+    fn enqueue(&mut self, frame: Free, len: usize) {
+        let descriptor = self.ledger.lend_packet(frame, len);
         self.tx.write(self.producer.advance(), descriptor);
-        self.pending.push(Pending { index, position: position as u16, len });
-        if self.zerocopy {
-            self.withdrawn.note_sent(index);
-        }
+    }
+
+    /// Returns how many frames of the batch the kernel has not taken.
+    fn pending(&self) -> usize {
+        self.pending.count(self.producer.next()) as usize
+    }
+
+    /// Returns the frame in the entry `at` of the tx ring, and how long it is.
+    fn entry(&self, at: u32) -> (u32, usize) {
+        let libc::xdp_desc { addr, len, .. } = self.tx.read(at);
+        ((addr / FRAME_OCTETS as u64) as u32, len as usize)
     }
 
     /// Sees how much room the batch has, and says whether there is any.
@@ -199,7 +255,7 @@ impl XdpTx {
             // Only withdrawn frames can fill the ring: it has no fewer entries than there are frames.
             let is_full = self.producer.known_free() == 0;
             let room = if is_full && self.skip_withdrawn().is_err() { 0 } else { self.room() };
-            let left = self.batch().saturating_sub(self.pending.len());
+            let left = self.batch().saturating_sub(self.pending());
             self.open = left.min(self.free.len()).min(room as usize);
         }
         self.open > 0
@@ -207,8 +263,8 @@ impl XdpTx {
 
     /// Lends a place for a frame that cannot be sent, as long as the batch is not full.
     #[cold]
-    fn reserve_surplus(&mut self) -> Option<&mut [u8]> {
-        (self.pending.len() + self.surplus < self.batch()).then_some(&mut self.scratch[..])
+    fn reserve_surplus(&mut self) -> Option<&mut FrameBuf> {
+        (self.pending() + self.surplus < self.batch()).then_some(&mut self.scratch)
     }
 
     fn room(&mut self) -> u32 {
@@ -221,7 +277,7 @@ impl XdpTx {
     fn skip_withdrawn(&mut self) -> Result<(), IoError> {
         let size = self.producer.size();
         for _ in 0..2 * size {
-            if self.room() as usize + self.pending.len() >= size as usize {
+            if self.room() as usize + self.pending() >= size as usize {
                 break;
             }
             match self.kick() {
@@ -247,10 +303,10 @@ impl XdpTx {
 
     /// Strikes from the batch what the kernel has taken since the last call, and returns how many
     /// frames that were and the one that it has dropped, if `dropped` says so (EBUSY).
-    fn note_taken(&mut self, dropped: bool) -> Result<(usize, Option<Pending>), IoError> {
+    fn note_taken(&mut self, dropped: bool) -> Result<(usize, Option<u32>), IoError> {
         let socket = &self.sockets.sending;
         self.producer.free(self.tx.consumer()).map_err(|bad| socket.bad_ring(bad))?;
-        Ok(strike(&mut self.pending, self.producer.consumed(), self.producer.next(), dropped))
+        Ok(self.pending.strike(self.producer.consumed(), self.producer.next(), dropped))
     }
 
     /// Sends what is pending, waiting out a full device within bounds.
@@ -259,15 +315,15 @@ impl XdpTx {
         self.producer.publish(self.tx.producer());
         let mut pause = FIRST_PAUSE;
         let mut stuck_since: Option<Instant> = None;
-        while !self.pending.is_empty() {
+        while self.pending() > 0 {
             // In zero-copy mode a driver that is awake finds the frames by itself.
             let asleep = self.tx.needs_wakeup() || stuck_since.is_some();
             let result = if !self.zerocopy || asleep { self.kick() } else { Ok(()) };
             let (taken, dropped) = self.note_taken(result == Err(Errno::EBUSY))?;
             self.reap()?;
             let has_dropped = dropped.is_some();
-            if let Some(lost) = dropped {
-                self.repeat(lost)?;
+            if let Some(at) = dropped {
+                self.repeat(at)?;
             }
             if taken > 0 {
                 pause = FIRST_PAUSE;
@@ -306,35 +362,41 @@ impl XdpTx {
     /// zero-copy mode the driver may be reading this very one: then it leaves after all, now.
     fn withdraw(&mut self) -> Result<(), IoError> {
         let outside = self.ledger.outside();
-        let first = self.producer.next().wrapping_sub(self.pending.len() as u32);
-        for (at, pending) in (0..).zip(self.pending.drain(..)) {
-            self.tx.write(first.wrapping_add(at), outside);
+        for at in self.pending.entries(self.producer.next()) {
+            let (index, _) = self.entry(at);
+            self.tx.write(at, outside);
             if self.zerocopy {
-                self.withdrawn.note_withdrawn(pending.index);
+                self.withdrawn.note_withdrawn(index);
                 continue;
             }
             let socket = &self.sockets.sending;
-            let frame = self.ledger.withdraw(pending.index).map_err(|bad| socket.bad_ring(bad))?;
+            let frame = self.ledger.withdraw(index).map_err(|bad| socket.bad_ring(bad))?;
             self.free.push(frame);
         }
         Ok(())
     }
 
-    /// Sends a frame again that the device has dropped; its octets are as they were.
-    fn repeat(&mut self, lost: Pending) -> Result<(), IoError> {
-        let Some(at) = self.free.iter().rposition(|frame| frame.index() == lost.index) else {
+    /// Sends a frame again that the device has dropped, from the entry `at`; its octets are as they were.
+    fn repeat(&mut self, at: u32) -> Result<(), IoError> {
+        let (index, len) = self.entry(at);
+        let position = self.pending.position(at);
+        let Some(found) = self.free.iter().rposition(|frame| frame.index() == index) else {
             // Not given back with the drop, as every kernel does (kfree_skb, then xsk_destruct_skb).
-            self.lost = Some(usize::from(lost.position));
+            self.lost = Some(position);
             return Err(self.sockets.sending.error("send frames", Errno::EBUSY));
         };
         let socket = &self.sockets.sending;
         let room = self.producer.free(self.tx.consumer()).map_err(|bad| socket.bad_ring(bad))?;
         if room == 0 {
-            self.lost = Some(usize::from(lost.position));
+            self.lost = Some(position);
             return Err(socket.error("send frames", Errno::ENOBUFS));
         }
-        let frame = self.free.swap_remove(at);
-        self.enqueue(usize::from(lost.position), frame, lost.len);
+        let frame = self.free.swap_remove(found);
+        self.enqueue(frame, len);
+        self.pending.repeated.push(position as u32);
+        if self.zerocopy {
+            self.withdrawn.note_sent(index);
+        }
         self.producer.publish(self.tx.producer());
         Ok(())
     }
@@ -372,26 +434,6 @@ impl XdpTx {
             _ => Errno::ENOBUFS,
         };
         self.sockets.sending.error("reserve frames", errno)
-    }
-}
-
-/// Strikes from `pending` what the kernel has taken: everything before `consumed`, where `next` is
-/// the next free entry. Returns how many frames have left, and the last one of them apart if one was
-/// dropped. That one the kernel does not always show: it moves the cursor only after it has sent
-/// something (__xsk_tx_release).
-fn strike(
-    pending: &mut Vec<Pending>,
-    consumed: u32,
-    next: u32,
-    dropped: bool,
-) -> (usize, Option<Pending>) {
-    let unread = next.wrapping_sub(consumed) as usize;
-    let taken = pending.len().saturating_sub(unread);
-    let last = pending.drain(..taken).next_back();
-    match (dropped, last) {
-        (false, _) => (taken, None),
-        (true, Some(last)) => (taken - 1, Some(last)),
-        (true, None) => (0, pending.drain(..pending.len().min(1)).next()),
     }
 }
 
@@ -447,11 +489,11 @@ impl Drop for XdpTx {
 
 impl Transmit for XdpTx {
     #[inline]
-    fn reserve(&mut self) -> Option<&mut [u8]> {
+    fn reserve(&mut self) -> Option<&mut FrameBuf> {
         if self.open == 0 && !self.open_up() {
             return self.reserve_surplus();
         }
-        self.free.last_mut().map(|frame| &mut self.ledger.octets_mut(frame)[..])
+        self.free.last_mut().map(|frame| self.ledger.octets_mut(frame))
     }
 
     /// # Panics
@@ -463,7 +505,7 @@ impl Transmit for XdpTx {
             && let Some(frame) = self.free.pop()
         {
             self.open -= 1;
-            self.enqueue(self.pending.len(), frame, len as u16);
+            self.enqueue(frame, len);
         } else {
             self.surplus += 1;
         }
@@ -472,17 +514,25 @@ impl Transmit for XdpTx {
     /// In copy mode every frame has gone to the device when this returns, in zero-copy mode the driver
     /// has taken it. Frames that are refused do not leave later.
     fn flush(&mut self) -> Result<usize, Unsent> {
-        let (queued, surplus) = (self.pending.len(), self.surplus);
+        let (queued, surplus) = (self.pending(), self.surplus);
         (self.open, self.surplus) = (0, 0);
+        self.pending.queued = queued as u32;
+        if self.zerocopy {
+            for at in self.pending.entries(self.producer.next()) {
+                self.withdrawn.note_sent(self.entry(at).0);
+            }
+        }
         let result = self.send_all();
-        let first_unsent = self.pending.iter().map(|pending| usize::from(pending.position));
-        let first_unsent = first_unsent.chain(self.lost.take()).min();
+        let unsent = self.pending.entries(self.producer.next());
+        let unsent = unsent.map(|at| self.pending.position(at));
+        let first_unsent = unsent.chain(self.lost.take()).min();
         let sent = first_unsent.unwrap_or(queued);
         let refused = queued + surplus - sent;
         self.sent += sent as u64;
         let unsent = |error| Unsent { sent, refused, error };
-        self.withdraw().map_err(unsent)?;
-        result.map_err(unsent)?;
+        let withdrawn = self.withdraw();
+        self.pending.begin(self.producer.next());
+        withdrawn.and(result).map_err(unsent)?;
         if self.free.len() < self.batch() {
             self.await_frames(self.batch(), PATIENCE).map_err(unsent)?;
         }
@@ -505,31 +555,35 @@ impl Transmit for XdpTx {
 mod tests {
     use super::*;
 
-    /// So many frames, numbered from 0.
-    fn pending(count: usize) -> Vec<Pending> {
-        let frame = |position: usize| Pending {
-            position: position as u16,
-            index: position as u32,
-            len: 60,
-        };
-        (0..count).map(frame).collect()
-    }
-
     #[test]
     fn taken_is_what_the_kernel_has_read() {
         for start in [0, u32::MAX - 1] {
-            let mut frames = pending(5);
-            let next = start.wrapping_add(5);
-            assert_eq!(strike(&mut frames, start, next, false), (0, None));
-            assert_eq!(strike(&mut frames, start.wrapping_add(2), next, false), (2, None));
+            let at = |turn| start.wrapping_add(turn);
+            let next = at(5);
+            let mut pending = Pending { queued: 5, ..Pending::default() };
+            pending.begin(start);
+            assert_eq!(pending.strike(start, next, false), (0, None));
+            assert_eq!(pending.strike(at(2), next, false), (2, None));
             // It was shown: the third left, the fourth was dropped.
-            let (taken, dropped) = strike(&mut frames, start.wrapping_add(4), next, true);
-            assert_eq!((taken, dropped.map(|frame| frame.position)), (1, Some(3)));
+            assert_eq!(pending.strike(at(4), next, true), (1, Some(at(3))));
             // It was not.
-            let (taken, dropped) = strike(&mut frames, start.wrapping_add(4), next, true);
-            assert_eq!((taken, dropped.map(|frame| frame.position)), (0, Some(4)));
-            assert!(frames.is_empty());
+            assert_eq!(pending.strike(at(4), next, true), (0, Some(at(4))));
+            assert_eq!(pending.count(next), 0);
+            assert_eq!(pending.strike(at(4), next, true), (0, None));
         }
+    }
+
+    #[test]
+    fn a_frame_that_is_repeated_keeps_its_position() {
+        let start = u32::MAX;
+        let mut pending = Pending { queued: 3, ..Pending::default() };
+        pending.begin(start);
+        let next = start.wrapping_add(3);
+        let (_, dropped) = pending.strike(start.wrapping_add(1), next, true);
+        let position = pending.position(dropped.expect("the first was dropped"));
+        pending.repeated.push(position as u32);
+        let unsent = pending.entries(next.wrapping_add(1)).map(|at| pending.position(at));
+        assert_eq!(unsent.collect::<Vec<_>>(), [1, 2, 0]);
     }
 
     /// A frame that was withdrawn belongs to the driver until one behind it has come back.

@@ -16,8 +16,8 @@ mod plain {
         let (producer, consumer) = (AtomicU32::new(NEAR_WRAP), AtomicU32::new(NEAR_WRAP));
         let mut ours = Producer::new(NEAR_WRAP, 8);
         assert_eq!(ours.free(&consumer), Ok(8));
-        let places: Vec<_> = (0..8).map(|_| ours.advance()).collect();
-        assert_eq!(places, [5, 6, 7, 0, 1, 2, 3, 4]);
+        let cursors: Vec<_> = (0..8).map(|_| ours.advance()).collect();
+        assert_eq!(cursors, [u32::MAX - 2, u32::MAX - 1, u32::MAX, 0, 1, 2, 3, 4]);
         assert_eq!(ours.free(&consumer), Ok(0));
         ours.publish(&producer);
         assert_eq!(producer.load(Ordering::Relaxed), 5);
@@ -34,8 +34,8 @@ mod plain {
         assert_eq!(ours.available(&producer), Ok(0));
         producer.store(5, Ordering::Relaxed);
         assert_eq!(ours.available(&producer), Ok(8));
-        let places: Vec<_> = (0..8).map(|_| ours.advance()).collect();
-        assert_eq!(places, [5, 6, 7, 0, 1, 2, 3, 4]);
+        let cursors: Vec<_> = ours.advance_by(8).collect();
+        assert_eq!(cursors, [u32::MAX - 2, u32::MAX - 1, u32::MAX, 0, 1, 2, 3, 4]);
         assert_eq!(ours.available(&producer), Ok(0));
         ours.release(&consumer);
         assert_eq!(consumer.load(Ordering::Relaxed), 5);
@@ -79,7 +79,7 @@ mod plain {
                     let free = write.free(&consumer).unwrap();
                     prop_assert_eq!(free as usize, size as usize - model.len());
                     for _ in 0..want.min(free) {
-                        entries[write.advance() as usize] = value;
+                        entries[(write.advance() % size) as usize] = value;
                         model.push_back(value);
                         value += 1;
                     }
@@ -87,8 +87,9 @@ mod plain {
                 } else {
                     let available = read.available(&producer).unwrap();
                     prop_assert_eq!(available as usize, model.len());
-                    for _ in 0..want.min(available) {
-                        prop_assert_eq!(Some(entries[read.advance() as usize]), model.pop_front());
+                    for at in read.advance_by(want.min(available)) {
+                        let entry = entries[(at % size) as usize];
+                        prop_assert_eq!(Some(entry), model.pop_front());
                     }
                     read.release(&consumer);
                 }
@@ -150,7 +151,7 @@ mod models {
                         thread::yield_now();
                     }
                     for _ in 0..free.min(ENTRIES - value) {
-                        let at = ours.advance() as usize;
+                        let at = (ours.advance() % SIZE) as usize;
                         // SAFETY: checked by loom.
                         theirs.entries[at].with_mut(|entry| unsafe { *entry = value });
                         value += 1;
@@ -165,8 +166,8 @@ mod models {
                 if available == 0 {
                     thread::yield_now();
                 }
-                for _ in 0..available {
-                    let at = ours.advance() as usize;
+                for at in ours.advance_by(available) {
+                    let at = (at % SIZE) as usize;
                     // SAFETY: checked by loom.
                     let value = shared.entries[at].with(|entry| unsafe { *entry });
                     assert_eq!(value, expected);
