@@ -17,7 +17,7 @@ use frames::{Segment, ethernet};
 use keepsweep::io::guard::{Guard, GuardSpec};
 use keepsweep::io::packet::PacketTx;
 use keepsweep::io::xdp::{
-    Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, Standing, XdpMode, ZeroCopy,
+    Attached, Layout, Queue, QueueSpec, Redirect, RedirectSpec, Standing, XdpMode, ZeroCopy,
 };
 use keepsweep::io::{IoError, Receive, Transmit};
 use keepsweep::time::Clock;
@@ -63,16 +63,17 @@ fn load() -> Redirect {
         sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()],
         ports: PORTS,
         queues: 1,
-        frame_octets: RX_OCTETS,
+        frame_octets: Layout::Packed.packet_octets(),
     };
     Redirect::load("a0", &spec).unwrap()
 }
 
 /// A queue on a0 with the program attached.
 fn path(mode: XdpMode) -> (Queue, Redirect) {
-    let queue = open("a0", ZeroCopy::Auto).unwrap();
+    let queue = open("a0", ZeroCopy::Auto.settle(index("a0"))).unwrap();
+    assert_eq!(queue.rx.layout(), Layout::Packed, "veth has no zero-copy");
     let mut redirect = load();
-    redirect.set_socket(0, queue.rx.socket()).unwrap();
+    redirect.set_socket(0, &queue.rx).unwrap();
     let (attached, why) = redirect.attach(index("a0"), mode).unwrap();
     let wanted = if mode == XdpMode::Skb { Attached::Skb } else { Attached::Drv };
     assert_eq!((attached, why.is_none()), (wanted, true));

@@ -2,8 +2,7 @@
 
 use super::{Path, XdpOptions};
 use crate::io::xdp::{
-    self, Attached, MAX_QUEUES, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode,
-    ZeroCopy,
+    self, Attached, MAX_QUEUES, Queue, QueueSpec, Redirect, RedirectSpec, XdpMode, ZeroCopy,
 };
 use crate::io::{IoError, PathInfo, Transmit};
 use std::collections::HashSet;
@@ -50,25 +49,28 @@ impl XdpSpec<'_> {
         let XdpSpec { info, ifindex, senders, sources, ports, options, interfaces } = self;
         let interface = &info.interface;
         let queues = xdp::queues(interface)?.min(MAX_QUEUES);
-        let spec = RedirectSpec { mac: info.mac, sources, ports, queues, frame_octets: RX_OCTETS };
-        let mut redirect = Redirect::load(interface, &spec)?;
         // The driver cannot read frames that only the stack hands over.
         let zerocopy = match (options.mode, options.zerocopy) {
             (XdpMode::Skb, ZeroCopy::Auto) => ZeroCopy::Off,
-            (_, zerocopy) => zerocopy,
+            (_, zerocopy) => zerocopy.settle(ifindex),
         };
+        let layout = zerocopy.layout();
+        let frame_octets = layout.packet_octets();
+        let spec = RedirectSpec { mac: info.mac, sources, ports, queues, frame_octets };
+        let mut redirect = Redirect::load(interface, &spec)?;
         let mut transmits: Vec<Box<dyn Transmit>> = Vec::with_capacity(senders);
         let mut receiving = Vec::with_capacity(queues as usize);
         let mut copied = false;
-        let mut octets = Queue::OCTETS;
+        let usual = Queue::usual_octets(layout);
+        let mut octets = usual;
         let share = queues.saturating_mul(u32::try_from(interfaces).unwrap_or(u32::MAX));
-        let lockable = xdp::lockable_per_queue(share);
+        let lockable = xdp::lockable_per_queue(share, layout);
         for queue_id in 0..queues {
             let spec = QueueSpec { ifindex, interface, queue_id, zerocopy };
-            let room = (OCTETS / u64::from(queues)).max(Queue::OCTETS);
+            let room = (OCTETS / u64::from(queues)).max(usual);
             let mut queue = Queue::open_within(spec, room.min(lockable))?;
             octets = octets.min(queue.octets);
-            redirect.set_socket(queue_id, queue.rx.socket())?;
+            redirect.set_socket(queue_id, &queue.rx)?;
             copied |= !queue.zerocopy;
             // Evenly: the first queues have one more where they do not come out even.
             let here = (senders + (queues - 1 - queue_id) as usize) / queues as usize;
@@ -97,13 +99,13 @@ impl XdpSpec<'_> {
             },
             if copied { "frames are copied" } else { "zero-copy" },
         )];
-        if octets < Queue::OCTETS {
+        if octets < usual {
             notes.push(format!(
                 "{interface}: {} KiB of frames a queue instead of {}, since no more memory may be \
                  locked: at a high rate answers may be dropped, and are then not believed to be \
                  missing; grant cap_ipc_lock too, or raise ulimit -l",
                 octets >> 10,
-                Queue::OCTETS >> 10
+                usual >> 10
             ));
         }
         notes.extend(why.map(|why| format!("{interface}: not in the driver: {why}")));

@@ -12,7 +12,7 @@ use crate::io::replay::Replay;
 use crate::io::route::Interface;
 use crate::io::testbed::Testbed;
 use crate::io::xdp::{
-    self, Attached, Queue, QueueSpec, RX_OCTETS, Redirect, RedirectSpec, XdpMode, XdpRx, ZeroCopy,
+    self, Attached, Queue, QueueSpec, Redirect, RedirectSpec, XdpMode, XdpRx, ZeroCopy,
 };
 use crate::io::{IoError, PathId, Receive, RxFrame, affinity, cpu, ports};
 use crate::probe::receiver::{Post, Receiver};
@@ -222,16 +222,16 @@ impl Bed {
             let receive = PacketRx::open(*index, name, &filter, RxOptions::default())?;
             return Ok(End { receive: Box::new(receive), redirect: None });
         }
+        let rx: XdpRx = queue(&self.ours)?.rx;
         let spec = RedirectSpec {
             mac: *mac,
             sources: vec![SOURCE.into()],
             ports: ports::DEFAULT,
             queues: 1,
-            frame_octets: RX_OCTETS,
+            frame_octets: rx.layout().packet_octets(),
         };
         let mut redirect = Redirect::load(name, &spec)?;
-        let rx: XdpRx = queue(&self.ours)?.rx;
-        redirect.set_socket(0, rx.socket())?;
+        redirect.set_socket(0, &rx)?;
         let (attached, _) = redirect.attach(*index, XdpMode::Auto)?;
         Ok(End { receive: Box::new(rx), redirect: Some((redirect, attached)) })
     }

@@ -7,7 +7,7 @@ mod rules;
 mod translators;
 
 pub use links::{Link, links, xdp_programs};
-pub use netdev::XdpFeatures;
+pub use netdev::{XdpFeatures, xdp_features_of};
 pub use rules::rules_translate;
 pub use translators::may_translate_untracked;
 

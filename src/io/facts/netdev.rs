@@ -50,6 +50,17 @@ impl XdpFeatures {
     }
 }
 
+/// Returns the features of an interface of this network namespace, if it can be asked for them.
+pub fn xdp_features_of(ifindex: u32) -> Option<XdpFeatures> {
+    match xdp_features() {
+        Ok(all) => all.get(&ifindex).copied(),
+        Err(error) => {
+            tracing::debug!(%error, "no xdp-features");
+            None
+        }
+    }
+}
+
 /// Returns the features of every interface of this network namespace, by index.
 ///
 /// # Errors

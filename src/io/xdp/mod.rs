@@ -30,13 +30,13 @@ pub use program::{
 pub use rx::XdpRx;
 pub use socket::{Queue, QueueSpec};
 pub use tx::XdpTx;
+pub use umem::Layout;
+
+use crate::io::facts::xdp_features_of;
 
 /// Queues beyond this many get no socket of ours: what comes in by them passes to the AF_PACKET
-/// socket. Each takes a thread and [`Queue::OCTETS`].
+/// socket. Each takes a thread and [`Queue::usual_octets`].
 pub const MAX_QUEUES: u32 = 16;
-
-/// The longest packet that the receiving half takes, in octets.
-pub const RX_OCTETS: u32 = umem::RX_OCTETS as u32;
 
 /// Whether the driver is to read and write frames in the UMEM itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -48,4 +48,23 @@ pub enum ZeroCopy {
     On,
     /// The kernel copies.
     Off,
+}
+
+impl ZeroCopy {
+    /// Returns `Off` instead of `Auto` where the driver has no zero-copy: then frames may lie closer
+    /// together.
+    #[must_use]
+    pub fn settle(self, ifindex: u32) -> Self {
+        let cannot = || xdp_features_of(ifindex).is_some_and(|features| !features.is_zero_copy());
+        if self == ZeroCopy::Auto && cannot() { ZeroCopy::Off } else { self }
+    }
+
+    /// Returns how frames that packets are received into lie.
+    #[must_use]
+    pub const fn layout(self) -> Layout {
+        match self {
+            ZeroCopy::Auto | ZeroCopy::On => Layout::Chunks,
+            ZeroCopy::Off => Layout::Packed,
+        }
+    }
 }

@@ -4,6 +4,8 @@
 mod tests;
 
 use super::link::{Hanging, Link};
+use super::rx::XdpRx;
+use super::umem::Layout;
 use crate::io::guard::{Ports, Source, chain, errno};
 use crate::io::{IoError, bpf};
 use crate::wire::MacAddr;
@@ -126,6 +128,8 @@ pub struct Redirect {
     programs: Ebpf,
     counters: PerCpuArray<MapData, u64>,
     interface: String,
+    /// The longest frame that it redirects.
+    frame_octets: u32,
 }
 
 /// Our program on its interface. It is taken off when the last one who has this lets go of it.
@@ -227,14 +231,28 @@ impl Redirect {
         program.load().map_err(|cause| error(&cause))?;
         let counters = programs.take_map("counters").ok_or_else(|| broken("map counters"))?;
         let counters = PerCpuArray::try_from(counters).map_err(|cause| error(&cause))?;
-        Ok(Redirect { attachment: None, programs, counters, interface: interface.to_owned() })
+        Ok(Redirect {
+            attachment: None,
+            programs,
+            counters,
+            interface: interface.to_owned(),
+            frame_octets: spec.frame_octets,
+        })
     }
 
-    /// Sends the frames of queue `queue_id` that are ours to `socket`, an AF_XDP socket.
+    /// Sends the frames of queue `queue_id` that are ours to the socket of `rx`.
     ///
     /// # Errors
-    /// There are not that many queues, or it is no such socket.
-    pub fn set_socket(&mut self, queue_id: u32, socket: BorrowedFd<'_>) -> Result<(), IoError> {
+    /// There are not that many queues, or the program redirects longer frames than `rx` has room for.
+    pub fn set_socket(&mut self, queue_id: u32, rx: &XdpRx) -> Result<(), IoError> {
+        // The kernel would write one that is too long over its neighbours (`Layout::Packed`).
+        if self.frame_octets > rx.layout().packet_octets() {
+            return Err(io_error("enter AF_XDP socket", &self.interface, &Errno::EMSGSIZE, ""));
+        }
+        self.enter(queue_id, rx.socket())
+    }
+
+    fn enter(&mut self, queue_id: u32, socket: BorrowedFd<'_>) -> Result<(), IoError> {
         let error = |cause: &(dyn Error + 'static)| {
             io_error("enter AF_XDP socket", &self.interface, cause, "")
         };
@@ -349,7 +367,7 @@ pub fn rehearse() -> Result<(), IoError> {
         sources: Vec::new(),
         ports: crate::io::ports::DEFAULT,
         queues: 1,
-        frame_octets: super::RX_OCTETS,
+        frame_octets: Layout::Packed.packet_octets(),
     };
     Redirect::load("this host", &spec).map(drop)
 }

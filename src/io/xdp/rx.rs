@@ -2,7 +2,7 @@
 
 use super::rings::{BadCursor, Consumer, Producer, Ring};
 use super::socket::{Sizes, Sockets};
-use super::umem::{BadDescriptor, Free, Ours, RxLedger};
+use super::umem::{BadDescriptor, Free, Layout, Ours, RxLedger};
 use crate::io::prefetch::prefetch;
 use crate::io::{IoError, QueueCounts, Receive, Received, RxFrame, RxStats};
 use crate::time::{Clock, Instant};
@@ -68,6 +68,11 @@ impl XdpRx {
     /// Returns the socket that the XDP program is to redirect to.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.sockets.receiving.as_fd()
+    }
+
+    /// Returns how the frames lie that it receives into.
+    pub fn layout(&self) -> Layout {
+        self.rings.ledger.layout()
     }
 
     /// Hands over what is in the rx ring, at most one round of it, so that a flood cannot keep the

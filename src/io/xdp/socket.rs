@@ -8,7 +8,7 @@ use super::completions::Completions;
 use super::rings::{COMPLETION, FILL, Place, RX, Ring, TX};
 use super::rx::{Rings, XdpRx};
 use super::tx::XdpTx;
-use super::umem::{CHUNK, TX_PER_CHUNK, Umem};
+use super::umem::{Layout, Umem};
 use crate::io::IoError;
 use crate::time::Clock;
 use nix::errno::Errno;
@@ -30,8 +30,8 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// From 8 ms at a million packets a second, longer than a receiver on a busy machine has to wait for
-    /// its turn, and 16 MiB, which take as long to be cleared as the packet path's ring; to what the memlock
-    /// limit, which is 8 MiB by default and counts for all queues of a user, allows.
+    /// its turn; to what the memlock limit, which is 8 MiB by default and counts for all queues of a user,
+    /// allows.
     pub const TRIED: [Sizes; 5] = [
         Sizes { rx: 8192, tx: 2048 },
         Sizes { rx: 4096, tx: 2048 },
@@ -40,14 +40,9 @@ impl Sizes {
         Sizes { rx: 512, tx: 256 },
     ];
 
-    /// Returns how many chunks the frames take.
-    const fn chunks(self) -> u32 {
-        self.rx + self.tx / TX_PER_CHUNK
-    }
-
     /// Returns the memory that frames take, in octets.
-    pub const fn octets(self) -> u64 {
-        self.chunks() as u64 * CHUNK as u64
+    pub const fn octets(self, layout: Layout) -> u64 {
+        layout.octets(self.rx, self.tx) as u64
     }
 
     /// Twice the frames: the kernel shows late what it has taken from the fill ring.
@@ -91,8 +86,10 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The memory that one of many queues takes if it may, in octets.
-    pub const OCTETS: u64 = Sizes { rx: 4096, tx: 2048 }.octets();
+    /// Returns the memory that one of many queues takes if it may, in octets.
+    pub const fn usual_octets(layout: Layout) -> u64 {
+        Sizes { rx: 4096, tx: 2048 }.octets(layout)
+    }
 
     /// Opens the sockets of one queue and fills its fill ring. Frames come in once the XDP program has
     /// been told of [`XdpRx::socket`].
@@ -103,7 +100,7 @@ impl Queue {
     /// [`IoError`] with a remedy: no CAP_NET_RAW, a memlock limit, no such queue, no zero-copy in the
     /// driver, another program on the queue, the interface down or gone.
     pub fn open(spec: QueueSpec<'_>) -> Result<Queue, IoError> {
-        Self::open_within(spec, Self::OCTETS)
+        Self::open_within(spec, Self::usual_octets(spec.zerocopy.layout()))
     }
 
     /// The same with no more than `octets` of memory, or as little as a queue can do with.
@@ -112,7 +109,8 @@ impl Queue {
     /// As for [`open`](Self::open).
     pub fn open_within(spec: QueueSpec<'_>, octets: u64) -> Result<Queue, IoError> {
         let [first @ .., last] = Sizes::TRIED;
-        for sizes in first.into_iter().filter(|sizes| sizes.octets() <= octets) {
+        let layout = spec.zerocopy.layout();
+        for sizes in first.into_iter().filter(|sizes| sizes.octets(layout) <= octets) {
             match Self::open_with(spec, sizes) {
                 // The memlock limit (xdp_umem_account_pages): others of this user have their part.
                 Err(error) if error.source.raw_os_error() == Some(libc::ENOBUFS) => {
@@ -131,7 +129,7 @@ impl Queue {
                     "{}: a queue locks at least {} KiB, and the memlock limit is {limit} for all that \
                      this user locks",
                     error.source,
-                    last.octets() >> 10
+                    last.octets(layout) >> 10
                 ));
             }
             error
@@ -139,7 +137,8 @@ impl Queue {
     }
 
     fn open_with(spec: QueueSpec<'_>, sizes: Sizes) -> Result<Queue, IoError> {
-        let umem = Umem::map(sizes.chunks(), spec.interface)?;
+        let layout = spec.zerocopy.layout();
+        let umem = Umem::map(layout, sizes.rx, sizes.tx, spec.interface)?;
         let receiving = Socket::new(spec)?;
         receiving.set("register the UMEM", libc::XDP_UMEM_REG, &umem.registration())?;
         receiving.set("size the fill ring", libc::XDP_UMEM_FILL_RING, &sizes.fill())?;
@@ -151,7 +150,7 @@ impl Queue {
         let fill = receiving.map(FILL, &offsets.fr, sizes.fill())?;
         let completion = receiving.map(COMPLETION, &offsets.cr, sizes.tx)?;
 
-        let (umem, rx_frames, tx_frames) = umem.split(sizes.rx);
+        let (umem, rx_frames, tx_frames) = umem.split();
         let rings =
             Rings::filled(rx, fill, sizes, rx_frames).map_err(|bad| receiving.bad_ring(bad))?;
         receiving.bind_umem(spec)?;
@@ -162,7 +161,7 @@ impl Queue {
         let rx = rings.with_sockets(sockets.clone());
         let completions = Arc::new(Completions::new(completion, sizes.tx));
         let tx = XdpTx::new(tx, completions, sizes, tx_frames, zerocopy, sockets);
-        Ok(Queue { tx, rx, zerocopy, octets: sizes.octets() })
+        Ok(Queue { tx, rx, zerocopy, octets: sizes.octets(layout) })
     }
 }
 
@@ -364,6 +363,7 @@ impl Socket {
             // The kernel tries, and copies where the driver cannot.
             ZeroCopy::Auto => 0,
             ZeroCopy::On => libc::XDP_ZEROCOPY,
+            // Said, and not only meant: a card would write where it likes (`Layout::Packed`).
             ZeroCopy::Off => libc::XDP_COPY,
         };
         let clock = Clock;

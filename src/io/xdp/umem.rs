@@ -5,27 +5,94 @@
 //! to the frame's octets. A [`Ledger`] remembers what is lent, so that an address from the kernel
 //! becomes a token again only if it was.
 //!
-//! Received packets need a chunk each, which the kernel fills as it likes. Of what is sent it asks only
-//! that no packet reaches from one chunk into the next (xp_aligned_validate_desc): sixteen of our frames
-//! share one, so that a batch takes four pages instead of 64, and what goes round stays in the cache.
+//! Whatever goes round in the rings is kept together, so that it stays in the cache ([`Layout`]): what is
+//! sent always, since of that the kernel only asks that no packet reaches from one chunk into the next
+//! (xp_aligned_validate_desc); what is received where the kernel copies it.
 
-use crate::io::{FRAME_OCTETS, IoError};
+use crate::io::{FRAME_OCTETS, FrameBuf, IoError};
 use nix::errno::Errno;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Octets of a chunk, the least that the kernel allows (XDP_UMEM_MIN_CHUNK_SIZE).
-pub(super) const CHUNK: usize = 2048;
-/// Frames to be sent that a chunk holds.
-pub(super) const TX_PER_CHUNK: u32 = (CHUNK / FRAME_OCTETS) as u32;
-const _: () = assert!(CHUNK.is_multiple_of(FRAME_OCTETS));
+const CHUNK: usize = 2048;
 /// Octets of a large page, where there are any: memory is fetched and cleared faster by them.
 const HUGE_PAGE: usize = 2 << 20;
 /// What the kernel leaves free before a received packet (XDP_PACKET_HEADROOM).
 const HEADROOM: usize = 256;
-/// The longest packet that a frame holds when it is received.
-pub(super) const RX_OCTETS: usize = CHUNK - HEADROOM;
+/// In an unaligned UMEM, where a descriptor has the packet's place in its frame
+/// (XSK_UNALIGNED_BUF_OFFSET_SHIFT).
+const OFFSET_SHIFT: u32 = 48;
+
+/// How the frames that packets are received into lie in the UMEM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    /// A chunk each, as drivers in zero-copy mode want it: the card writes as it likes.
+    Chunks,
+    /// Four to a chunk (XDP_UMEM_UNALIGNED_CHUNK_FLAG): for the kernel's copies, which begin behind the
+    /// headroom and are as long as the packet. So whoever redirects to the socket must see to it that
+    /// none is longer than [`packet_octets`](Self::packet_octets).
+    Packed,
+}
+
+impl Layout {
+    /// Returns the length of the longest packet that a frame has room for, in octets.
+    pub const fn packet_octets(self) -> u32 {
+        ((1 << self.shift()) - HEADROOM) as u32
+    }
+
+    const fn shift(self) -> u32 {
+        match self {
+            Layout::Chunks => CHUNK.ilog2(),
+            Layout::Packed => (2 * HEADROOM).ilog2(),
+        }
+    }
+
+    /// Returns the memory that frames take, in octets: `rx` to receive into and `tx` to send from.
+    pub(super) const fn octets(self, rx: u32, tx: u32) -> usize {
+        ((rx as usize) << self.shift()) + tx as usize * FRAME_OCTETS
+    }
+}
+
+/// How far apart the frames of a [`Ledger`] are.
+pub(super) trait Spacing: Copy {
+    /// Its binary logarithm, in octets.
+    fn shift(self) -> u32;
+
+    /// Returns the address of the packet that a descriptor names `addr`.
+    fn resolve(self, addr: u64) -> u64;
+}
+
+impl Spacing for Layout {
+    fn shift(self) -> u32 {
+        self.shift()
+    }
+
+    fn resolve(self, addr: u64) -> u64 {
+        match self {
+            Layout::Chunks => addr,
+            Layout::Packed => (addr & ((1 << OFFSET_SHIFT) - 1)) + (addr >> OFFSET_SHIFT),
+        }
+    }
+}
+
+/// The frames that are sent, one behind the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent;
+
+impl Spacing for Sent {
+    fn shift(self) -> u32 {
+        FRAME_OCTETS.ilog2()
+    }
+
+    fn resolve(self, addr: u64) -> u64 {
+        addr
+    }
+}
+
+const _: () = assert!(FRAME_OCTETS.is_power_of_two() && CHUNK.is_multiple_of(FRAME_OCTETS));
+const _: () = assert!(Layout::Packed.packet_octets() == 256);
 
 /// A frame that holds nothing of interest to anyone.
 #[derive(Debug)]
@@ -71,19 +138,22 @@ impl BadDescriptor {
     }
 }
 
-/// The frames that are received into, a chunk each.
-pub(super) type RxLedger = Ledger<CHUNK>;
-/// The frames that are sent, [`TX_PER_CHUNK`] a chunk.
-pub(super) type TxLedger = Ledger<FRAME_OCTETS>;
+/// The frames that are received into.
+pub(super) type RxLedger = Ledger<Layout>;
+/// The frames that are sent.
+pub(super) type TxLedger = Ledger<Sent>;
 
-/// A mapping of `chunks` chunks.
+/// The memory of a queue.
 #[derive(Debug)]
 pub(super) struct Umem {
     mapping: NonNull<u8>,
     mapped: usize,
-    /// The first chunk, somewhere in the mapping.
+    /// The first frame, somewhere in the mapping.
     start: NonNull<u8>,
-    chunks: u32,
+    octets: usize,
+    layout: Layout,
+    rx: u32,
+    tx: u32,
 }
 
 // SAFETY: the mapping belongs to this value; its octets are only reached through a `Ledger`, which
@@ -93,12 +163,13 @@ unsafe impl Send for Umem {}
 unsafe impl Sync for Umem {}
 
 impl Umem {
-    /// Maps memory for `chunks` chunks. `interface` is named in messages.
+    /// Maps memory for `rx` frames to receive into and `tx` to send from; both fill whole chunks, and what
+    /// is sent one at least. `interface` is named in messages.
     ///
     /// # Errors
     /// No memory.
-    pub fn map(chunks: u32, interface: &str) -> Result<Self, IoError> {
-        let octets = chunks as usize * CHUNK;
+    pub fn map(layout: Layout, rx: u32, tx: u32, interface: &str) -> Result<Self, IoError> {
+        let octets = layout.octets(rx, tx);
         let mapped = octets + HUGE_PAGE;
         // SAFETY: a new anonymous mapping touches no memory that exists.
         let mapping = unsafe {
@@ -121,33 +192,36 @@ impl Umem {
         };
         let mapping = mapping.cast::<u8>();
         let before = mapping.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
-        // SAFETY: at most as far into the mapping as it is longer than the chunks.
+        // SAFETY: at most as far into the mapping as it is longer than the frames.
         let start = unsafe { mapping.add(before) };
         // Whether or not there are such pages: registering it makes the kernel fetch all of them.
         // SAFETY: the range lies inside the mapping; its contents do not change.
         unsafe { libc::madvise(start.as_ptr().cast(), octets, libc::MADV_HUGEPAGE) };
-        Ok(Umem { mapping, mapped, start, chunks })
+        Ok(Umem { mapping, mapped, start, octets, layout, rx, tx })
     }
 
     /// Describes the memory to the kernel (XDP_UMEM_REG).
     pub fn registration(&self) -> libc::xdp_umem_reg {
         libc::xdp_umem_reg {
             addr: self.start.as_ptr() as u64,
-            len: u64::from(self.chunks) * CHUNK as u64,
+            len: self.octets as u64,
             chunk_size: CHUNK as u32,
             headroom: 0,
-            flags: 0,
+            flags: match self.layout {
+                Layout::Chunks => 0,
+                Layout::Packed => libc::XDP_UMEM_UNALIGNED_CHUNK_FLAG,
+            },
             tx_metadata_len: 0,
         }
     }
 
-    /// Splits the memory in two: the first `rx` chunks to receive into, and the others to send from.
-    pub fn split(self, rx: u32) -> (Arc<Self>, RxLedger, TxLedger) {
+    /// Splits the memory in two: what is received into, and behind it what is sent from.
+    pub fn split(self) -> (Arc<Self>, RxLedger, TxLedger) {
+        let Umem { layout, rx, tx, .. } = self;
         let umem = Arc::new(self);
-        let rx = rx.min(umem.chunks);
-        let head = Ledger::new(umem.clone(), 0, rx);
-        let (first, frames) = (rx * TX_PER_CHUNK, (umem.chunks - rx) * TX_PER_CHUNK);
-        let tail = Ledger::new(umem.clone(), first, frames);
+        let first = (layout.octets(rx, 0) / FRAME_OCTETS) as u32;
+        let head = Ledger::new(umem.clone(), layout, 0, rx);
+        let tail = Ledger::new(umem.clone(), Sent, first, tx);
         (umem, head, tail)
     }
 }
@@ -160,27 +234,29 @@ impl Drop for Umem {
     }
 }
 
-/// A share of a UMEM's memory as frames of `OCTETS` octets, and which of them are lent to the kernel.
+/// A share of a UMEM's memory as frames, and which of them are lent to the kernel.
 ///
-/// Frame `n` begins at address `n * OCTETS`. No two shares overlap.
-pub(super) struct Ledger<const OCTETS: usize> {
+/// Frames are numbered from the beginning of the UMEM, as if all of it were frames of this size. No two
+/// shares overlap.
+pub(super) struct Ledger<S> {
     umem: Arc<Umem>,
+    spacing: S,
     first: u32,
     /// By index from `first` on.
     lent: Box<[bool]>,
     unissued: bool,
 }
 
-impl<const OCTETS: usize> fmt::Debug for Ledger<OCTETS> {
+impl<S> fmt::Debug for Ledger<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let frames = self.first..self.first + self.lent.len() as u32;
         f.debug_struct("Ledger").field("frames", &frames).finish_non_exhaustive()
     }
 }
 
-impl<const OCTETS: usize> Ledger<OCTETS> {
-    fn new(umem: Arc<Umem>, first: u32, frames: u32) -> Self {
-        Ledger { umem, first, lent: vec![false; frames as usize].into(), unissued: true }
+impl<S: Spacing> Ledger<S> {
+    fn new(umem: Arc<Umem>, spacing: S, first: u32, frames: u32) -> Self {
+        Ledger { umem, spacing, first, lent: vec![false; frames as usize].into(), unissued: true }
     }
 
     /// Returns the tokens of all frames; only the first time, as there is one of each.
@@ -201,7 +277,7 @@ impl<const OCTETS: usize> Ledger<OCTETS> {
         let (kept, given) = free.drain(..).partition(|frame| frame.0 < first);
         *free = kept;
         self.lent = self.lent[..at].into();
-        let mut ledger = Ledger::new(self.umem.clone(), first, count as u32);
+        let mut ledger = Ledger::new(self.umem.clone(), self.spacing, first, count as u32);
         ledger.unissued = false;
         Some((ledger, given))
     }
@@ -209,30 +285,19 @@ impl<const OCTETS: usize> Ledger<OCTETS> {
     /// Says whether the frame at this address is of this share.
     #[inline]
     pub fn owns(&self, addr: u64) -> bool {
-        addr / OCTETS as u64 >= u64::from(self.first) && addr < self.end()
+        addr >> self.spacing.shift() >= u64::from(self.first) && addr < self.end()
     }
 
     /// Returns the address behind the last frame of this share.
     #[inline]
     pub fn end(&self) -> u64 {
-        (u64::from(self.first) + self.lent.len() as u64) * OCTETS as u64
-    }
-
-    /// Returns the octets of a frame that nobody uses, to be written.
-    #[inline]
-    pub fn octets_mut<'a>(&'a mut self, frame: &'a mut Free) -> &'a mut [u8; OCTETS] {
-        self.slot(frame.0);
-        let start = frame.0 as usize * OCTETS;
-        // SAFETY: the frame is of this ledger's share (checked), so inside the mapping; its token, of
-        // which there is one, is borrowed for as long as the reference lives, and the kernel has not
-        // got the frame.
-        unsafe { &mut *self.umem.start.as_ptr().add(start).cast() }
+        (u64::from(self.first) + self.lent.len() as u64) << self.spacing.shift()
     }
 
     /// Returns the packet in a frame.
     pub fn octets<'a>(&'a self, frame: &'a Ours) -> &'a [u8] {
         self.slot(frame.index);
-        let start = frame.index as usize * OCTETS + frame.offset as usize;
+        let start = ((frame.index as usize) << self.spacing.shift()) + frame.offset as usize;
         // SAFETY: the frame is of this ledger's share (checked), offset and length lie inside it
         // (checked in `take_packet`), and its only token is borrowed for as long as the slice lives.
         unsafe {
@@ -244,18 +309,7 @@ impl<const OCTETS: usize> Ledger<OCTETS> {
     pub fn lend(&mut self, frame: Free) -> u64 {
         let slot = self.slot(frame.0);
         self.lent[slot] = true;
-        u64::from(frame.0) * OCTETS as u64
-    }
-
-    /// Gives a frame whose first `len` octets are to be sent to the kernel, and returns its descriptor
-    /// for the tx ring.
-    ///
-    /// # Panics
-    /// If it is not that long.
-    #[inline]
-    pub fn lend_packet(&mut self, frame: Free, len: usize) -> libc::xdp_desc {
-        assert!(len <= OCTETS, "packet of {len} octets in a frame of {OCTETS}");
-        libc::xdp_desc { addr: self.lend(frame), len: len as u32, options: 0 }
+        u64::from(frame.0) << self.spacing.shift()
     }
 
     /// Takes back a frame that the kernel has sent, by its address from the completion ring.
@@ -270,7 +324,7 @@ impl<const OCTETS: usize> Ledger<OCTETS> {
 
     /// Returns a descriptor of nothing, which the kernel skips.
     pub fn outside(&self) -> libc::xdp_desc {
-        libc::xdp_desc { addr: u64::from(self.umem.chunks) * CHUNK as u64, len: 64, options: 0 }
+        libc::xdp_desc { addr: self.umem.octets as u64, len: 64, options: 0 }
     }
 
     /// Takes back a frame that was lent, and that the kernel has not read and will not read.
@@ -278,7 +332,7 @@ impl<const OCTETS: usize> Ledger<OCTETS> {
     /// # Errors
     /// [`BadDescriptor`] if it was not lent.
     pub fn withdraw(&mut self, index: u32) -> Result<Free, BadDescriptor> {
-        self.take_back(u64::from(index) * OCTETS as u64)
+        self.take_back(u64::from(index) << self.spacing.shift())
     }
 
     /// Takes back a frame that the kernel has filled, by its descriptor from the rx ring.
@@ -297,9 +351,10 @@ impl<const OCTETS: usize> Ledger<OCTETS> {
     #[inline]
     fn locate(&mut self, addr: u64, len: u32) -> Result<(u32, u32), BadDescriptor> {
         let bad = |reason| BadDescriptor { addr, len, reason };
-        let index = u32::try_from(addr / OCTETS as u64).map_err(|_| bad("outside the UMEM"))?;
-        let offset = (addr % OCTETS as u64) as u32;
-        if u64::from(offset) + u64::from(len) > OCTETS as u64 {
+        let (addr, shift) = (self.spacing.resolve(addr), self.spacing.shift());
+        let index = u32::try_from(addr >> shift).map_err(|_| bad("outside the UMEM"))?;
+        let offset = (addr & ((1 << shift) - 1)) as u32;
+        if u64::from(offset) + u64::from(len) > 1 << shift {
             return Err(bad("longer than its frame"));
         }
         let lent = index
@@ -319,20 +374,55 @@ impl<const OCTETS: usize> Ledger<OCTETS> {
     }
 }
 
+impl RxLedger {
+    /// Returns how its frames lie.
+    pub fn layout(&self) -> Layout {
+        self.spacing
+    }
+}
+
+impl TxLedger {
+    /// Returns the octets of a frame that nobody uses, to be written.
+    #[inline]
+    pub fn octets_mut<'a>(&'a mut self, frame: &'a mut Free) -> &'a mut FrameBuf {
+        self.slot(frame.0);
+        let start = frame.0 as usize * FRAME_OCTETS;
+        // SAFETY: the frame is of this ledger's share (checked), so inside the mapping; its token, of
+        // which there is one, is borrowed for as long as the reference lives, and the kernel has not
+        // got the frame.
+        unsafe { &mut *self.umem.start.as_ptr().add(start).cast() }
+    }
+
+    /// Gives a frame whose first `len` octets are to be sent to the kernel, and returns its descriptor
+    /// for the tx ring.
+    ///
+    /// # Panics
+    /// If it is not that long.
+    #[inline]
+    pub fn lend_packet(&mut self, frame: Free, len: usize) -> libc::xdp_desc {
+        assert!(len <= FRAME_OCTETS, "packet of {len} octets in a frame of {FRAME_OCTETS}");
+        libc::xdp_desc { addr: self.lend(frame), len: len as u32, options: 0 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     const TX_OCTETS: u64 = FRAME_OCTETS as u64;
-    /// The first frame that is sent.
-    const FIRST: u32 = 4 * TX_PER_CHUNK;
-    /// The last one.
-    const LAST: u32 = 6 * TX_PER_CHUNK - 1;
+    const TX_FRAMES: u32 = 32;
+    const LAYOUTS: [Layout; 2] = [Layout::Chunks, Layout::Packed];
 
-    fn ledgers() -> (RxLedger, TxLedger) {
-        let (_, rx, tx) = Umem::map(6, "a test").unwrap().split(4);
+    /// Four frames to receive into, and 32 to send from.
+    fn ledgers(layout: Layout) -> (RxLedger, TxLedger) {
+        let (_, rx, tx) = Umem::map(layout, 4, TX_FRAMES, "a test").unwrap().split();
         (rx, tx)
+    }
+
+    /// Where those begin that are sent.
+    fn tx_start(layout: Layout) -> u64 {
+        layout.octets(4, 0) as u64
     }
 
     fn desc(addr: u64, len: u32) -> libc::xdp_desc {
@@ -341,22 +431,26 @@ mod tests {
 
     #[test]
     fn a_packet_goes_out_and_comes_back() {
-        let (_, mut tx) = ledgers();
-        let mut frames = tx.issue();
-        assert_eq!(frames.len(), 2 * TX_PER_CHUNK as usize);
-        assert!(tx.issue().is_empty(), "one token a frame");
-        let mut frame = frames.pop().unwrap();
-        tx.octets_mut(&mut frame)[..5].copy_from_slice(b"hello");
-        let sent = tx.lend_packet(frame, 5);
-        assert_eq!((sent.addr, sent.len), (6 * CHUNK as u64 - TX_OCTETS, 5));
-        let packet = tx.take_packet(sent).unwrap();
-        assert_eq!(tx.octets(&packet), b"hello");
-        assert_eq!(packet.free().index(), LAST);
+        for layout in LAYOUTS {
+            let (_, mut tx) = ledgers(layout);
+            let mut frames = tx.issue();
+            assert_eq!(frames.len(), TX_FRAMES as usize);
+            assert!(tx.issue().is_empty(), "one token a frame");
+            let mut frame = frames.pop().unwrap();
+            let index = frame.index();
+            tx.octets_mut(&mut frame)[..5].copy_from_slice(b"hello");
+            let sent = tx.lend_packet(frame, 5);
+            let last = tx_start(layout) + u64::from(TX_FRAMES - 1) * TX_OCTETS;
+            assert_eq!((sent.addr, sent.len), (last, 5));
+            let packet = tx.take_packet(sent).unwrap();
+            assert_eq!(tx.octets(&packet), b"hello");
+            assert_eq!(packet.free().index(), index);
+        }
     }
 
     #[test]
     fn no_frame_reaches_into_the_next_chunk() {
-        let (_, mut tx) = ledgers();
+        let (_, mut tx) = ledgers(Layout::Chunks);
         for frame in tx.issue() {
             let sent = tx.lend_packet(frame, FRAME_OCTETS);
             let end = sent.addr + u64::from(sent.len) - 1;
@@ -364,60 +458,100 @@ mod tests {
         }
     }
 
+    /// Of an unaligned UMEM the kernel takes no frame with less than a chunk behind its beginning
+    /// (xp_check_unaligned).
+    #[test]
+    fn a_chunk_fits_behind_every_packed_frame() {
+        let (umem, mut rx, _) = Umem::map(Layout::Packed, 512, 256, "a test").unwrap().split();
+        for frame in rx.issue() {
+            assert!(rx.lend(frame) + CHUNK as u64 <= umem.registration().len);
+        }
+    }
+
     #[test]
     fn a_share_is_split_with_its_tokens() {
-        let (_, mut tx) = ledgers();
-        let mut free = tx.issue();
-        let lent = free.pop().unwrap();
-        assert!(tx.split_off(30, &mut free).is_none(), "the last frame is in use");
-        free.push(lent);
-        let (mut other, given) = tx.split_off(30, &mut free).unwrap();
-        let indices = |frames: &[Free]| frames.iter().map(Free::index).collect::<Vec<_>>();
-        assert_eq!(indices(&free), (FIRST..LAST - 1).collect::<Vec<_>>());
-        assert_eq!(indices(&given), [LAST - 1, LAST]);
-        assert!(other.issue().is_empty(), "one token a frame");
-        assert_eq!(tx.end(), u64::from(LAST - 1) * TX_OCTETS);
-        assert_eq!(other.end(), 6 * CHUNK as u64);
-        let sent = other.lend_packet(given.into_iter().next().unwrap(), 1);
-        assert!(tx.take_back(sent.addr).is_err(), "of the other share now");
-        assert!(other.take_back(sent.addr).is_ok());
+        for layout in LAYOUTS {
+            let (_, mut tx) = ledgers(layout);
+            let first = (tx_start(layout) / TX_OCTETS) as u32;
+            let last = first + TX_FRAMES - 1;
+            let mut free = tx.issue();
+            let lent = free.pop().unwrap();
+            assert!(tx.split_off(30, &mut free).is_none(), "the last frame is in use");
+            free.push(lent);
+            let (mut other, given) = tx.split_off(30, &mut free).unwrap();
+            let indices = |frames: &[Free]| frames.iter().map(Free::index).collect::<Vec<_>>();
+            assert_eq!(indices(&free), (first..last - 1).collect::<Vec<_>>());
+            assert_eq!(indices(&given), [last - 1, last]);
+            assert!(other.issue().is_empty(), "one token a frame");
+            assert_eq!(tx.end(), u64::from(last - 1) * TX_OCTETS);
+            assert_eq!(other.end(), u64::from(last + 1) * TX_OCTETS);
+            let sent = other.lend_packet(given.into_iter().next().unwrap(), 1);
+            assert!(!tx.owns(sent.addr) && tx.take_back(sent.addr).is_err());
+            assert!(other.owns(sent.addr) && other.take_back(sent.addr).is_ok());
+        }
     }
 
     #[test]
     fn what_was_not_lent_cannot_be_taken() {
-        let (mut rx, mut tx) = ledgers();
+        let (mut rx, mut tx) = ledgers(Layout::Chunks);
         let chunk = CHUNK as u64;
         let addrs: Vec<_> = rx.issue().into_iter().map(|frame| rx.lend(frame)).collect();
         assert_eq!(addrs, [0, chunk, 2 * chunk, 3 * chunk]);
+        let longest = Layout::Chunks.packet_octets();
         for (addr, len) in [
             (4 * chunk, 1), // the other share
             (6 * chunk, 1), // past the UMEM
             (u64::MAX, 1),
-            (chunk + 256, CHUNK as u32), // past its frame
+            (chunk + 256, longest + 1), // past its frame
             (chunk, u32::MAX),
         ] {
             assert!(rx.take_packet(desc(addr, len)).is_err(), "{addr} {len}");
         }
         let continued = libc::xdp_desc { options: libc::XDP_PKT_CONTD, ..desc(0, 1) };
         assert!(rx.take_packet(continued).is_err());
-        let packet = rx.take_packet(desc(chunk + 256, RX_OCTETS as u32)).unwrap();
-        assert_eq!(rx.octets(&packet).len(), RX_OCTETS);
+        let packet = rx.take_packet(desc(chunk + 256, longest)).unwrap();
+        assert_eq!(rx.octets(&packet).len(), longest as usize);
         assert!(rx.take_packet(desc(chunk, 1)).is_err(), "twice");
         assert!(tx.take_back(5 * chunk).is_err(), "never lent");
+    }
+
+    #[test]
+    fn a_packed_packet_is_found_by_its_offset() {
+        let (mut rx, _) = ledgers(Layout::Packed);
+        let frames = 2 * HEADROOM as u64;
+        let addrs: Vec<_> = rx.issue().into_iter().map(|frame| rx.lend(frame)).collect();
+        assert_eq!(addrs, [0, frames, 2 * frames, 3 * frames]);
+        let at = |base: u64, offset: u64| base | offset << OFFSET_SHIFT;
+        let longest = Layout::Packed.packet_octets();
+        for (addr, len) in [
+            (at(0, 256), longest + 1),    // into its neighbour
+            (at(4 * frames, 256), 1),     // the other share
+            (at(0, 4 * frames + 256), 1), // the other share, by its offset
+            (at((1 << OFFSET_SHIFT) - 1, 0xffff), 1),
+        ] {
+            assert!(rx.take_packet(desc(addr, len)).is_err(), "{addr:#x} {len}");
+        }
+        let packet = rx.take_packet(desc(at(frames, 256), longest)).unwrap();
+        assert_eq!(rx.octets(&packet).len(), longest as usize);
+        assert_eq!(packet.free().index(), 1);
     }
 
     proptest! {
         #[test]
         fn arbitrary_descriptors_stay_inside(
+            packed: bool,
             addr in prop_oneof![any::<u64>(), 0..8 * CHUNK as u64],
+            offset in prop_oneof![Just(0), any::<u16>(), 0..3000_u16],
             len in prop_oneof![any::<u32>(), 0..3000_u32],
         ) {
-            let (mut rx, _) = ledgers();
+            let layout = if packed { Layout::Packed } else { Layout::Chunks };
+            let (mut rx, _) = ledgers(layout);
             for frame in rx.issue() {
                 rx.lend(frame);
             }
+            let addr = addr | if packed { u64::from(offset) << OFFSET_SHIFT } else { 0 };
             if let Ok(packet) = rx.take_packet(desc(addr, len)) {
-                prop_assert!(addr + u64::from(len) <= 4 * CHUNK as u64);
+                prop_assert!(layout.resolve(addr) + u64::from(len) <= tx_start(layout));
                 prop_assert_eq!(rx.octets(&packet).len(), len as usize);
             }
         }

@@ -109,7 +109,7 @@ impl Bench {
         // SAFETY: the descriptor was just made, and belongs to nobody else.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         if with_socket {
-            redirect.set_socket(0, socket.as_fd()).unwrap();
+            redirect.enter(0, socket.as_fd()).unwrap();
         }
         Bench { redirect, _socket: socket }
     }
