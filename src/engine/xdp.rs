@@ -2,7 +2,7 @@
 
 use super::{Path, XdpOptions};
 use crate::io::xdp::{
-    self, Attached, MAX_QUEUES, Queue, QueueSpec, Redirect, RedirectSpec, XdpMode, ZeroCopy,
+    self, Attached, Layout, MAX_QUEUES, Queue, QueueSpec, Redirect, RedirectSpec, XdpMode, ZeroCopy,
 };
 use crate::io::{IoError, PathInfo, Transmit};
 use std::collections::HashSet;
@@ -10,7 +10,12 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 /// What the queues of an interface share if that is more: the fewer there are, the more comes in by each.
-const OCTETS: u64 = 64 << 20;
+const fn shared_octets(layout: Layout) -> u64 {
+    match layout {
+        Layout::Chunks => 64 << 20,
+        Layout::Packed => 8 << 20,
+    }
+}
 
 /// More senders than this share no queue: its lock and its device are the limit by then.
 const SENDERS_A_QUEUE: usize = 4;
@@ -67,7 +72,7 @@ impl XdpSpec<'_> {
         let lockable = xdp::lockable_per_queue(share, layout);
         for queue_id in 0..queues {
             let spec = QueueSpec { ifindex, interface, queue_id, zerocopy };
-            let room = (OCTETS / u64::from(queues)).max(usual);
+            let room = (shared_octets(layout) / u64::from(queues)).max(usual);
             let mut queue = Queue::open_within(spec, room.min(lockable))?;
             octets = octets.min(queue.octets);
             redirect.set_socket(queue_id, &queue.rx)?;
