@@ -57,22 +57,27 @@ fn open(interface: &str, zerocopy: ZeroCopy) -> Result<Queue, IoError> {
     Queue::open(QueueSpec { ifindex: index(interface), interface, queue_id: 0, zerocopy })
 }
 
-fn load() -> Redirect {
+fn load(layout: Layout) -> Redirect {
     let spec = RedirectSpec {
         mac: MacAddr(lab::OURS_MAC),
         sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()],
         ports: PORTS,
         queues: 1,
-        frame_octets: Layout::Packed.packet_octets(),
+        frame_octets: layout.packet_octets(),
     };
     Redirect::load("a0", &spec).unwrap()
 }
 
 /// A queue on a0 with the program attached.
 fn path(mode: XdpMode) -> (Queue, Redirect) {
-    let queue = open("a0", ZeroCopy::Auto.settle(index("a0"))).unwrap();
-    assert_eq!(queue.rx.layout(), Layout::Packed, "veth has no zero-copy");
-    let mut redirect = load();
+    let zerocopy = ZeroCopy::Auto.settle(index("a0"));
+    assert_eq!(zerocopy.layout(), Layout::Packed, "veth has no zero-copy");
+    path_with(mode, zerocopy)
+}
+
+fn path_with(mode: XdpMode, zerocopy: ZeroCopy) -> (Queue, Redirect) {
+    let queue = open("a0", zerocopy).unwrap();
+    let mut redirect = load(zerocopy.layout());
     redirect.set_socket(0, &queue.rx).unwrap();
     let (attached, why) = redirect.attach(index("a0"), mode).unwrap();
     let wanted = if mode == XdpMode::Skb { Attached::Skb } else { Attached::Drv };
@@ -132,6 +137,61 @@ fn answers_come_in_order_and_the_rings_go_round() {
         assert!(received.complete_until > begun && received.complete_until < now);
         assert!(!queue.zerocopy);
     }
+}
+
+/// Where frames lie close together, none may be written over its neighbours.
+#[test]
+fn the_longest_frame_fits_and_a_longer_one_passes() {
+    for mode in MODES {
+        // The kernel copies in either case: veth cannot do otherwise.
+        for zerocopy in [ZeroCopy::Auto, ZeroCopy::Off] {
+            let Some(lab) = Lab::new() else { return };
+            let longest = zerocopy.layout().packet_octets() as usize;
+            // Longer than the peer's link would take.
+            ip("link set a0 mtu 2000");
+            lab.peer.run(|| ip("link set b0 mtu 2000"));
+            let (mut queue, redirect) = path_with(mode, zerocopy);
+            let tap = PacketSocket::open("a0", false);
+            let frame = |number: u16, len: usize| {
+                let mut frame = to_us(number);
+                // Behind its end by the IP header; no two alike.
+                frame.extend((frame.len()..len).map(|at| (at as u8) ^ number.to_be_bytes()[1]));
+                frame
+            };
+            // So many that they go round in the ring.
+            let lengths = [60, longest, longest - 1, 200].into_iter().cycle().take(10_000);
+            let frames: Vec<_> = (1..).zip(lengths).map(|(n, len)| frame(n, len)).collect();
+            for some in frames.chunks(500) {
+                let sent = some.to_vec();
+                lab.peer.run(move || {
+                    let socket = PacketSocket::open("b0", true);
+                    sent.iter().for_each(|frame| socket.send(frame));
+                });
+                let mut expected = some.iter();
+                await_that(|| {
+                    let mut check = |frame: keepsweep::io::RxFrame<'_>| {
+                        assert_eq!(Some(frame.bytes), expected.next().map(Vec::as_slice));
+                    };
+                    queue.rx.receive(Duration::from_millis(10), &mut check).unwrap();
+                    expected.len() == 0
+                });
+            }
+            let long = frame(30_000, longest + 1);
+            lab.peer.send("b0", long.clone());
+            assert_eq!(tap.receive_until(|frame| frame.len() == long.len()), long);
+            let counts = redirect.counts().unwrap();
+            assert_eq!((counts.redirected, counts.malformed), (10_000, 0));
+            assert_eq!(queue.rx.stats().unwrap().received, 10_000);
+        }
+    }
+}
+
+#[test]
+fn a_program_for_longer_frames_is_refused() {
+    let Some(_lab) = Lab::new() else { return };
+    let queue = open("a0", ZeroCopy::Off).unwrap();
+    let error = load(Layout::Chunks).set_socket(0, &queue.rx).unwrap_err();
+    assert_eq!(error.source.raw_os_error(), Some(libc::EMSGSIZE), "{error}");
 }
 
 #[test]
@@ -449,7 +509,7 @@ fn what_becomes_of_the_program_is_known() {
     }
     assert_eq!(attachment.standing().unwrap(), Standing::Attached);
 
-    let mut other = load();
+    let mut other = load(Layout::Packed);
     other.attach(index("c0"), XdpMode::Skb).unwrap();
     let other = other.attachment().unwrap();
     bpf::replace(attachment.program(), other.program());
@@ -488,10 +548,10 @@ fn refusals_name_interface_cause_and_remedy() {
     refused(Queue::open(ninth), &["a0 queue 9", "ethtool -l"]);
 
     // Another program is left alone, whatever the mode.
-    let mut first = load();
+    let mut first = load(Layout::Packed);
     first.attach(index("a0"), XdpMode::Drv).unwrap();
     for mode in [XdpMode::Auto, XdpMode::Drv, XdpMode::Skb] {
-        let error = load().attach(index("a0"), mode).unwrap_err().to_string();
+        let error = load(Layout::Packed).attach(index("a0"), mode).unwrap_err().to_string();
         assert!(error.contains("on a0") && error.contains("another XDP program"), "{error}");
     }
     drop(first);
@@ -501,14 +561,14 @@ fn refusals_name_interface_cause_and_remedy() {
         "link add m0 numrxqueues 1 numtxqueues 1 type veth peer name n0 numrxqueues 2 numtxqueues 2",
     );
     ip("link set m0 up");
-    let error = load().attach(index("m0"), XdpMode::Drv).unwrap_err().to_string();
+    let error = load(Layout::Packed).attach(index("m0"), XdpMode::Drv).unwrap_err().to_string();
     assert!(error.contains("ethtool -L") && error.contains("--xdp-mode skb"), "{error}");
-    let (attached, why) = load().attach(index("m0"), XdpMode::Auto).unwrap();
+    let (attached, why) = load(Layout::Packed).attach(index("m0"), XdpMode::Auto).unwrap();
     assert_eq!(attached, Attached::Skb);
     assert!(why.unwrap().to_string().contains("(native)"));
 
     // No driver's part at all.
-    let error = load().attach(index("lo"), XdpMode::Drv).unwrap_err().to_string();
+    let error = load(Layout::Packed).attach(index("lo"), XdpMode::Drv).unwrap_err().to_string();
     assert!(error.contains("no native XDP"), "{error}");
     drop(lab);
 }
