@@ -615,4 +615,41 @@ mod tests {
         let asked: Vec<_> = layout.targets.iter().map(|target| target.hop.is_some()).collect();
         assert_eq!(asked, [false, true, false, true]);
     }
+
+    #[test]
+    fn every_share_is_shuffled_and_given_flows_stay_behind() {
+        const SHARE: usize = 40;
+        let peer = |n: u16| SocketAddr::from(([127, 0, 0, 1], n));
+        let shuffled = |seed| {
+            let setup = Setup {
+                targets: (0..100).map(|n| peer(1_000 + n)).collect(),
+                ..Setup::new(crate::probe::script::plan(), IoKind::Raw)
+            };
+            let mut layout = Layout::new(&setup).expect("a way to this host");
+            for n in 0..50 {
+                layout.push(peer(1_100 + n), None);
+                layout.given.push(Given { peer: peer(1_100 + n), ..Given::example(n) });
+            }
+            layout.shuffle(seed, SHARE);
+            layout
+        };
+        let layout = shuffled(7);
+        let ids: Vec<_> = layout.targets.iter().map(|target| target.id.0).collect();
+        // The third share has 20 of either kind.
+        for part in [0..40, 40..80, 80..100, 100..120, 120..150] {
+            let mut sorted = ids[part.clone()].to_vec();
+            assert!(!sorted.is_sorted(), "{part:?}: in order");
+            sorted.sort_unstable();
+            assert_eq!(sorted, part.map(|id| id as u32).collect::<Vec<_>>());
+        }
+        for target in &layout.targets {
+            assert_eq!(u32::from(target.peer.port()), 1_000 + target.id.0);
+        }
+        for (target, given) in layout.targets[100..].iter().zip(&layout.given) {
+            assert_eq!(target.peer, given.peer);
+        }
+        let again = shuffled(7);
+        let other = shuffled(8);
+        assert!(again.targets == layout.targets && other.targets != layout.targets);
+    }
 }

@@ -1,7 +1,6 @@
 //! Flows that somebody else has opened: probes, and nothing else, ever.
 
 use crate::io::{PathId, PathInfo};
-use crate::probe::TargetId;
 use crate::probe::evidence::Seen;
 use crate::probe::flow::{Flow, Stage};
 use crate::probe::given::{Given, TimestampClock};
@@ -11,10 +10,12 @@ use crate::probe::plan::{Close, Plan, ProbeBytes};
 use crate::probe::script::{ACK, DATA, FIN, RST, SYN_ACK, Say, Script, plan, resting};
 use crate::probe::sender::{Interruption, Poll, Sender, Start, Target};
 use crate::probe::table::{Family, Table};
+use crate::probe::{Slot, TargetId};
 use crate::time::Instant;
 use crate::wire::{Checksums, LinkType, MacAddr, Packet, SeqNumber, Timestamps, parse};
 use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -313,32 +314,56 @@ fn a_probe_that_did_not_leave_is_not_owed_after_the_verdict() {
     }
 }
 
+/// A sender that is to open `owned` connections and to take up `given`, all to one peer.
+fn sender(owned: u32, given: Vec<Given>, source_ports: RangeInclusive<u16>) -> Sender {
+    let (source, peer) = (IpAddr::from([10, 98, 0, 1]), SocketAddr::from(([10, 99, 0, 7], 80)));
+    let path = PathInfo {
+        id: PathId(0),
+        interface: "test0".into(),
+        link: LinkType::Ip,
+        mac: MacAddr::default(),
+        mtu: 1500,
+    };
+    let all = owned + given.len() as u32;
+    let target = |id| Target { id: TargetId(id), peer, hop: Some(HopId(0)) };
+    let start = Start {
+        plan: plan(),
+        targets: (0..all).map(target).collect(),
+        given,
+        first_slot: 0,
+        hops: vec![Hop { path: PathId(0), next_hop: peer.ip(), source }],
+        paths: vec![path],
+        resolve: true,
+        source_ports,
+        table: Arc::new(Table::with_capacity(all as usize, Family::V4, [1, 2])),
+        now: Instant::ZERO,
+    };
+    Sender::new(start).expect("a sender")
+}
+
+#[test]
+fn slots_have_their_turns_in_order_and_given_ones_evenly_among_them() {
+    let given = |count: u16| (0..count).map(|n| Given::example(50_000 + n)).collect();
+    for (owned, flows, expected) in [
+        (4, 0, vec![0, 1, 2, 3]),
+        (0, 3, vec![0, 1, 2]),
+        (4, 2, vec![0, 4, 1, 2, 5, 3]),
+        (1, 3, vec![0, 1, 2, 3]),
+    ] {
+        let mut sender = sender(owned, given(flows), 61_000..=61_999);
+        let mut turns = Vec::new();
+        while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
+            turns.extend(due.slot.map(|Slot(slot)| slot));
+        }
+        assert_eq!(turns, expected, "{owned} opened, {flows} given");
+    }
+}
+
 /// A connection that we open must not be on the 4-tuple of a given one.
 #[test]
 fn targets_leave_the_tuples_of_given_flows_alone() {
-    let (source, peer) = (IpAddr::from([10, 98, 0, 1]), SocketAddr::from(([10, 99, 0, 7], 80)));
     for taken in [61_000, 61_001] {
-        let given = Given::example(taken);
-        let path = PathInfo {
-            id: PathId(0),
-            interface: "test0".into(),
-            link: LinkType::Ip,
-            mac: MacAddr::default(),
-            mtu: 1500,
-        };
-        let mut sender = Sender::new(Start {
-            plan: plan(),
-            targets: [0, 1].map(|id| Target { id: TargetId(id), peer, hop: Some(HopId(0)) }).into(),
-            given: vec![given],
-            first_slot: 0,
-            hops: vec![Hop { path: PathId(0), next_hop: peer.ip(), source }],
-            paths: vec![path],
-            resolve: true,
-            source_ports: 61_000..=61_001,
-            table: Arc::new(Table::with_capacity(2, Family::V4, [1, 2])),
-            now: Instant::ZERO,
-        })
-        .expect("a sender");
+        let mut sender = sender(1, vec![Given::example(taken)], 61_000..=61_001);
         let mut sent = Vec::new();
         while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
             let mut frame = [0; 256];
