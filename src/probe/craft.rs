@@ -211,20 +211,19 @@ impl Template {
         if have < need {
             return Err(CraftError::TooShort { need, have });
         }
-        if segment.peer.is_ipv4() != self.v4 {
-            return Err(CraftError::MixedFamilies);
-        }
+        let is_v4 = segment.peer.is_ipv4();
         // Lengths and places that the compiler knows cost a few moves each. One branch a layout: what
         // branches have in common it would join, and call memcpy with a length again.
         let filled = match (buf.first_chunk_mut::<SHORT>(), self.frame.first_chunk::<SHORT>()) {
-            (Some(to), Some(from)) if self.shape == Shape::ShortEthernetV4 => {
+            (Some(to), Some(from)) if is_v4 && self.shape == Shape::ShortEthernetV4 => {
                 *to = *from;
                 self.fill_in(ETHERNET_V4, segment, to)
             }
-            (Some(to), Some(from)) if self.shape == Shape::ShortIpV4 => {
+            (Some(to), Some(from)) if is_v4 && self.shape == Shape::ShortIpV4 => {
                 *to = *from;
                 self.fill_in(IP_V4, segment, to)
             }
+            _ if is_v4 != self.v4 => return Err(CraftError::MixedFamilies),
             // By value: whose address is given away must stand in memory, for the others too.
             _ => self.patch_any(*segment, &mut buf[..need]),
         };
@@ -256,7 +255,9 @@ impl Template {
                 let ip = ip.first_chunk_mut::<20>()?;
                 let ip_sum = self.ip_sum + u64::from(segment.ip_id) + u64::from(dst.to_bits());
                 let ip_sum = ip_sum + u64::from(segment.tos);
-                ip[1] = segment.tos;
+                if segment.tos != 0 {
+                    ip[1] = segment.tos;
+                }
                 ip[4..6].copy_from_slice(&segment.ip_id.to_be_bytes());
                 ip[10..12].copy_from_slice(&checksum::of_sum(ip_sum).to_be_bytes());
                 ip[16..20].copy_from_slice(&dst.octets());

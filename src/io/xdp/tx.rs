@@ -39,9 +39,9 @@ pub struct XdpTx {
     withdrawn: Withdrawn,
     /// The first frame of the batch that was dropped and could not be repeated.
     lost: Option<usize>,
-    /// How many more frames the batch has room for, as far as is known: so many have come back, and the
-    /// ring has so many places.
-    open: usize,
+    /// How many free frames are to be left: the batch has room for those above, as far as is known, and
+    /// the ring has places for them.
+    floor: usize,
     /// Frames of the batch for which there was no room: the kernel has not given back enough in time.
     surplus: usize,
     scratch: Box<FrameBuf>,
@@ -137,7 +137,7 @@ impl XdpTx {
             pending: Pending::default(),
             withdrawn: Withdrawn::default(),
             lost: None,
-            open: 0,
+            floor: usize::MAX,
             surplus: 0,
             scratch: Box::new([0; FRAME_OCTETS]),
             frames: sizes.tx as usize,
@@ -166,7 +166,7 @@ impl XdpTx {
                 return Err(self.sockets.sending.error("share the tx frames", Errno::EBUSY));
             };
             self.frames -= each;
-            self.open = 0;
+            self.floor = usize::MAX;
             halves.push(XdpTx {
                 tx,
                 producer: Producer::new(0, ring),
@@ -177,7 +177,7 @@ impl XdpTx {
                 pending: Pending::default(),
                 withdrawn: Withdrawn::default(),
                 lost: None,
-                open: 0,
+                floor: usize::MAX,
                 surplus: 0,
                 scratch: Box::new([0; FRAME_OCTETS]),
                 frames: each,
@@ -210,7 +210,7 @@ impl XdpTx {
     pub(super) fn restart(&mut self, at: u32) {
         self.producer.restart(at);
         self.pending.begin(at);
-        self.open = 0;
+        self.floor = usize::MAX;
     }
 
     /// Takes back what the kernel has sent.
@@ -256,9 +256,9 @@ impl XdpTx {
             let is_full = self.producer.known_free() == 0;
             let room = if is_full && self.skip_withdrawn().is_err() { 0 } else { self.room() };
             let left = self.batch().saturating_sub(self.pending());
-            self.open = left.min(self.free.len()).min(room as usize);
+            self.floor = self.free.len().saturating_sub(left.min(room as usize));
         }
-        self.open > 0
+        self.free.len() > self.floor
     }
 
     /// Lends a place for a frame that cannot be sent, as long as the batch is not full.
@@ -490,7 +490,7 @@ impl Drop for XdpTx {
 impl Transmit for XdpTx {
     #[inline]
     fn reserve(&mut self) -> Option<&mut FrameBuf> {
-        if self.open == 0 && !self.open_up() {
+        if self.free.len() <= self.floor && !self.open_up() {
             return self.reserve_surplus();
         }
         self.free.last_mut().map(|frame| self.ledger.octets_mut(frame))
@@ -501,10 +501,9 @@ impl Transmit for XdpTx {
     #[inline]
     fn submit(&mut self, len: usize) {
         assert!(len <= FRAME_OCTETS, "frame of {len} octets in a buffer of {FRAME_OCTETS}");
-        if self.open > 0
+        if self.free.len() > self.floor
             && let Some(frame) = self.free.pop()
         {
-            self.open -= 1;
             self.enqueue(frame, len);
         } else {
             self.surplus += 1;
@@ -515,7 +514,7 @@ impl Transmit for XdpTx {
     /// has taken it. Frames that are refused do not leave later.
     fn flush(&mut self) -> Result<usize, Unsent> {
         let (queued, surplus) = (self.pending(), self.surplus);
-        (self.open, self.surplus) = (0, 0);
+        (self.floor, self.surplus) = (usize::MAX, 0);
         self.pending.queued = queued as u32;
         if self.zerocopy {
             for at in self.pending.entries(self.producer.next()) {
