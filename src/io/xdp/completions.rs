@@ -59,16 +59,17 @@ impl Completions {
         let Returned { ring, consumer, halves } = &mut *returned;
         if let Some(put_by) = halves.get_mut(half) {
             for addr in put_by.back.drain(..) {
-                free.push(ledger.take_back(addr)?);
+                ledger.take_back(addr, free)?;
             }
         }
         let done = consumer.available(ring.producer())?;
         free.reserve(done as usize);
         for at in consumer.advance_by(done) {
             let addr = ring.read(at);
-            if ledger.owns(addr) {
-                free.push(ledger.take_back(addr)?);
-            } else if let Some(other) = owner(addr, halves)? {
+            if ledger.take_back(addr, free)? {
+                continue;
+            }
+            if let Some(other) = owner(addr, halves)? {
                 halves[other].back.push(addr);
             }
         }

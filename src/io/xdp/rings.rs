@@ -302,6 +302,23 @@ impl<T: Copy> Ring<T> {
     }
 }
 
+impl Ring<libc::xdp_desc> {
+    /// Writes a descriptor as [`write`](Self::write) does, but its two halves at once, as the compiler
+    /// does not: a frame that is sent takes as long as it has writes.
+    #[inline]
+    pub fn describe(&mut self, at: u32, descriptor: libc::xdp_desc) {
+        const { assert!(size_of::<libc::xdp_desc>() == 16) };
+        const { assert!(std::mem::offset_of!(libc::xdp_desc, addr) == 0) };
+        const { assert!(std::mem::offset_of!(libc::xdp_desc, len) == 8) };
+        let libc::xdp_desc { addr, len, options } = descriptor;
+        let [len, options] = [len, options].map(u64::from);
+        let rest =
+            if cfg!(target_endian = "little") { len | options << 32 } else { len << 32 | options };
+        // SAFETY: as in `write`; of the same size and alignment, any two words are a descriptor.
+        unsafe { self.entries.add((at & self.mask) as usize).cast().write([addr, rest]) }
+    }
+}
+
 impl<T> Drop for Ring<T> {
     fn drop(&mut self) {
         // SAFETY: this is the mapping made in `map`, and no reference into it outlives this value.

@@ -233,7 +233,7 @@ impl XdpTx {
     #[inline]
     fn enqueue(&mut self, frame: Free, len: usize) {
         let descriptor = self.ledger.lend_packet(frame, len);
-        self.tx.write(self.producer.advance(), descriptor);
+        self.tx.describe(self.producer.advance(), descriptor);
     }
 
     /// Returns how many frames of the batch the kernel has not taken.

@@ -282,12 +282,6 @@ impl<S: Spacing> Ledger<S> {
         Some((ledger, given))
     }
 
-    /// Says whether the frame at this address is of this share.
-    #[inline]
-    pub fn owns(&self, addr: u64) -> bool {
-        addr >> self.spacing.shift() >= u64::from(self.first) && addr < self.end()
-    }
-
     /// Returns the address behind the last frame of this share.
     #[inline]
     pub fn end(&self) -> u64 {
@@ -312,16 +306,6 @@ impl<S: Spacing> Ledger<S> {
         u64::from(frame.0) << self.spacing.shift()
     }
 
-    /// Takes back a frame that the kernel has sent, by its address from the completion ring.
-    ///
-    /// # Errors
-    /// [`BadDescriptor`] if it was not lent.
-    #[inline]
-    pub fn take_back(&mut self, addr: u64) -> Result<Free, BadDescriptor> {
-        let (index, _) = self.locate(addr, 0)?;
-        Ok(Free(index))
-    }
-
     /// Returns a descriptor of nothing, which the kernel skips.
     pub fn outside(&self) -> libc::xdp_desc {
         libc::xdp_desc { addr: self.umem.octets as u64, len: 64, options: 0 }
@@ -332,7 +316,8 @@ impl<S: Spacing> Ledger<S> {
     /// # Errors
     /// [`BadDescriptor`] if it was not lent.
     pub fn withdraw(&mut self, index: u32) -> Result<Free, BadDescriptor> {
-        self.take_back(u64::from(index) << self.spacing.shift())
+        let (index, _) = self.locate(u64::from(index) << self.spacing.shift(), 0)?;
+        Ok(Free(index))
     }
 
     /// Takes back a frame that the kernel has filled, by its descriptor from the rx ring.
@@ -382,6 +367,23 @@ impl RxLedger {
 }
 
 impl TxLedger {
+    /// Takes back a frame that the kernel has sent, by its address from the completion ring, into `free`;
+    /// says whether it is of this share at all.
+    ///
+    /// # Errors
+    /// [`BadDescriptor`] if it was not lent.
+    #[inline]
+    pub fn take_back(&mut self, addr: u64, free: &mut Vec<Free>) -> Result<bool, BadDescriptor> {
+        let index = addr / FRAME_OCTETS as u64;
+        let slot = index.wrapping_sub(self.first.into()) as usize;
+        let Some(lent) = self.lent.get_mut(slot) else { return Ok(false) };
+        if !std::mem::replace(lent, false) {
+            return Err(BadDescriptor { addr, len: 0, reason: "not lent" });
+        }
+        free.push(Free(index as u32));
+        Ok(true)
+    }
+
     /// Returns the octets of a frame that nobody uses, to be written.
     #[inline]
     pub fn octets_mut<'a>(&'a mut self, frame: &'a mut Free) -> &'a mut FrameBuf {
@@ -486,8 +488,11 @@ mod tests {
             assert_eq!(tx.end(), u64::from(last - 1) * TX_OCTETS);
             assert_eq!(other.end(), u64::from(last + 1) * TX_OCTETS);
             let sent = other.lend_packet(given.into_iter().next().unwrap(), 1);
-            assert!(!tx.owns(sent.addr) && tx.take_back(sent.addr).is_err());
-            assert!(other.owns(sent.addr) && other.take_back(sent.addr).is_ok());
+            let mut back = Vec::new();
+            assert_eq!(tx.take_back(sent.addr, &mut back), Ok(false), "of the other share");
+            assert_eq!(other.take_back(sent.addr, &mut back), Ok(true));
+            assert_eq!(indices(&back), [last - 1]);
+            assert!(other.take_back(sent.addr, &mut back).is_err(), "twice");
         }
     }
 
@@ -512,7 +517,8 @@ mod tests {
         let packet = rx.take_packet(desc(chunk + 256, longest)).unwrap();
         assert_eq!(rx.octets(&packet).len(), longest as usize);
         assert!(rx.take_packet(desc(chunk, 1)).is_err(), "twice");
-        assert!(tx.take_back(5 * chunk).is_err(), "never lent");
+        assert!(tx.take_back(5 * chunk, &mut Vec::new()).is_err(), "never lent");
+        assert_eq!(tx.take_back(0, &mut Vec::new()), Ok(false), "of the other share");
     }
 
     #[test]
