@@ -50,8 +50,8 @@ enum redirect_counter {
 
 /* What the redirecting program knows of the interface that it runs on. */
 struct redirect_interface {
-	__u32 frame_max; /* octets that a UMEM frame holds: a longer packet (merged by GRO, jumbo) would be
-	                  * dropped on the way into it */
+	__u32 frame_max; /* octets that a UMEM frame holds: the kernel would drop a longer packet, or, where
+	                  * frames lie close together, write it over its neighbours */
 	__u8 mac[6];     /* its own address: frames to another one (promiscuous mode, bridges, macvlan) are
 	                  * not for this host, whatever their IP address is */
 	__u8 padding[2];

@@ -212,7 +212,7 @@ impl<'a> Sender<'a> {
             }
             BenchPath::Packet => (LinkType::Ethernet, End::Packet(PacketTx::open(*index, name)?)),
             BenchPath::Xdp => {
-                let (ifindex, zerocopy) = (*index, ZeroCopy::Auto);
+                let (ifindex, zerocopy) = (*index, ZeroCopy::Auto.settle(*index));
                 let spec = QueueSpec { ifindex, interface: name, queue_id: 0, zerocopy };
                 (LinkType::Ethernet, End::Xdp(Box::new(Queue::open(spec)?)))
             }

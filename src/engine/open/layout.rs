@@ -136,8 +136,9 @@ impl Layout {
         self.targets.push(Target { id, peer, hop });
     }
 
-    /// Puts every `share` of the peers into a random order, in which they are asked: so that no subnet
-    /// is hit in a burst. Given flows stay behind the others.
+    /// Puts every `share` of the peers, of one at least, into a random order, in which they are asked: so
+    /// that no subnet is hit in a burst. Given flows stay behind the others. To be done before anything is
+    /// asked by slot: `baseline`, `cookies`, `into_senders`.
     ///
     /// This is the order of slots, too: whatever is kept by slot is then read as it lies in memory, and
     /// a sender takes a third of the time (`keepsweep bench tx`: 90 ns a keepalive instead of 250).
@@ -597,6 +598,8 @@ fn constraint(setup: &Setup, interfaces: &[Interface]) -> Result<Constraint, Eng
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::Slot;
+    use crate::probe::host::{Host, Reading};
 
     /// Its interface or its address is gone.
     #[test]
@@ -628,7 +631,8 @@ mod tests {
             let mut layout = Layout::new(&setup).expect("a way to this host");
             for n in 0..50 {
                 layout.push(peer(1_100 + n), None);
-                layout.given.push(Given { peer: peer(1_100 + n), ..Given::example(n) });
+                let host = Some(Host::new(u64::from(n) + 1, Reading::default()));
+                layout.given.push(Given { peer: peer(1_100 + n), host, ..Given::example(n) });
             }
             layout.shuffle(seed, SHARE);
             layout
@@ -645,8 +649,13 @@ mod tests {
         for target in &layout.targets {
             assert_eq!(u32::from(target.peer.port()), 1_000 + target.id.0);
         }
-        for (target, given) in layout.targets[100..].iter().zip(&layout.given) {
+        let cookies = layout.cookies();
+        assert_eq!(cookies.len(), 50);
+        for (slot, (target, given)) in (100..).zip(layout.targets[100..].iter().zip(&layout.given))
+        {
             assert_eq!(target.peer, given.peer);
+            let cookie = given.host.map(|host| host.cookie).expect("a socket's");
+            assert_eq!(cookies.get(&cookie), Some(&Slot(slot)));
         }
         let again = shuffled(7);
         let other = shuffled(8);

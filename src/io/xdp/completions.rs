@@ -3,6 +3,7 @@
 use super::rings::{BadCursor, Consumer, Ring};
 use super::umem::{BadDescriptor, Free, TxLedger};
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The completion ring of a queue.
@@ -20,8 +21,8 @@ pub(super) struct Returned {
 
 /// The addresses of a half's frames that are back.
 struct Half {
-    /// Its frames lie in front of this address, and behind those of the half before it.
-    end: u64,
+    /// Where its frames lie.
+    frames: Range<u64>,
     back: Vec<u64>,
 }
 
@@ -41,14 +42,14 @@ impl Completions {
     /// Says whose the frames of each half are: `ledgers` in the order of their frames.
     pub fn share_out<'a>(&self, ledgers: impl Iterator<Item = &'a TxLedger>) {
         self.lock().halves =
-            ledgers.map(|ledger| Half { end: ledger.end(), back: Vec::new() }).collect();
+            ledgers.map(|ledger| Half { frames: ledger.range(), back: Vec::new() }).collect();
     }
 
     /// Appends the frames of half number `half` that are back, which `ledger` is of, to `free`.
     ///
     /// # Errors
     /// [`BadCursor`]; or, in [`BadDescriptor`], an address outside of all shares or of a frame that was
-    /// not lent.
+    /// not lent, the first of them: what came besides is where it belongs.
     pub fn take(
         &self,
         half: usize,
@@ -57,26 +58,23 @@ impl Completions {
     ) -> Result<(), Error> {
         let mut returned = self.lock();
         let Returned { ring, consumer, halves } = &mut *returned;
+        let mut result = Ok(());
         if let Some(put_by) = halves.get_mut(half) {
             for addr in put_by.back.drain(..) {
-                ledger.take_back(addr, free)?;
+                result = result.and(ledger.take_back(addr, free).map(drop));
             }
         }
         let done = consumer.available(ring.producer())?;
         free.reserve(done as usize);
         for at in consumer.advance_by(done) {
-            let addr = ring.read(at);
-            if ledger.take_back(addr, free)? {
-                continue;
-            }
-            if let Some(other) = owner(addr, halves)? {
-                halves[other].back.push(addr);
+            if let Err(bad) = sort(ring.read(at), halves, ledger, free) {
+                result = result.and(Err(bad));
             }
         }
         if done > 0 {
             consumer.release(ring.consumer());
         }
-        Ok(())
+        Ok(result?)
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Returned> {
@@ -85,11 +83,28 @@ impl Completions {
     }
 }
 
+/// Puts the frame at `addr` into `free`, if it is of the share of `ledger`, or by for its half.
+#[inline]
+fn sort(
+    addr: u64,
+    halves: &mut [Half],
+    ledger: &mut TxLedger,
+    free: &mut Vec<Free>,
+) -> Result<(), BadDescriptor> {
+    if ledger.take_back(addr, free)? {
+        return Ok(());
+    }
+    if let Some(other) = owner(addr, halves)? {
+        halves[other].back.push(addr);
+    }
+    Ok(())
+}
+
 /// Returns the number of the half that a frame belongs to; none for a frame that was withdrawn
 /// (`Ledger::outside`): some kernels give back what they skip, others do not.
 fn owner(addr: u64, halves: &[Half]) -> Result<Option<usize>, BadDescriptor> {
-    let owner = halves.iter().position(|half| addr < half.end);
-    let is_withdrawn = || halves.last().is_some_and(|last| addr == last.end);
+    let owner = halves.iter().position(|half| half.frames.contains(&addr));
+    let is_withdrawn = || halves.last().is_some_and(|last| addr == last.frames.end);
     if owner.is_none() && !is_withdrawn() {
         return Err(BadDescriptor::outside(addr));
     }
@@ -107,21 +122,48 @@ pub(super) enum Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::umem::{Layout, Umem};
     use super::*;
 
-    #[test]
-    fn every_frame_comes_back_to_its_half() {
-        let halves = [100, 200, 300].map(|end| Half { end, back: Vec::new() });
-        let owners = [99, 100, 250, 0, 199].map(|addr| owner(addr, &halves));
-        assert_eq!(owners, [0, 1, 2, 0, 1].map(|half| Ok(Some(half))));
+    fn half(frames: Range<u64>) -> Half {
+        Half { frames, back: Vec::new() }
     }
 
     #[test]
-    fn an_address_behind_the_last_half_is_refused() {
-        let halves = [Half { end: 100, back: Vec::new() }];
-        assert!(owner(101, &halves).is_err());
+    fn every_frame_comes_back_to_its_half() {
+        let (_, mut rx, mut first) = Umem::map(Layout::Chunks, 4, 32, "a test").unwrap().split();
+        let mut free = first.issue();
+        let (mut second, given) = first.split_off(16, &mut free).unwrap();
+        let mut halves = [&first, &second].map(|ledger| half(ledger.range()));
+        let mut given = given.into_iter();
+        let (own, others) = (free.pop().unwrap(), given.next().unwrap());
+        let (index, others_index) = (own.index(), others.index());
+        let (own, others) = (first.lend_packet(own, 1).addr, second.lend_packet(others, 1).addr);
+        free.clear();
+        for addr in [others, own] {
+            sort(addr, &mut halves, &mut first, &mut free).unwrap();
+        }
+        assert_eq!(free.iter().map(Free::index).collect::<Vec<_>>(), [index]);
+        assert_eq!((halves[0].back.len(), &halves[1].back[..]), (0, &[others][..]));
+        second.take_back(others, &mut free).unwrap();
+        assert_eq!(free.last().map(Free::index), Some(others_index));
+
+        // Twice; one that is received into; behind them all.
+        let received = rx.issue().pop().map(|frame| rx.lend(frame)).unwrap();
+        for addr in [own, received, second.range().end + 1] {
+            assert!(sort(addr, &mut halves, &mut first, &mut free).is_err(), "{addr}");
+        }
+        assert_eq!(free.len(), 2);
+    }
+
+    #[test]
+    fn an_address_outside_of_the_halves_is_refused() {
+        let halves = [half(40..100)];
+        for addr in [0, 39, 101, u64::MAX] {
+            assert!(owner(addr, &halves).is_err(), "{addr}");
+        }
+        assert_eq!(owner(40, &halves), Ok(Some(0)));
         // Nobody's, but not wrong: it stands for a frame that was withdrawn.
         assert_eq!(owner(100, &halves), Ok(None));
-        assert!(owner(u64::MAX, &halves).is_err());
     }
 }

@@ -5,8 +5,8 @@ use super::umem::Layout;
 use crate::io::privilege::{self, Capability};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Returns how many octets each of `queues` queues with this layout may lock, after raising the limit of this process
-/// as far as it may; `u64::MAX` if nobody counts.
+/// Returns how many octets each of `queues` queues with this layout may lock, after raising the limit of
+/// this process as far as it may; `u64::MAX` if nobody counts.
 ///
 /// What else the user has locked is not known: a queue may still get less.
 pub fn lockable_per_queue(queues: u32, layout: Layout) -> u64 {

@@ -93,7 +93,8 @@ pub struct RedirectSpec {
     pub ports: RangeInclusive<u16>,
     /// How many queues may get a socket.
     pub queues: u32,
-    /// What a frame of the UMEM holds, in octets; longer ones pass.
+    /// What a frame of the UMEM holds, in octets; longer ones pass. No more than the `Layout` of every
+    /// queue has room for.
     pub frame_octets: u32,
 }
 

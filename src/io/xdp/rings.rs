@@ -294,6 +294,12 @@ impl<T: Copy> Ring<T> {
         unsafe { self.entries.add((at & self.mask) as usize).write(entry) }
     }
 
+    /// Writes over an entry that the kernel has been shown, and may be reading.
+    pub fn overwrite(&mut self, at: u32, entry: T) {
+        // SAFETY: masked, so inside the mapping; a volatile write, since the kernel sees it as it happens.
+        unsafe { self.entries.add((at & self.mask) as usize).write_volatile(entry) }
+    }
+
     /// Reads the entry at the cursor `at`, as [`Consumer::advance_by`] has returned it.
     pub fn read(&self, at: u32) -> T {
         // SAFETY: masked, so inside the mapping; the kernel does not touch an entry that is ours, and

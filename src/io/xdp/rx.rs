@@ -65,8 +65,9 @@ impl fmt::Debug for XdpRx {
 }
 
 impl XdpRx {
-    /// Returns the socket that the XDP program is to redirect to.
-    pub fn socket(&self) -> BorrowedFd<'_> {
+    /// Returns the socket that the XDP program is to redirect to: no frame that is longer than its
+    /// [`layout`](Self::layout) has room for.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.sockets.receiving.as_fd()
     }
 
@@ -165,8 +166,8 @@ impl Rings {
         for entry in self.consumer.advance_by(count) {
             match self.ledger.take_packet(self.rx.read(entry)) {
                 Ok(packet) => {
-                    // Another CPU wrote it, into a page of its own: nothing else would bring it here
-                    // before it is read. IPv6 and tags take a second line.
+                    // Another CPU wrote it: nothing else would bring it here before it is read. IPv6 and
+                    // tags take a second line.
                     let octets = self.ledger.octets(&packet);
                     octets.first().into_iter().chain(octets.get(CACHE_LINE)).for_each(prefetch);
                     self.turn.push(packet);

@@ -92,7 +92,7 @@ impl Queue {
     }
 
     /// Opens the sockets of one queue and fills its fill ring. Frames come in once the XDP program has
-    /// been told of [`XdpRx::socket`].
+    /// been told of the queue (`Redirect::set_socket`).
     ///
     /// A queue that is still held by another socket, as after a restart, is waited for up to 2 s.
     ///
@@ -156,6 +156,10 @@ impl Queue {
         receiving.bind_umem(spec)?;
         let (sending, tx) = receiving.sending_end(sizes.tx)?;
         let zerocopy = receiving.is_zerocopy()?;
+        if zerocopy && layout == Layout::Packed {
+            // Never, as it is bound with XDP_COPY: a card writes wherever there is room for a chunk.
+            return Err(receiving.error("have frames copied", Errno::EOPNOTSUPP));
+        }
 
         let sockets = Arc::new(Sockets { receiving: Arc::new(receiving), sending, _umem: umem });
         let rx = rings.with_sockets(sockets.clone());

@@ -203,6 +203,7 @@ impl XdpTx {
     /// # Errors
     /// Frames are still on their way, or `frame` is too long.
     pub fn bare(&mut self, frame: &[u8]) -> Result<BareRing<'_>, IoError> {
+        self.floor = usize::MAX;
         BareRing::new(self, frame)
     }
 
@@ -358,13 +359,14 @@ impl XdpTx {
     /// asked, and a frame that left after their verdict would open what nobody closes.
     ///
     /// An entry of the tx ring cannot be taken out, but it can be made one that the kernel skips
-    /// (xp_aligned_validate_desc). In copy mode the kernel reads entries only in our own calls. In
-    /// zero-copy mode the driver may be reading this very one: then it leaves after all, now.
+    /// (xp_aligned_validate_desc, xp_unaligned_validate_desc). In copy mode the kernel reads entries only
+    /// in our own calls. In zero-copy mode the driver may be reading this very one: then it leaves after
+    /// all, now.
     fn withdraw(&mut self) -> Result<(), IoError> {
         let outside = self.ledger.outside();
         for at in self.pending.entries(self.producer.next()) {
             let (index, _) = self.entry(at);
-            self.tx.write(at, outside);
+            self.tx.overwrite(at, outside);
             if self.zerocopy {
                 self.withdrawn.note_withdrawn(index);
                 continue;

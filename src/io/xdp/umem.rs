@@ -7,11 +7,13 @@
 //!
 //! Whatever goes round in the rings is kept together, so that it stays in the cache ([`Layout`]): what is
 //! sent always, since of that the kernel only asks that no packet reaches from one chunk into the next
-//! (xp_aligned_validate_desc); what is received where the kernel copies it.
+//! (xp_aligned_validate_desc, and less in an unaligned UMEM, xp_unaligned_validate_desc); what is
+//! received where the kernel copies it.
 
 use crate::io::{FRAME_OCTETS, FrameBuf, IoError};
 use nix::errno::Errno;
 use std::fmt;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -32,7 +34,8 @@ pub enum Layout {
     Chunks,
     /// Four to a chunk (XDP_UMEM_UNALIGNED_CHUNK_FLAG): for the kernel's copies, which begin behind the
     /// headroom and are as long as the packet. So whoever redirects to the socket must see to it that
-    /// none is longer than [`packet_octets`](Self::packet_octets).
+    /// none is longer than [`packet_octets`](Self::packet_octets). Nor has the kernel heads for as many
+    /// buffers as there are frames, only for chunks: a copy needs one for as long as it takes.
     Packed,
 }
 
@@ -170,6 +173,7 @@ impl Umem {
     /// No memory.
     pub fn map(layout: Layout, rx: u32, tx: u32, interface: &str) -> Result<Self, IoError> {
         let octets = layout.octets(rx, tx);
+        debug_assert!(layout.octets(rx, 0).is_multiple_of(CHUNK) && octets.is_multiple_of(CHUNK));
         let mapped = octets + HUGE_PAGE;
         // SAFETY: a new anonymous mapping touches no memory that exists.
         let mapping = unsafe {
@@ -282,10 +286,11 @@ impl<S: Spacing> Ledger<S> {
         Some((ledger, given))
     }
 
-    /// Returns the address behind the last frame of this share.
-    #[inline]
-    pub fn end(&self) -> u64 {
-        (u64::from(self.first) + self.lent.len() as u64) << self.spacing.shift()
+    /// Returns the addresses of the frames of this share.
+    pub fn range(&self) -> Range<u64> {
+        let address = |frame: u64| frame << self.spacing.shift();
+        let first = u64::from(self.first);
+        address(first)..address(first + self.lent.len() as u64)
     }
 
     /// Returns the packet in a frame.
@@ -485,8 +490,8 @@ mod tests {
             assert_eq!(indices(&free), (first..last - 1).collect::<Vec<_>>());
             assert_eq!(indices(&given), [last - 1, last]);
             assert!(other.issue().is_empty(), "one token a frame");
-            assert_eq!(tx.end(), u64::from(last - 1) * TX_OCTETS);
-            assert_eq!(other.end(), u64::from(last + 1) * TX_OCTETS);
+            assert_eq!(tx.range().end, u64::from(last - 1) * TX_OCTETS);
+            assert_eq!(other.range().end, u64::from(last + 1) * TX_OCTETS);
             let sent = other.lend_packet(given.into_iter().next().unwrap(), 1);
             let mut back = Vec::new();
             assert_eq!(tx.take_back(sent.addr, &mut back), Ok(false), "of the other share");

@@ -316,6 +316,10 @@ fn a_probe_that_did_not_leave_is_not_owed_after_the_verdict() {
 
 /// A sender that is to open `owned` connections and to take up `given`, all to one peer.
 fn sender(owned: u32, given: Vec<Given>, source_ports: RangeInclusive<u16>) -> Sender {
+    Sender::new(start(owned, given, source_ports)).expect("a sender")
+}
+
+fn start(owned: u32, given: Vec<Given>, source_ports: RangeInclusive<u16>) -> Start {
     let (source, peer) = (IpAddr::from([10, 98, 0, 1]), SocketAddr::from(([10, 99, 0, 7], 80)));
     let path = PathInfo {
         id: PathId(0),
@@ -326,7 +330,7 @@ fn sender(owned: u32, given: Vec<Given>, source_ports: RangeInclusive<u16>) -> S
     };
     let all = owned + given.len() as u32;
     let target = |id| Target { id: TargetId(id), peer, hop: Some(HopId(0)) };
-    let start = Start {
+    Start {
         plan: plan(),
         targets: (0..all).map(target).collect(),
         given,
@@ -337,8 +341,7 @@ fn sender(owned: u32, given: Vec<Given>, source_ports: RangeInclusive<u16>) -> S
         source_ports,
         table: Arc::new(Table::with_capacity(all as usize, Family::V4, [1, 2])),
         now: Instant::ZERO,
-    };
-    Sender::new(start).expect("a sender")
+    }
 }
 
 #[test]
@@ -357,6 +360,30 @@ fn slots_have_their_turns_in_order_and_given_ones_evenly_among_them() {
         }
         assert_eq!(turns, expected, "{owned} opened, {flows} given");
     }
+}
+
+/// A verdict is about the target, whatever its slot.
+#[test]
+fn a_verdict_names_the_target_and_not_its_slot() {
+    let mut start = start(3, vec![Given::example(50_000)], 61_000..=61_999);
+    start.first_slot = 7;
+    start.table = Arc::new(Table::with_capacity(16, Family::V4, [1, 2]));
+    for (target, id) in start.targets.iter_mut().zip([30, 10, 20, 40]) {
+        target.id = TargetId(id);
+    }
+    let mut sender = Sender::new(start).expect("a sender");
+    let mut slots = Vec::new();
+    while let Poll::Transmit(due) = sender.poll_transmit(Instant::ZERO) {
+        slots.extend(due.slot.map(|Slot(slot)| slot));
+    }
+    assert_eq!(slots, [7, 10, 8, 9]);
+    sender.interrupt(Instant::ZERO, Interruption::Wanted);
+    let verdicts = std::iter::from_fn(|| sender.poll_verdict());
+    let mut told: Vec<_> = verdicts.map(|verdict| (verdict.target.0, verdict.local)).collect();
+    told.sort_unstable();
+    let ids: Vec<_> = told.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ids, [10, 20, 30, 40]);
+    assert_eq!(told[3].1, Some(SocketAddr::from(([10, 98, 0, 1], 50_000))), "the given one");
 }
 
 /// A connection that we open must not be on the 4-tuple of a given one.
