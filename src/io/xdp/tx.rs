@@ -108,8 +108,6 @@ impl Pending {
     }
 }
 
-const _: () = assert!(FRAME_OCTETS <= u16::MAX as usize);
-
 impl fmt::Debug for XdpTx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("XdpTx").field("sockets", &self.sockets).finish_non_exhaustive()
