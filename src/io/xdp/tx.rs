@@ -125,11 +125,24 @@ impl XdpTx {
     ) -> Self {
         completions.share_out([&ledger].into_iter());
         let free = ledger.issue();
+        Self::half(0, (tx, sizes.tx), completions, (ledger, free), zerocopy, sockets)
+    }
+
+    /// Makes half number `half`, with a tx ring of so many entries and frames of its own.
+    fn half(
+        half: usize,
+        (tx, entries): (Ring<libc::xdp_desc>, u32),
+        completions: Arc<Completions>,
+        (ledger, free): (TxLedger, Vec<Free>),
+        zerocopy: bool,
+        sockets: Arc<Sockets>,
+    ) -> Self {
         XdpTx {
             tx,
-            producer: Producer::new(0, sizes.tx),
+            producer: Producer::new(0, entries),
             completions,
-            half: 0,
+            half,
+            frames: free.len(),
             free,
             ledger,
             pending: Pending::default(),
@@ -138,7 +151,6 @@ impl XdpTx {
             floor: usize::MAX,
             surplus: 0,
             scratch: Box::new([0; FRAME_OCTETS]),
-            frames: sizes.tx as usize,
             sent: 0,
             zerocopy,
             sockets,
@@ -160,30 +172,13 @@ impl XdpTx {
             let split = (each > 1)
                 .then(|| self.ledger.split_off(self.frames - each, &mut self.free))
                 .flatten();
-            let Some((ledger, free)) = split else {
+            let Some(share) = split else {
                 return Err(self.sockets.sending.error("share the tx frames", Errno::EBUSY));
             };
             self.frames -= each;
             self.floor = usize::MAX;
-            halves.push(XdpTx {
-                tx,
-                producer: Producer::new(0, ring),
-                completions: self.completions.clone(),
-                half,
-                ledger,
-                free,
-                pending: Pending::default(),
-                withdrawn: Withdrawn::default(),
-                lost: None,
-                floor: usize::MAX,
-                surplus: 0,
-                scratch: Box::new([0; FRAME_OCTETS]),
-                frames: each,
-                sent: 0,
-                zerocopy: self.zerocopy,
-                sockets,
-                clock: self.clock,
-            });
+            let (tx, completions) = ((tx, ring), self.completions.clone());
+            halves.push(Self::half(half, tx, completions, share, self.zerocopy, sockets));
         }
         let ledgers = [&*self].into_iter().chain(halves.iter().rev()).map(|half| &half.ledger);
         self.completions.share_out(ledgers);
