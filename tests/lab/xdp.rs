@@ -113,6 +113,7 @@ fn program_replaced() {
 #[test]
 fn queues_added_and_interface_renamed() {
     let Some(lab) = Lab::up("x-queues", &[]) else { return };
+    lab.set_queues(1);
     on_prober(&lab, "ip link set up0 up");
     let mut sweep = start_by(&lab, "xdp");
     on_prober(&lab, "ethtool -L up0 rx 2 tx 2");
@@ -280,6 +281,7 @@ const ROOM: &[&str] = &["--memlock=8388608:8388608"];
 #[test]
 fn every_capability_is_asked_for_and_no_other() {
     let Some(lab) = Lab::up("x-caps", &[]) else { return };
+    lab.set_queues(1);
     for missing in NEEDED {
         let others: Vec<_> = NEEDED.into_iter().filter(|name| *name != missing).collect();
         let output = run_with(&lab, &others, ROOM, &["10.99.0.1:8080", "--io", "xdp"]);
@@ -299,8 +301,7 @@ fn every_capability_is_asked_for_and_no_other() {
 #[test]
 fn locked_memory_is_shared_out() {
     let Some(lab) = Lab::up("x-mem", &[]) else { return };
-    on_prober(&lab, "ethtool -L up0 rx 2 tx 2");
-    lab.script(&["exec", "router", "ethtool", "-L", "up0", "rx", "2", "tx", "2"]);
+    lab.set_queues(2);
     let args = ["10.99.0.0/26", "-p", "8080", "--io", "xdp", "--format", "ndjson"];
     for (limit, said) in [
         // The soft limit is raised where the hard one allows.
