@@ -17,7 +17,7 @@ use frames::{Segment, ethernet};
 use keepsweep::io::guard::{Guard, GuardSpec};
 use keepsweep::io::packet::PacketTx;
 use keepsweep::io::xdp::{
-    Attached, Layout, Queue, QueueSpec, Redirect, RedirectSpec, Standing, XdpMode, ZeroCopy,
+    Attached, FrameLayout, Queue, QueueSpec, Redirect, RedirectSpec, Standing, XdpMode, ZeroCopy,
 };
 use keepsweep::io::{IoError, Receive, Transmit};
 use keepsweep::time::Clock;
@@ -57,7 +57,7 @@ fn open(interface: &str, zerocopy: ZeroCopy) -> Result<Queue, IoError> {
     Queue::open(QueueSpec { ifindex: index(interface), interface, queue_id: 0, zerocopy })
 }
 
-fn load(layout: Layout) -> Redirect {
+fn load(layout: FrameLayout) -> Redirect {
     let spec = RedirectSpec {
         mac: MacAddr(lab::OURS_MAC),
         sources: vec![lab::OURS_V4.into(), lab::OURS_V6.into()],
@@ -71,7 +71,7 @@ fn load(layout: Layout) -> Redirect {
 /// A queue on a0 with the program attached.
 fn path(mode: XdpMode) -> (Queue, Redirect) {
     let zerocopy = ZeroCopy::Auto.settle(index("a0"));
-    assert_eq!(zerocopy.layout(), Layout::Packed, "veth has no zero-copy");
+    assert_eq!(zerocopy.layout(), FrameLayout::Packed, "veth has no zero-copy");
     path_with(mode, zerocopy)
 }
 
@@ -190,7 +190,7 @@ fn the_longest_frame_fits_and_a_longer_one_passes() {
 fn a_program_for_longer_frames_is_refused() {
     let Some(_lab) = Lab::new() else { return };
     let queue = open("a0", ZeroCopy::Off).unwrap();
-    let error = load(Layout::Chunks).set_socket(0, &queue.rx).unwrap_err();
+    let error = load(FrameLayout::Chunks).set_socket(0, &queue.rx).unwrap_err();
     assert_eq!(error.source.raw_os_error(), Some(libc::EMSGSIZE), "{error}");
 }
 
@@ -509,7 +509,7 @@ fn what_becomes_of_the_program_is_known() {
     }
     assert_eq!(attachment.standing().unwrap(), Standing::Attached);
 
-    let mut other = load(Layout::Packed);
+    let mut other = load(FrameLayout::Packed);
     other.attach(index("c0"), XdpMode::Skb).unwrap();
     let other = other.attachment().unwrap();
     bpf::replace(attachment.program(), other.program());
@@ -548,10 +548,10 @@ fn refusals_name_interface_cause_and_remedy() {
     refused(Queue::open(ninth), &["a0 queue 9", "ethtool -l"]);
 
     // Another program is left alone, whatever the mode.
-    let mut first = load(Layout::Packed);
+    let mut first = load(FrameLayout::Packed);
     first.attach(index("a0"), XdpMode::Drv).unwrap();
     for mode in [XdpMode::Auto, XdpMode::Drv, XdpMode::Skb] {
-        let error = load(Layout::Packed).attach(index("a0"), mode).unwrap_err().to_string();
+        let error = load(FrameLayout::Packed).attach(index("a0"), mode).unwrap_err().to_string();
         assert!(error.contains("on a0") && error.contains("another XDP program"), "{error}");
     }
     drop(first);
@@ -561,14 +561,16 @@ fn refusals_name_interface_cause_and_remedy() {
         "link add m0 numrxqueues 1 numtxqueues 1 type veth peer name n0 numrxqueues 2 numtxqueues 2",
     );
     ip("link set m0 up");
-    let error = load(Layout::Packed).attach(index("m0"), XdpMode::Drv).unwrap_err().to_string();
+    let error =
+        load(FrameLayout::Packed).attach(index("m0"), XdpMode::Drv).unwrap_err().to_string();
     assert!(error.contains("ethtool -L") && error.contains("--xdp-mode skb"), "{error}");
-    let (attached, why) = load(Layout::Packed).attach(index("m0"), XdpMode::Auto).unwrap();
+    let (attached, why) = load(FrameLayout::Packed).attach(index("m0"), XdpMode::Auto).unwrap();
     assert_eq!(attached, Attached::Skb);
     assert!(why.unwrap().to_string().contains("(native)"));
 
     // No driver's part at all.
-    let error = load(Layout::Packed).attach(index("lo"), XdpMode::Drv).unwrap_err().to_string();
+    let error =
+        load(FrameLayout::Packed).attach(index("lo"), XdpMode::Drv).unwrap_err().to_string();
     assert!(error.contains("no native XDP"), "{error}");
     drop(lab);
 }

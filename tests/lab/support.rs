@@ -71,13 +71,9 @@ impl Lab {
     }
 
     /// Gives both ends of the prober's links so many queues. The other end chooses by a hash of the flow
-    /// which of them an answer comes in by (veth(4), skb_tx_hash).
+    /// which of them an answer comes in by.
     pub fn set_queues(&self, queues: u32) {
-        let queues = queues.to_string();
-        for end in [["prober", "up0"], ["router", "up0"], ["prober", "lan0"], ["fleet", "lan0"]] {
-            let [namespace, link] = end;
-            self.script(&["exec", namespace, "ethtool", "-L", link, "rx", &queues, "tx", &queues]);
-        }
+        self.script(&["queues", &queues.to_string(), "hash"]);
     }
 
     /// Returns a namespace's full name.
@@ -116,14 +112,9 @@ impl Lab {
     }
 
     /// Waits until `condition` holds, half a minute at most.
-    pub fn await_condition(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        for _ in 0..300 {
-            if condition() {
-                return;
-            }
-            pause(Duration::from_millis(100));
-        }
-        panic!("{what}: not within 30 s\n{}", self.script(&["status"]));
+    pub fn await_condition(&self, what: &str, condition: impl FnMut() -> bool) {
+        let in_time = holds_within(Duration::from_secs(30), condition);
+        assert!(in_time, "{what}: not within 30 s\n{}", self.script(&["status"]));
     }
 }
 
@@ -131,6 +122,18 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let _ = self.lab_command(&["down"]).status();
     }
+}
+
+/// Waits until `condition` holds, for `span` at most, and says whether it does.
+pub fn holds_within(span: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    const LOOK: Duration = Duration::from_millis(100);
+    for _ in 0..span.as_millis() / LOOK.as_millis() {
+        if condition() {
+            return true;
+        }
+        pause(LOOK);
+    }
+    false
 }
 
 /// Lets real time pass, where what is awaited is time itself or shows only by polling.
@@ -253,11 +256,16 @@ impl Sweep {
     }
 }
 
+/// Returns what AF_XDP counted on an interface.
+pub fn interface<'a>(sweep: &'a Sweep, name: &str) -> &'a Value {
+    let links = sweep.summary["xdp"].as_array().expect("a list");
+    links.iter().find(|link| link["interface"] == name).expect("an interface of the sweep")
+}
+
 /// Checks that answers came in by every queue of the link to the router, and that every frame on the way
 /// through AF_XDP is accounted for. In generic mode veth says of each that it came in by queue 0.
 pub fn assert_every_queue_heard(sweep: &Sweep, mode: &str, queues: u32) {
-    let links = sweep.summary["xdp"].as_array().expect("a list");
-    let link = links.iter().find(|link| link["interface"] == "up0").expect("up0");
+    let link = interface(sweep, "up0");
     let counted = link["queues"].as_array().expect("a list");
     assert_eq!(counted.len(), queues as usize, "{link}");
     let mut handed_over = 0;

@@ -5,7 +5,7 @@
 //! | 8080 | silent: never accepts, so a connection is ESTABLISHED and answers keepalives without costing a descriptor |
 //! | 8081 | nothing listens (refused) |
 //! | 8082 | accepts and closes at once (FIN) |
-//! | 8083 | accepts, sends a line at once and every second, stays open |
+//! | 8083 | accepts, sends a line at once (at odd addresses ten of them) and one every second, stays open |
 //! | 8084 | silent; `scripts/lab` rewrites the window of its segments to zero |
 //! | 8085 | echo |
 //!
@@ -26,7 +26,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -43,6 +43,8 @@ const RESERVED_FDS: usize = 64;
 /// connections in its queue takes well under a second.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
 const LINE: &[u8] = b"keepsweep lab: still talking\n";
+/// How many lines those begin with who say much: in one segment, longer than an answer without data can be.
+const GREETING_LINES: usize = 10;
 
 /// Plays the peers of the lab.
 #[derive(Parser)]
@@ -266,7 +268,7 @@ impl Fleet {
             }
             stream.set_nonblocking(true)?;
             let mut connection = Connection { stream, service, unsent: Vec::new() };
-            if service == Service::Talk && connection.talk() == Fate::Close {
+            if service == Service::Talk && connection.greet() == Fate::Close {
                 continue;
             }
             self.connections += 1;
@@ -388,9 +390,23 @@ impl Connection {
         Fate::Keep
     }
 
-    /// Sends one line; a peer whose window is full simply misses it.
+    fn greet(&mut self) -> Fate {
+        let last = match self.stream.local_addr().map(|address| address.ip()) {
+            Ok(IpAddr::V4(ip)) => ip.octets()[3],
+            Ok(IpAddr::V6(ip)) => ip.octets()[15],
+            Err(_) => return Fate::Close,
+        };
+        let lines = if last.is_multiple_of(2) { 1 } else { GREETING_LINES };
+        self.say(&LINE.repeat(lines))
+    }
+
     fn talk(&mut self) -> Fate {
-        match self.stream.write(LINE) {
+        self.say(LINE)
+    }
+
+    /// Sends `words`; a peer whose window is full simply misses them.
+    fn say(&mut self, words: &[u8]) -> Fate {
+        match self.stream.write(words) {
             Ok(_) => Fate::Keep,
             Err(error) if is_transient(&error) => Fate::Keep,
             Err(_) => Fate::Close,
