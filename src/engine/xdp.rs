@@ -2,7 +2,8 @@
 
 use super::{Path, XdpOptions};
 use crate::io::xdp::{
-    self, Attached, Layout, MAX_QUEUES, Queue, QueueSpec, Redirect, RedirectSpec, XdpMode, ZeroCopy,
+    self, Attached, FrameLayout, MAX_QUEUES, Queue, QueueSpec, Redirect, RedirectSpec, XdpMode,
+    ZeroCopy,
 };
 use crate::io::{IoError, PathInfo, Transmit};
 use std::collections::HashSet;
@@ -10,10 +11,10 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 /// What the queues of an interface share if that is more: the fewer there are, the more comes in by each.
-const fn shared_octets(layout: Layout) -> u64 {
+const fn shared_octets(layout: FrameLayout) -> u64 {
     match layout {
-        Layout::Chunks => 64 << 20,
-        Layout::Packed => 8 << 20,
+        FrameLayout::Chunks => 64 << 20,
+        FrameLayout::Packed => 8 << 20,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::io::guard::GuardError;
 use crate::io::host::HostError;
 use crate::io::ports::PortsError;
 use crate::io::privilege::{MissingCapabilities, SWEEP};
-use crate::io::xdp::{Attached, Layout, MAX_QUEUES, Queue};
+use crate::io::xdp::{Attached, FrameLayout, MAX_QUEUES, Queue};
 use indicatif::{HumanBytes, HumanCount};
 use std::io;
 use std::num::NonZero;
@@ -385,8 +385,8 @@ pub fn locked_memory(limit: io::Result<u64>) -> Check {
         Ok(u64::MAX) => "without limit".to_owned(),
         Ok(octets) => format!("{} at most", HumanBytes(octets)),
     };
-    let [copied, zero_copy] =
-        [Layout::Packed, Layout::Chunks].map(|layout| HumanBytes(Queue::usual_octets(layout)));
+    let [copied, zero_copy] = [FrameLayout::Packed, FrameLayout::Chunks]
+        .map(|layout| HumanBytes(Queue::usual_octets(layout)));
     let found = format!(
         "{limit}; only --io xdp locks any, {copied} a queue, {zero_copy} with zero-copy, unless \
          CAP_IPC_LOCK is held"

@@ -122,7 +122,7 @@ pub(super) enum Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::umem::{Layout, Umem};
+    use super::super::umem::{FrameLayout, Umem};
     use super::*;
 
     fn half(frames: Range<u64>) -> Half {
@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn every_frame_comes_back_to_its_half() {
-        let (_, mut rx, mut first) = Umem::map(Layout::Chunks, 4, 32, "a test").unwrap().split();
+        let (_, mut rx, mut first) =
+            Umem::map(FrameLayout::Chunks, 4, 32, "a test").unwrap().split();
         let mut free = first.issue();
         let (mut second, given) = first.split_off(16, &mut free).unwrap();
         let mut halves = [&first, &second].map(|ledger| half(ledger.range()));

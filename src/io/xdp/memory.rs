@@ -1,7 +1,7 @@
 //! How much memory the queues may lock (`ulimit -l`): the kernel counts a UMEM against its user's.
 
 use super::socket::Sizes;
-use super::umem::Layout;
+use super::umem::FrameLayout;
 use crate::io::privilege::{self, Capability};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// this process as far as it may; `u64::MAX` if nobody counts.
 ///
 /// What else the user has locked is not known: a queue may still get less.
-pub fn lockable_per_queue(queues: u32, layout: Layout) -> u64 {
+pub fn lockable_per_queue(queues: u32, layout: FrameLayout) -> u64 {
     // Who has CAP_IPC_LOCK is not counted (xdp_umem_account_pages).
     if privilege::require(&[Capability::CAP_IPC_LOCK]).is_ok() {
         return u64::MAX;

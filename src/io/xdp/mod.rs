@@ -30,7 +30,7 @@ pub use program::{
 pub use rx::XdpRx;
 pub use socket::{Queue, QueueSpec};
 pub use tx::XdpTx;
-pub use umem::Layout;
+pub use umem::FrameLayout;
 
 use crate::io::facts::xdp_features_of;
 
@@ -61,10 +61,10 @@ impl ZeroCopy {
 
     /// Returns how frames that packets are received into lie.
     #[must_use]
-    pub const fn layout(self) -> Layout {
+    pub const fn layout(self) -> FrameLayout {
         match self {
-            ZeroCopy::Auto | ZeroCopy::On => Layout::Chunks,
-            ZeroCopy::Off => Layout::Packed,
+            ZeroCopy::Auto | ZeroCopy::On => FrameLayout::Chunks,
+            ZeroCopy::Off => FrameLayout::Packed,
         }
     }
 }

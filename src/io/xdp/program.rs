@@ -5,7 +5,7 @@ mod tests;
 
 use super::link::{Hanging, Link};
 use super::rx::XdpRx;
-use super::umem::Layout;
+use super::umem::FrameLayout;
 use crate::io::guard::{Ports, Source, chain, errno};
 use crate::io::{IoError, bpf};
 use crate::wire::MacAddr;
@@ -93,7 +93,7 @@ pub struct RedirectSpec {
     pub ports: RangeInclusive<u16>,
     /// How many queues may get a socket.
     pub queues: u32,
-    /// What a frame of the UMEM holds, in octets; longer ones pass. No more than the `Layout` of every
+    /// What a frame of the UMEM holds, in octets; longer ones pass. No more than the `FrameLayout` of every
     /// queue has room for.
     pub frame_octets: u32,
 }
@@ -246,7 +246,7 @@ impl Redirect {
     /// # Errors
     /// There are not that many queues, or the program redirects longer frames than `rx` has room for.
     pub fn set_socket(&mut self, queue_id: u32, rx: &XdpRx) -> Result<(), IoError> {
-        // The kernel would write one that is too long over its neighbours (`Layout::Packed`).
+        // The kernel would write one that is too long over its neighbours (`FrameLayout::Packed`).
         if self.frame_octets > rx.layout().packet_octets() {
             return Err(io_error("enter AF_XDP socket", &self.interface, &Errno::EMSGSIZE, ""));
         }
@@ -368,7 +368,7 @@ pub fn rehearse() -> Result<(), IoError> {
         sources: Vec::new(),
         ports: crate::io::ports::DEFAULT,
         queues: 1,
-        frame_octets: Layout::Packed.packet_octets(),
+        frame_octets: FrameLayout::Packed.packet_octets(),
     };
     Redirect::load("this host", &spec).map(drop)
 }

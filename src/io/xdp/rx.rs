@@ -2,7 +2,7 @@
 
 use super::rings::{BadCursor, Consumer, Producer, Ring};
 use super::socket::{Sizes, Sockets};
-use super::umem::{BadDescriptor, Free, Layout, Ours, RxLedger};
+use super::umem::{BadDescriptor, FrameLayout, Free, Ours, RxLedger};
 use crate::io::prefetch::prefetch;
 use crate::io::{IoError, QueueCounts, Receive, Received, RxFrame, RxStats};
 use crate::time::{Clock, Instant};
@@ -72,7 +72,7 @@ impl XdpRx {
     }
 
     /// Returns how the frames lie that it receives into.
-    pub fn layout(&self) -> Layout {
+    pub fn layout(&self) -> FrameLayout {
         self.rings.ledger.layout()
     }
 

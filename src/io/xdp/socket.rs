@@ -8,7 +8,7 @@ use super::completions::Completions;
 use super::rings::{COMPLETION, FILL, Place, RX, Ring, TX};
 use super::rx::{Rings, XdpRx};
 use super::tx::XdpTx;
-use super::umem::{Layout, Umem};
+use super::umem::{FrameLayout, Umem};
 use crate::io::IoError;
 use crate::time::Clock;
 use nix::errno::Errno;
@@ -41,7 +41,7 @@ impl Sizes {
     ];
 
     /// Returns the memory that frames take, in octets.
-    pub const fn octets(self, layout: Layout) -> u64 {
+    pub const fn octets(self, layout: FrameLayout) -> u64 {
         layout.octets(self.rx, self.tx) as u64
     }
 
@@ -87,7 +87,7 @@ pub struct Queue {
 
 impl Queue {
     /// Returns the memory that one of many queues takes if it may, in octets.
-    pub const fn usual_octets(layout: Layout) -> u64 {
+    pub const fn usual_octets(layout: FrameLayout) -> u64 {
         Sizes { rx: 4096, tx: 2048 }.octets(layout)
     }
 
@@ -156,7 +156,7 @@ impl Queue {
         receiving.bind_umem(spec)?;
         let (sending, tx) = receiving.sending_end(sizes.tx)?;
         let zerocopy = receiving.is_zerocopy()?;
-        if zerocopy && layout == Layout::Packed {
+        if zerocopy && layout == FrameLayout::Packed {
             // Never, as it is bound with XDP_COPY: a card writes wherever there is room for a chunk.
             return Err(receiving.error("have frames copied", Errno::EOPNOTSUPP));
         }
@@ -367,7 +367,7 @@ impl Socket {
             // The kernel tries, and copies where the driver cannot.
             ZeroCopy::Auto => 0,
             ZeroCopy::On => libc::XDP_ZEROCOPY,
-            // Said, and not only meant: a card would write where it likes (`Layout::Packed`).
+            // Said, and not only meant: a card would write where it likes (`FrameLayout::Packed`).
             ZeroCopy::Off => libc::XDP_COPY,
         };
         let clock = Clock;

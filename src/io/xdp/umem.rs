@@ -5,7 +5,7 @@
 //! to the frame's octets. A [`Ledger`] remembers what is lent, so that an address from the kernel
 //! becomes a token again only if it was.
 //!
-//! Whatever goes round in the rings is kept together, so that it stays in the cache ([`Layout`]): what is
+//! Whatever goes round in the rings is kept together, so that it stays in the cache ([`FrameLayout`]): what is
 //! sent always, since of that the kernel only asks that no packet reaches from one chunk into the next
 //! (xp_aligned_validate_desc, and less in an unaligned UMEM, xp_unaligned_validate_desc); what is
 //! received where the kernel copies it.
@@ -29,7 +29,7 @@ const OFFSET_SHIFT: u32 = 48;
 
 /// How the frames that packets are received into lie in the UMEM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Layout {
+pub enum FrameLayout {
     /// A chunk each, as drivers in zero-copy mode want it: the card writes as it likes.
     Chunks,
     /// Four to a chunk (XDP_UMEM_UNALIGNED_CHUNK_FLAG): for the kernel's copies, which begin behind the
@@ -39,7 +39,7 @@ pub enum Layout {
     Packed,
 }
 
-impl Layout {
+impl FrameLayout {
     /// Returns the length of the longest packet that a frame has room for, in octets.
     pub const fn packet_octets(self) -> u32 {
         ((1 << self.shift()) - HEADROOM) as u32
@@ -47,8 +47,8 @@ impl Layout {
 
     const fn shift(self) -> u32 {
         match self {
-            Layout::Chunks => CHUNK.ilog2(),
-            Layout::Packed => (2 * HEADROOM).ilog2(),
+            FrameLayout::Chunks => CHUNK.ilog2(),
+            FrameLayout::Packed => (2 * HEADROOM).ilog2(),
         }
     }
 
@@ -67,15 +67,15 @@ pub(super) trait Spacing: Copy {
     fn resolve(self, addr: u64) -> u64;
 }
 
-impl Spacing for Layout {
+impl Spacing for FrameLayout {
     fn shift(self) -> u32 {
         self.shift()
     }
 
     fn resolve(self, addr: u64) -> u64 {
         match self {
-            Layout::Chunks => addr,
-            Layout::Packed => (addr & ((1 << OFFSET_SHIFT) - 1)) + (addr >> OFFSET_SHIFT),
+            FrameLayout::Chunks => addr,
+            FrameLayout::Packed => (addr & ((1 << OFFSET_SHIFT) - 1)) + (addr >> OFFSET_SHIFT),
         }
     }
 }
@@ -95,7 +95,7 @@ impl Spacing for Sent {
 }
 
 const _: () = assert!(FRAME_OCTETS.is_power_of_two() && CHUNK.is_multiple_of(FRAME_OCTETS));
-const _: () = assert!(Layout::Packed.packet_octets() == 256);
+const _: () = assert!(FrameLayout::Packed.packet_octets() == 256);
 
 /// A frame that holds nothing of interest to anyone.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl BadDescriptor {
 }
 
 /// The frames that are received into.
-pub(super) type RxLedger = Ledger<Layout>;
+pub(super) type RxLedger = Ledger<FrameLayout>;
 /// The frames that are sent.
 pub(super) type TxLedger = Ledger<Sent>;
 
@@ -154,7 +154,7 @@ pub(super) struct Umem {
     /// The first frame, somewhere in the mapping.
     start: NonNull<u8>,
     octets: usize,
-    layout: Layout,
+    layout: FrameLayout,
     rx: u32,
     tx: u32,
 }
@@ -171,7 +171,7 @@ impl Umem {
     ///
     /// # Errors
     /// No memory.
-    pub fn map(layout: Layout, rx: u32, tx: u32, interface: &str) -> Result<Self, IoError> {
+    pub fn map(layout: FrameLayout, rx: u32, tx: u32, interface: &str) -> Result<Self, IoError> {
         let octets = layout.octets(rx, tx);
         debug_assert!(layout.octets(rx, 0).is_multiple_of(CHUNK) && octets.is_multiple_of(CHUNK));
         let mapped = octets + HUGE_PAGE;
@@ -212,8 +212,8 @@ impl Umem {
             chunk_size: CHUNK as u32,
             headroom: 0,
             flags: match self.layout {
-                Layout::Chunks => 0,
-                Layout::Packed => libc::XDP_UMEM_UNALIGNED_CHUNK_FLAG,
+                FrameLayout::Chunks => 0,
+                FrameLayout::Packed => libc::XDP_UMEM_UNALIGNED_CHUNK_FLAG,
             },
             tx_metadata_len: 0,
         }
@@ -366,7 +366,7 @@ impl<S: Spacing> Ledger<S> {
 
 impl RxLedger {
     /// Returns how its frames lie.
-    pub fn layout(&self) -> Layout {
+    pub fn layout(&self) -> FrameLayout {
         self.spacing
     }
 }
@@ -419,16 +419,16 @@ mod tests {
 
     const TX_OCTETS: u64 = FRAME_OCTETS as u64;
     const TX_FRAMES: u32 = 32;
-    const LAYOUTS: [Layout; 2] = [Layout::Chunks, Layout::Packed];
+    const LAYOUTS: [FrameLayout; 2] = [FrameLayout::Chunks, FrameLayout::Packed];
 
     /// Four frames to receive into, and 32 to send from.
-    fn ledgers(layout: Layout) -> (RxLedger, TxLedger) {
+    fn ledgers(layout: FrameLayout) -> (RxLedger, TxLedger) {
         let (_, rx, tx) = Umem::map(layout, 4, TX_FRAMES, "a test").unwrap().split();
         (rx, tx)
     }
 
     /// Where those begin that are sent.
-    fn tx_start(layout: Layout) -> u64 {
+    fn tx_start(layout: FrameLayout) -> u64 {
         layout.octets(4, 0) as u64
     }
 
@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn no_frame_reaches_into_the_next_chunk() {
-        let (_, mut tx) = ledgers(Layout::Chunks);
+        let (_, mut tx) = ledgers(FrameLayout::Chunks);
         for frame in tx.issue() {
             let sent = tx.lend_packet(frame, FRAME_OCTETS);
             let end = sent.addr + u64::from(sent.len) - 1;
@@ -469,7 +469,7 @@ mod tests {
     /// (xp_check_unaligned).
     #[test]
     fn a_chunk_fits_behind_every_packed_frame() {
-        let (umem, mut rx, _) = Umem::map(Layout::Packed, 512, 256, "a test").unwrap().split();
+        let (umem, mut rx, _) = Umem::map(FrameLayout::Packed, 512, 256, "a test").unwrap().split();
         for frame in rx.issue() {
             assert!(rx.lend(frame) + CHUNK as u64 <= umem.registration().len);
         }
@@ -503,11 +503,11 @@ mod tests {
 
     #[test]
     fn what_was_not_lent_cannot_be_taken() {
-        let (mut rx, mut tx) = ledgers(Layout::Chunks);
+        let (mut rx, mut tx) = ledgers(FrameLayout::Chunks);
         let chunk = CHUNK as u64;
         let addrs: Vec<_> = rx.issue().into_iter().map(|frame| rx.lend(frame)).collect();
         assert_eq!(addrs, [0, chunk, 2 * chunk, 3 * chunk]);
-        let longest = Layout::Chunks.packet_octets();
+        let longest = FrameLayout::Chunks.packet_octets();
         for (addr, len) in [
             (4 * chunk, 1), // the other share
             (6 * chunk, 1), // past the UMEM
@@ -528,12 +528,12 @@ mod tests {
 
     #[test]
     fn a_packed_packet_is_found_by_its_offset() {
-        let (mut rx, _) = ledgers(Layout::Packed);
+        let (mut rx, _) = ledgers(FrameLayout::Packed);
         let frames = 2 * HEADROOM as u64;
         let addrs: Vec<_> = rx.issue().into_iter().map(|frame| rx.lend(frame)).collect();
         assert_eq!(addrs, [0, frames, 2 * frames, 3 * frames]);
         let at = |base: u64, offset: u64| base | offset << OFFSET_SHIFT;
-        let longest = Layout::Packed.packet_octets();
+        let longest = FrameLayout::Packed.packet_octets();
         for (addr, len) in [
             (at(0, 256), longest + 1),    // into its neighbour
             (at(4 * frames, 256), 1),     // the other share
@@ -555,7 +555,7 @@ mod tests {
             offset in prop_oneof![Just(0), any::<u16>(), 0..3000_u16],
             len in prop_oneof![any::<u32>(), 0..3000_u32],
         ) {
-            let layout = if packed { Layout::Packed } else { Layout::Chunks };
+            let layout = if packed { FrameLayout::Packed } else { FrameLayout::Chunks };
             let (mut rx, _) = ledgers(layout);
             for frame in rx.issue() {
                 rx.lend(frame);
