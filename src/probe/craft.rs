@@ -216,11 +216,11 @@ impl Template {
         // branches have in common it would join, and call memcpy with a length again.
         let filled = match (buf.first_chunk_mut::<SHORT>(), self.frame.first_chunk::<SHORT>()) {
             (Some(to), Some(from)) if is_v4 && self.shape == Shape::ShortEthernetV4 => {
-                *to = *from;
+                self.copy_fixed::<32>(ETHERNET_V4, from, to);
                 self.fill_in(ETHERNET_V4, segment, to)
             }
             (Some(to), Some(from)) if is_v4 && self.shape == Shape::ShortIpV4 => {
-                *to = *from;
+                self.copy_fixed::<16>(IP_V4, from, to);
                 self.fill_in(IP_V4, segment, to)
             }
             _ if is_v4 != self.v4 => return Err(CraftError::MixedFamilies),
@@ -231,18 +231,36 @@ impl Template {
         Ok(need)
     }
 
+    /// Copies what of the template stays: what is before the peer's address, which `HEAD` octets hold, and
+    /// what is behind the TCP header, if anything.
+    #[inline(always)]
+    fn copy_fixed<const HEAD: usize>(
+        &self,
+        layout: Layout,
+        from: &[u8; SHORT],
+        to: &mut [u8; SHORT],
+    ) {
+        debug_assert!(layout.tcp_at - 4 <= HEAD);
+        to[..HEAD].copy_from_slice(&from[..HEAD]);
+        let tail = layout.tcp_at + 20;
+        if self.len > tail {
+            to[tail..].copy_from_slice(&from[tail..]);
+        }
+    }
+
     #[inline(never)]
     fn patch_any(&self, segment: Outgoing, frame: &mut [u8]) -> Option<()> {
         frame.copy_from_slice(&self.frame[..frame.len()]);
         self.fill_in(self.layout, &segment, frame)
     }
 
-    /// Writes what differs into `frame`, a copy of the template's; `None` if it is too short for its own
-    /// headers.
+    /// Writes what differs into `frame`, where the rest of the template stands already; `None` if it is too
+    /// short for its own headers.
     #[inline(always)]
     fn fill_in(&self, layout: Layout, segment: &Outgoing, frame: &mut [u8]) -> Option<()> {
-        let (before, tcp) = frame.split_at_mut_checked(layout.tcp_at)?;
-        let (tcp, behind) = tcp.split_first_chunk_mut::<20>()?;
+        // The address of the peer ends where the TCP header begins: its last word goes with the ports.
+        let (before, fields) = frame.split_at_mut_checked(layout.tcp_at - 4)?;
+        let (fields, behind) = fields.split_first_chunk_mut::<24>()?;
         let (link, ip) = before.split_at_mut_checked(layout.ip_at)?;
         if let Some(mac) = link.first_chunk_mut() {
             *mac = segment.mac.0;
@@ -250,9 +268,9 @@ impl Template {
         // The template's fields are zero: a checksum is that of the template and the new words, summed
         // up and folded once (RFC 1071 §2).
         let mut sum = self.tcp_sum;
-        match segment.peer.ip() {
+        let last_word = match segment.peer.ip() {
             IpAddr::V4(dst) => {
-                let ip = ip.first_chunk_mut::<20>()?;
+                let ip = ip.first_chunk_mut::<16>()?;
                 let ip_sum = self.ip_sum + u64::from(segment.ip_id) + u64::from(dst.to_bits());
                 let ip_sum = ip_sum + u64::from(segment.tos);
                 if segment.tos != 0 {
@@ -260,29 +278,31 @@ impl Template {
                 }
                 ip[4..6].copy_from_slice(&segment.ip_id.to_be_bytes());
                 ip[10..12].copy_from_slice(&checksum::of_sum(ip_sum).to_be_bytes());
-                ip[16..20].copy_from_slice(&dst.octets());
                 sum += u64::from(dst.to_bits());
+                dst.to_bits()
             }
             IpAddr::V6(dst) => {
-                let ip = ip.first_chunk_mut::<40>()?;
+                let ip = ip.first_chunk_mut::<36>()?;
                 // The traffic class stands across octets; no checksum covers it.
                 ip[0] |= segment.tos >> 4;
                 ip[1] |= segment.tos << 4;
-                ip[24..40].copy_from_slice(&dst.octets());
+                ip[24..36].copy_from_slice(&dst.octets()[..12]);
                 let words = dst.segments();
                 sum += words.into_iter().map(u64::from).sum::<u64>();
+                dst.to_bits() as u32
             }
-        }
+        };
         let (local, peer) = (segment.local_port, segment.peer.port());
         let (seq, ack) = (segment.seq.0, segment.ack.map_or(0, |ack| ack.0));
         let flags = flags(segment.kind, segment.ack.is_some()).0;
         sum += u64::from(local) + u64::from(peer) + u64::from(seq) + u64::from(ack);
         sum += u64::from(flags) + u64::from(segment.wnd);
         // Neighbours together: a frame takes as long as it has writes.
-        let ports = u32::from(local) << 16 | u32::from(peer);
+        let ports = u64::from(local) << 16 | u64::from(peer);
+        let ends = u64::from(last_word) << 32 | ports;
         let numbers = u64::from(seq) << 32 | u64::from(ack);
-        tcp[0..4].copy_from_slice(&ports.to_be_bytes());
-        tcp[4..12].copy_from_slice(&numbers.to_be_bytes());
+        fields[0..8].copy_from_slice(&ends.to_be_bytes());
+        fields[8..16].copy_from_slice(&numbers.to_be_bytes());
         if let (true, Some(Timestamps { tsval, tsecr })) = (layout.stamped, segment.timestamps) {
             // Behind two octets of padding and the option's own kind and length.
             let stamps = behind.get_mut(4..12)?;
@@ -292,7 +312,7 @@ impl Template {
         }
         let [flags, wnd, sum] = [flags.into(), segment.wnd, checksum::of_sum(sum)].map(u64::from);
         let rest = u64::from(self.data_offset) << 56 | flags << 48 | wnd << 32 | sum << 16;
-        tcp[12..20].copy_from_slice(&rest.to_be_bytes());
+        fields[16..24].copy_from_slice(&rest.to_be_bytes());
         Some(())
     }
 }
@@ -379,7 +399,8 @@ mod tests {
                 ip_id: if v4 { ip_id } else { 0 },
                 timestamps: timestamps.map(|(tsval, tsecr)| Timestamps { tsval, tsecr }),
             };
-            let mut patched = [0; 128];
+            // What was sent from there before.
+            let mut patched = [0xff; 128];
             let crafter = Crafter::new(&path, address(src)).unwrap();
             let len = crafter.emit(&outgoing, &mut patched).unwrap();
 

@@ -58,23 +58,28 @@ impl Completions {
     ) -> Result<(), Error> {
         let mut returned = self.lock();
         let Returned { ring, consumer, halves } = &mut *returned;
-        let mut result = Ok(());
+        let mut bad = None;
         if let Some(put_by) = halves.get_mut(half) {
             for addr in put_by.back.drain(..) {
-                result = result.and(ledger.take_back(addr, free).map(drop));
+                match ledger.take_back(addr) {
+                    Some(frame) => free.push(frame),
+                    None => bad = bad.or(Some(BadDescriptor::not_lent(addr))),
+                }
             }
         }
         let done = consumer.available(ring.producer())?;
         free.reserve(done as usize);
         for at in consumer.advance_by(done) {
-            if let Err(bad) = sort(ring.read(at), halves, ledger, free) {
-                result = result.and(Err(bad));
+            let addr = ring.read(at);
+            match ledger.take_back(addr) {
+                Some(frame) => free.push(frame),
+                None => put_by(addr, half, halves, &mut bad),
             }
         }
         if done > 0 {
             consumer.release(ring.consumer());
         }
-        Ok(result?)
+        bad.map_or(Ok(()), |bad| Err(bad.into()))
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Returned> {
@@ -83,21 +88,19 @@ impl Completions {
     }
 }
 
-/// Puts the frame at `addr` into `free`, if it is of the share of `ledger`, or by for its half.
-#[inline]
-fn sort(
-    addr: u64,
-    halves: &mut [Half],
-    ledger: &mut TxLedger,
-    free: &mut Vec<Free>,
-) -> Result<(), BadDescriptor> {
-    if ledger.take_back(addr, free)? {
-        return Ok(());
+/// Puts the frame at `addr` by for its half, which is not number `half`: of that one it is not lent. Sets
+/// `bad` unless that is set.
+#[inline(never)]
+fn put_by(addr: u64, half: usize, halves: &mut [Half], bad: &mut Option<BadDescriptor>) {
+    let owner = match owner(addr, halves) {
+        Ok(Some(owner)) if owner == half => Err(BadDescriptor::not_lent(addr)),
+        owner => owner,
+    };
+    match owner {
+        Ok(Some(other)) => halves[other].back.push(addr),
+        Ok(None) => {}
+        Err(error) => *bad = bad.or(Some(error)),
     }
-    if let Some(other) = owner(addr, halves)? {
-        halves[other].back.push(addr);
-    }
-    Ok(())
 }
 
 /// Returns the number of the half that a frame belongs to; none for a frame that was withdrawn
@@ -140,21 +143,25 @@ mod tests {
         let (own, others) = (free.pop().unwrap(), given.next().unwrap());
         let (index, others_index) = (own.index(), others.index());
         let (own, others) = (first.lend_packet(own, 1).addr, second.lend_packet(others, 1).addr);
-        free.clear();
-        for addr in [others, own] {
-            sort(addr, &mut halves, &mut first, &mut free).unwrap();
-        }
-        assert_eq!(free.iter().map(Free::index).collect::<Vec<_>>(), [index]);
-        assert_eq!((halves[0].back.len(), &halves[1].back[..]), (0, &[others][..]));
-        second.take_back(others, &mut free).unwrap();
-        assert_eq!(free.last().map(Free::index), Some(others_index));
+        assert_eq!(first.take_back(own).map(|frame| frame.index()), Some(index));
+        assert!(first.take_back(others).is_none());
+        let mut bad = None;
+        put_by(others, 0, &mut halves, &mut bad);
+        assert_eq!((halves[0].back.len(), &halves[1].back[..], bad), (0, &[others][..], None));
+        assert_eq!(second.take_back(others).map(|frame| frame.index()), Some(others_index));
 
-        // Twice; one that is received into; behind them all.
+        // Twice; one that is received into; behind them all. The first of them is told.
         let received = rx.issue().pop().map(|frame| rx.lend(frame)).unwrap();
         for addr in [own, received, second.range().end + 1] {
-            assert!(sort(addr, &mut halves, &mut first, &mut free).is_err(), "{addr}");
+            assert!(first.take_back(addr).is_none(), "{addr}");
+            let mut bad = None;
+            put_by(addr, 0, &mut halves, &mut bad);
+            assert!(bad.is_some(), "{addr}");
+            let told = bad;
+            put_by(u64::MAX, 0, &mut halves, &mut bad);
+            assert_eq!(bad, told);
         }
-        assert_eq!(free.len(), 2);
+        assert_eq!((halves[0].back.len(), halves[1].back.len()), (0, 1));
     }
 
     #[test]

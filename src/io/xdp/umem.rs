@@ -139,6 +139,11 @@ impl BadDescriptor {
     pub const fn outside(addr: u64) -> Self {
         BadDescriptor { addr, len: 0, reason: "outside the UMEM" }
     }
+
+    /// Reports the address of a frame that the kernel has not got.
+    pub const fn not_lent(addr: u64) -> Self {
+        BadDescriptor { addr, len: 0, reason: "not lent" }
+    }
 }
 
 /// The frames that are received into.
@@ -372,21 +377,14 @@ impl RxLedger {
 }
 
 impl TxLedger {
-    /// Takes back a frame that the kernel has sent, by its address from the completion ring, into `free`;
-    /// says whether it is of this share at all.
-    ///
-    /// # Errors
-    /// [`BadDescriptor`] if it was not lent.
+    /// Takes back a frame that the kernel has sent, by its address from the completion ring; none if no
+    /// frame of this share is lent there.
     #[inline]
-    pub fn take_back(&mut self, addr: u64, free: &mut Vec<Free>) -> Result<bool, BadDescriptor> {
+    pub fn take_back(&mut self, addr: u64) -> Option<Free> {
         let index = addr / FRAME_OCTETS as u64;
         let slot = index.wrapping_sub(self.first.into()) as usize;
-        let Some(lent) = self.lent.get_mut(slot) else { return Ok(false) };
-        if !std::mem::replace(lent, false) {
-            return Err(BadDescriptor { addr, len: 0, reason: "not lent" });
-        }
-        free.push(Free(index as u32));
-        Ok(true)
+        let was_lent = std::mem::replace(self.lent.get_mut(slot)?, false);
+        was_lent.then_some(Free(index as u32))
     }
 
     /// Returns the octets of a frame that nobody uses, to be written.
@@ -493,11 +491,10 @@ mod tests {
             assert_eq!(tx.range().end, u64::from(last - 1) * TX_OCTETS);
             assert_eq!(other.range().end, u64::from(last + 1) * TX_OCTETS);
             let sent = other.lend_packet(given.into_iter().next().unwrap(), 1);
-            let mut back = Vec::new();
-            assert_eq!(tx.take_back(sent.addr, &mut back), Ok(false), "of the other share");
-            assert_eq!(other.take_back(sent.addr, &mut back), Ok(true));
+            assert!(tx.take_back(sent.addr).is_none(), "of the other share");
+            let back: Vec<_> = other.take_back(sent.addr).into_iter().collect();
             assert_eq!(indices(&back), [last - 1]);
-            assert!(other.take_back(sent.addr, &mut back).is_err(), "twice");
+            assert!(other.take_back(sent.addr).is_none(), "twice");
         }
     }
 
@@ -522,8 +519,8 @@ mod tests {
         let packet = rx.take_packet(desc(chunk + 256, longest)).unwrap();
         assert_eq!(rx.octets(&packet).len(), longest as usize);
         assert!(rx.take_packet(desc(chunk, 1)).is_err(), "twice");
-        assert!(tx.take_back(5 * chunk, &mut Vec::new()).is_err(), "never lent");
-        assert_eq!(tx.take_back(0, &mut Vec::new()), Ok(false), "of the other share");
+        assert!(tx.take_back(5 * chunk).is_none(), "never lent");
+        assert!(tx.take_back(0).is_none(), "of the other share");
     }
 
     #[test]
