@@ -364,9 +364,18 @@ impl<S: Spacing> Ledger<S> {
 
     fn slot(&self, index: u32) -> usize {
         let slot = index.wrapping_sub(self.first) as usize;
-        assert!(slot < self.lent.len(), "frame {index} of another share");
+        if slot >= self.lent.len() {
+            misplaced(index);
+        }
         slot
     }
+}
+
+/// By value: an index whose address is given away must stand in memory, with every frame.
+#[cold]
+#[inline(never)]
+fn misplaced(index: u32) -> ! {
+    panic!("frame {index} of another share")
 }
 
 impl RxLedger {
