@@ -143,6 +143,8 @@ struct Template {
 /// Which of the layouts that have a branch of their own a template has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Shape {
+    /// No options and no data.
+    BareEthernetV4,
     ShortEthernetV4,
     ShortIpV4,
     Other,
@@ -159,6 +161,7 @@ struct Layout {
 
 /// The layouts of nearly every frame of a sweep.
 const ETHERNET_V4: Layout = Layout { ip_at: 14, tcp_at: 34, stamped: false };
+const BARE_ETHERNET_V4_LEN: usize = ETHERNET_V4.tcp_at + 20;
 const IP_V4: Layout = Layout { ip_at: 0, tcp_at: 20, stamped: false };
 
 impl Template {
@@ -197,6 +200,7 @@ impl Template {
         let (tcp_sum, stamped) = (sum(tcp_at + 16), options.timestamps.is_some());
         let layout = Layout { ip_at, tcp_at, stamped };
         let shape = match layout {
+            ETHERNET_V4 if len == BARE_ETHERNET_V4_LEN => Shape::BareEthernetV4,
             ETHERNET_V4 if len <= SHORT => Shape::ShortEthernetV4,
             IP_V4 if len <= SHORT => Shape::ShortIpV4,
             _ => Shape::Other,
@@ -207,20 +211,33 @@ impl Template {
 
     #[inline(always)]
     fn patch(&self, segment: &Outgoing, buf: &mut [u8]) -> Result<usize, CraftError> {
+        let is_v4 = segment.peer.is_ipv4();
+        // Nearly every frame: its length is known, too, and of the template only what is before the peer's
+        // address stays.
+        if self.shape == Shape::BareEthernetV4
+            && is_v4
+            && let Some(to) = buf.first_chunk_mut::<SHORT>()
+        {
+            const STAYS: usize = 32;
+            const { assert!(ETHERNET_V4.tcp_at - 4 <= STAYS && BARE_ETHERNET_V4_LEN <= SHORT) };
+            to[..STAYS].copy_from_slice(&self.frame[..STAYS]);
+            let (need, have) = (BARE_ETHERNET_V4_LEN, SHORT);
+            let filled = self.fill_in(ETHERNET_V4, segment, to);
+            return filled.map(|()| need).ok_or(CraftError::TooShort { need, have });
+        }
         let (need, have) = (self.len, buf.len());
         if have < need {
             return Err(CraftError::TooShort { need, have });
         }
-        let is_v4 = segment.peer.is_ipv4();
         // Lengths and places that the compiler knows cost a few moves each. One branch a layout: what
         // branches have in common it would join, and call memcpy with a length again.
         let filled = match (buf.first_chunk_mut::<SHORT>(), self.frame.first_chunk::<SHORT>()) {
             (Some(to), Some(from)) if is_v4 && self.shape == Shape::ShortEthernetV4 => {
-                self.copy_fixed::<32>(ETHERNET_V4, from, to);
+                *to = *from;
                 self.fill_in(ETHERNET_V4, segment, to)
             }
             (Some(to), Some(from)) if is_v4 && self.shape == Shape::ShortIpV4 => {
-                self.copy_fixed::<16>(IP_V4, from, to);
+                *to = *from;
                 self.fill_in(IP_V4, segment, to)
             }
             _ if is_v4 != self.v4 => return Err(CraftError::MixedFamilies),
@@ -229,23 +246,6 @@ impl Template {
         };
         filled.ok_or(CraftError::TooShort { need, have })?;
         Ok(need)
-    }
-
-    /// Copies what of the template stays: what is before the peer's address, which `HEAD` octets hold, and
-    /// what is behind the TCP header, if anything.
-    #[inline(always)]
-    fn copy_fixed<const HEAD: usize>(
-        &self,
-        layout: Layout,
-        from: &[u8; SHORT],
-        to: &mut [u8; SHORT],
-    ) {
-        debug_assert!(layout.tcp_at - 4 <= HEAD);
-        to[..HEAD].copy_from_slice(&from[..HEAD]);
-        let tail = layout.tcp_at + 20;
-        if self.len > tail {
-            to[tail..].copy_from_slice(&from[tail..]);
-        }
     }
 
     #[inline(never)]
@@ -380,7 +380,7 @@ mod tests {
         fn patched_equals_emitted(
             v4: bool, ethernet: bool, kind in 0usize..6, src: u128, dst: u128, mac: [u8; 6],
             ports: (u16, u16), seq: u32, ack: Option<u32>, wnd: u16, ip_id: u16,
-            tos: u8, timestamps: Option<(u32, u32)>,
+            tos: u8, timestamps: Option<(u32, u32)>, spare in 0usize..41,
         ) {
             let address = |bits: u128| -> IpAddr {
                 if v4 { Ipv4Addr::from_bits(bits as u32).into() } else { Ipv6Addr::from_bits(bits).into() }
@@ -399,11 +399,6 @@ mod tests {
                 ip_id: if v4 { ip_id } else { 0 },
                 timestamps: timestamps.map(|(tsval, tsecr)| Timestamps { tsval, tsecr }),
             };
-            // What was sent from there before.
-            let mut patched = [0xff; 128];
-            let crafter = Crafter::new(&path, address(src)).unwrap();
-            let len = crafter.emit(&outgoing, &mut patched).unwrap();
-
             let mss = path.mtu - if v4 { 40 } else { 60 };
             let segment = Segment {
                 ip: IpHeader { src: address(src), dst: address(dst), ttl: 64, id: outgoing.ip_id },
@@ -427,6 +422,10 @@ mod tests {
             };
             let mut emitted = [0; 128];
             let full = segment.emit(&link, &mut emitted).unwrap();
+            // What was sent from there before.
+            let mut patched = vec![0xff; full + spare];
+            let crafter = Crafter::new(&path, address(src)).unwrap();
+            let len = crafter.emit(&outgoing, &mut patched).unwrap();
             // The TOS octet, whose checksum is verified below.
             let ip = if ethernet { 14 } else { 0 };
             match v4 {

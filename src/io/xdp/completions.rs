@@ -59,8 +59,8 @@ impl Completions {
         let mut returned = self.lock();
         let Returned { ring, consumer, halves } = &mut *returned;
         let mut bad = None;
-        if let Some(put_by) = halves.get_mut(half) {
-            for addr in put_by.back.drain(..) {
+        if let Some(ours) = halves.get_mut(half) {
+            for addr in ours.back.drain(..) {
                 match ledger.take_back(addr) {
                     Some(frame) => free.push(frame),
                     None => bad = bad.or(Some(BadDescriptor::not_lent(addr))),
@@ -70,11 +70,7 @@ impl Completions {
         let done = consumer.available(ring.producer())?;
         free.reserve(done as usize);
         for at in consumer.advance_by(done) {
-            let addr = ring.read(at);
-            match ledger.take_back(addr) {
-                Some(frame) => free.push(frame),
-                None => put_by(addr, half, halves, &mut bad),
-            }
+            sort(ring.read(at), (half, halves), ledger, free, &mut bad);
         }
         if done > 0 {
             consumer.release(ring.consumer());
@@ -85,6 +81,21 @@ impl Completions {
     pub fn lock(&self) -> MutexGuard<'_, Returned> {
         // Nothing in here is left half done by a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Puts the frame at `addr` into `free`, if it is of the share of `ledger`, or by for its half.
+#[inline]
+fn sort(
+    addr: u64,
+    (half, halves): (usize, &mut [Half]),
+    ledger: &mut TxLedger,
+    free: &mut Vec<Free>,
+    bad: &mut Option<BadDescriptor>,
+) {
+    match ledger.take_back(addr) {
+        Some(frame) => free.push(frame),
+        None => put_by(addr, half, halves, bad),
     }
 }
 
@@ -143,25 +154,26 @@ mod tests {
         let (own, others) = (free.pop().unwrap(), given.next().unwrap());
         let (index, others_index) = (own.index(), others.index());
         let (own, others) = (first.lend_packet(own, 1).addr, second.lend_packet(others, 1).addr);
-        assert_eq!(first.take_back(own).map(|frame| frame.index()), Some(index));
-        assert!(first.take_back(others).is_none());
+        free.clear();
         let mut bad = None;
-        put_by(others, 0, &mut halves, &mut bad);
+        for addr in [others, own] {
+            sort(addr, (0, &mut halves), &mut first, &mut free, &mut bad);
+        }
+        assert_eq!(free.iter().map(Free::index).collect::<Vec<_>>(), [index]);
         assert_eq!((halves[0].back.len(), &halves[1].back[..], bad), (0, &[others][..], None));
         assert_eq!(second.take_back(others).map(|frame| frame.index()), Some(others_index));
 
         // Twice; one that is received into; behind them all. The first of them is told.
         let received = rx.issue().pop().map(|frame| rx.lend(frame)).unwrap();
         for addr in [own, received, second.range().end + 1] {
-            assert!(first.take_back(addr).is_none(), "{addr}");
             let mut bad = None;
-            put_by(addr, 0, &mut halves, &mut bad);
+            sort(addr, (0, &mut halves), &mut first, &mut free, &mut bad);
             assert!(bad.is_some(), "{addr}");
             let told = bad;
-            put_by(u64::MAX, 0, &mut halves, &mut bad);
+            sort(u64::MAX, (0, &mut halves), &mut first, &mut free, &mut bad);
             assert_eq!(bad, told);
         }
-        assert_eq!((halves[0].back.len(), halves[1].back.len()), (0, 1));
+        assert_eq!((free.len(), halves[0].back.len(), halves[1].back.len()), (1, 0, 1));
     }
 
     #[test]
