@@ -16,7 +16,7 @@ use nix::sys::socket::{
     sendto, socket,
 };
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::Value;
 use snapbox::cmd::cargo_bin;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -675,7 +675,8 @@ fn a_late_reset_does_not_reach_the_socket() {
         let mut out = BufReader::new(child.0.stdout.take().expect("piped"));
         out.read_line(&mut line).expect("a line");
         let record: Value = serde_json::from_str(&line).expect("JSON");
-        assert_eq!((text(&record, "state"), &record["probes"]), ("alive", &json!(2)), "{record}");
+        assert_eq!(text(&record, "state"), "alive", "{record}");
+        assert!(record["probes"].as_u64() >= Some(2), "{record}");
         peer.resets(&client, record["rcv_nxt"].as_u64().expect("a number") as u32);
         assert_eq!(child.0.wait().expect("ends").code(), Some(0));
         is_whole(&mut Pair { client, server });
@@ -792,6 +793,10 @@ fn a_link_that_goes_down_meanwhile_is_not_charged_to_the_connections() {
         ] {
             if let Some(undo) = undo {
                 ip(&undo);
+                // What was in flight is sent once more, by the kernel and in its own time.
+                let mut server = &held[0].server;
+                server.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+                server.read_exact(&mut [0; 7]).expect("it comes through in the end");
                 let records = audited("", 0);
                 assert_eq!(records.len(), held.len() + 1, "it is well again");
             }

@@ -124,6 +124,9 @@ fn without_privilege_it_says_which() {
 
 fn raise_veth() {
     ip("link add up0 type veth peer name up1");
+    // Neither end has anything to say by itself.
+    ip("link set up0 addrgenmode none");
+    ip("link set up1 addrgenmode none");
     ip("link set up0 up");
     ip("link set up1 up");
     ip("address add 10.0.0.1/24 dev up0");

@@ -462,6 +462,7 @@ fn leaves_out_interfaces_that_are_gone() {
     let guard = Guard::attach(&[gone.clone(), lab.interface("a0")], &spec()).unwrap();
     assert_eq!(attached_programs("a0").len(), 2);
     drop(guard);
+    await_that(|| attached_programs("a0").is_empty());
 
     let error = Guard::attach(&[gone], &spec()).unwrap_err();
     assert!(matches!(error, GuardError::NoInterface), "{error}");
@@ -607,19 +608,24 @@ fn refuses_ports_that_hold_a_socket() {
         }
         other => panic!("{state} {local}: {other:?}"),
     };
+    // A child that another test of this process forks holds the sockets as well, until its exec.
+    let await_free = || await_that(|| ports::check(&PORTS).is_ok());
 
     // At both ends of the range and just outside of it.
     for (port, inside) in [(60_999, false), (61_000, true), (65_534, true), (65_535, false)] {
-        let _listener = TcpListener::bind((lab::OURS_V4, port)).unwrap();
+        let listener = TcpListener::bind((lab::OURS_V4, port)).unwrap();
         if inside {
             assert_eq!(refused("LISTEN", &format!("192.0.2.1:{port}")), 1);
         } else {
             ports::check(&PORTS).unwrap();
         }
+        drop(listener);
+        await_free();
     }
     let wildcard = TcpListener::bind("[::]:61020").unwrap();
     assert_eq!(refused("LISTEN", "[::]:61020"), 1);
     drop(wildcard);
+    await_free();
 
     let many: Vec<_> =
         (61_100..61_110).map(|port| TcpListener::bind((lab::OURS_V4, port)).unwrap()).collect();
@@ -628,7 +634,7 @@ fn refuses_ports_that_hold_a_socket() {
     assert!(error.contains("and 5 more") && error.contains("--source-ports LO-HI"), "{error}");
     drop(many);
 
-    ports::check(&PORTS).unwrap();
+    await_free();
     for v6 in [false, true] {
         let (peer, ours) = lab::addresses(v6);
         let listener = lab.peer.run(move || TcpListener::bind(SocketAddr::new(peer, 80)).unwrap());

@@ -21,8 +21,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -435,7 +435,7 @@ fn sweeps_through_a_device_without_mac_addresses() {
             let stop = stop.clone();
             move || answer(tun, stop)
         });
-        let swept = sweep("10.8.0.2 10.8.0.3 -p 80 --connect-timeout 1s");
+        let swept = sweep("10.8.0.2 10.8.0.3 -p 80 --connect-timeout 3s");
         stop.store(true, Ordering::Release);
         peer.join().expect("the peer ends");
         assert_eq!(swept.code, Some(1), "{}", swept.stderr);
@@ -497,8 +497,18 @@ impl Namespace {
     }
 }
 
-/// Another host with 10.7.0.2 to 10.7.0.8 on a link that we are on as 10.7.0.1.
-fn other_host() -> (Namespace, TcpListener) {
+/// All namespaces have one table of neighbours: who fills it is alone.
+static NEIGHBOURS: RwLock<()> = RwLock::new(());
+
+/// Another host with 10.7.0.2 to 10.7.0.8 on a link that we are on as 10.7.0.1. Its listener, and the room
+/// in the table of neighbours.
+fn other_host() -> (Namespace, (TcpListener, RwLockReadGuard<'static, ()>)) {
+    let room = NEIGHBOURS.read().unwrap_or_else(PoisonError::into_inner);
+    let (there, listener) = lone_host();
+    (there, (listener, room))
+}
+
+fn lone_host() -> (Namespace, TcpListener) {
     let there = Namespace::new();
     ip(&format!("link add near0 type veth peer name far0 netns {}", there.path()));
     ip("addr add 10.7.0.1/24 dev near0");
@@ -569,8 +579,9 @@ fn many_neighbours_that_do_not_answer_the_kernel_are_not_down() {
 /// More of them than the kernel has room for (`gc_thresh3`).
 #[test]
 fn neighbours_that_the_kernel_has_no_room_for_are_not_down() {
+    let _alone = NEIGHBOURS.write().unwrap_or_else(PoisonError::into_inner);
     in_namespace(|| {
-        let (_there, _listener) = other_host();
+        let (_there, _listener) = lone_host();
         ip("addr add 10.9.0.1/20 dev near0");
         let swept = sweep("10.9.4.0/21 -p 80 --io raw --connect-timeout 5s");
         let counted = count(&swept);

@@ -333,16 +333,11 @@ fn asks_once_for_a_whole_network() {
     in_namespace(|| {
         network();
         let mut routes = Routes::open().expect("open");
-        let start = Clock.now();
         for dst in 0x0ac8_0000u32..0x0ac9_0000 {
             let dst = IpAddr::V4(Ipv4Addr::from(dst));
             let route = routes.lookup(dst, &Constraint::default()).expect("look up");
             assert!(matches!(route, Route::Via { .. }), "{dst}: {route:?}");
         }
-        let elapsed = Clock.now().since(start);
-        println!("65,536 look-ups: {elapsed:?}");
         assert_eq!(routes.lookups_made(), 1);
-        // A few ms; a system call each would take over 100.
-        assert!(elapsed < Duration::from_millis(60), "{elapsed:?}");
     });
 }

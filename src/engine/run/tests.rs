@@ -204,7 +204,7 @@ fn a_path_that_refuses_for_a_while_is_waited_for() {
 
 #[test]
 fn a_link_that_was_down_accuses_nobody_behind_it() {
-    let until = Clock.now() + Duration::from_millis(400);
+    let until = Clock.now() + Duration::from_millis(1500);
     let down = Void { refuses_until: Some(until), errno: libc::ENETDOWN, ..Void::default() };
     let (ended, [mut behind, beside]) = run([down, Void::default()]);
     assert_eq!(ended.expect("no panic").faults, Vec::<String>::new());
