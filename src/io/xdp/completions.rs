@@ -68,9 +68,12 @@ impl Completions {
             }
         }
         let done = consumer.available(ring.producer())?;
-        free.reserve(done as usize);
-        for at in consumer.advance_by(done) {
-            sort(ring.read(at), (half, halves), ledger, free, &mut bad);
+        let entries = consumer.advance_by(done);
+        if !ledger.take_back_in_order(entries.clone().map(|at| ring.read(at)), free) {
+            free.reserve(done as usize);
+            for at in entries {
+                sort(ring.read(at), (half, halves), ledger, free, &mut bad);
+            }
         }
         if done > 0 {
             consumer.release(ring.consumer());

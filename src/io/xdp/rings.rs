@@ -162,7 +162,7 @@ impl Consumer {
     }
 
     /// Returns the cursors of the next `count` entries, and moves on. There must be as many.
-    pub fn advance_by(&mut self, count: u32) -> impl Iterator<Item = u32> + use<> {
+    pub fn advance_by(&mut self, count: u32) -> impl ExactSizeIterator<Item = u32> + Clone + use<> {
         let first = self.next;
         self.next = first.wrapping_add(count);
         (0..count).map(move |after| first.wrapping_add(after))

@@ -251,8 +251,11 @@ pub(super) struct Ledger<S> {
     umem: Arc<Umem>,
     spacing: S,
     first: u32,
-    /// By index from `first` on.
+    /// By index from `first` on, but for the `latest`.
     lent: Box<[bool]>,
+    /// The frames lent to be sent since any came back out of order, in their order: in copy mode those of a
+    /// batch come back in the same, and are told by one comparison.
+    latest: Vec<u32>,
     unissued: bool,
 }
 
@@ -265,7 +268,8 @@ impl<S> fmt::Debug for Ledger<S> {
 
 impl<S: Spacing> Ledger<S> {
     fn new(umem: Arc<Umem>, spacing: S, first: u32, frames: u32) -> Self {
-        Ledger { umem, spacing, first, lent: vec![false; frames as usize].into(), unissued: true }
+        let lent = vec![false; frames as usize].into();
+        Ledger { umem, spacing, first, lent, latest: Vec::new(), unissued: true }
     }
 
     /// Returns the tokens of all frames; only the first time, as there is one of each.
@@ -298,6 +302,33 @@ impl<S: Spacing> Ledger<S> {
         address(first)..address(first + self.lent.len() as u64)
     }
 
+    /// Returns a descriptor of nothing, which the kernel skips.
+    pub fn outside(&self) -> libc::xdp_desc {
+        libc::xdp_desc { addr: self.umem.octets as u64, len: 64, options: 0 }
+    }
+
+    fn slot(&self, index: u32) -> usize {
+        let slot = index.wrapping_sub(self.first) as usize;
+        if slot >= self.lent.len() {
+            misplaced(index);
+        }
+        slot
+    }
+}
+
+/// By value: an index whose address is given away must stand in memory, with every frame.
+#[cold]
+#[inline(never)]
+fn misplaced(index: u32) -> ! {
+    panic!("frame {index} of another share")
+}
+
+impl RxLedger {
+    /// Returns how its frames lie.
+    pub fn layout(&self) -> FrameLayout {
+        self.spacing
+    }
+
     /// Returns the packet in a frame.
     pub fn octets<'a>(&'a self, frame: &'a Ours) -> &'a [u8] {
         self.slot(frame.index);
@@ -314,20 +345,6 @@ impl<S: Spacing> Ledger<S> {
         let slot = self.slot(frame.0);
         self.lent[slot] = true;
         u64::from(frame.0) << self.spacing.shift()
-    }
-
-    /// Returns a descriptor of nothing, which the kernel skips.
-    pub fn outside(&self) -> libc::xdp_desc {
-        libc::xdp_desc { addr: self.umem.octets as u64, len: 64, options: 0 }
-    }
-
-    /// Takes back a frame that was lent, and that the kernel has not read and will not read.
-    ///
-    /// # Errors
-    /// [`BadDescriptor`] if it was not lent.
-    pub fn withdraw(&mut self, index: u32) -> Result<Free, BadDescriptor> {
-        let (index, _) = self.locate(u64::from(index) << self.spacing.shift(), 0)?;
-        Ok(Free(index))
     }
 
     /// Takes back a frame that the kernel has filled, by its descriptor from the rx ring.
@@ -361,39 +378,61 @@ impl<S: Spacing> Ledger<S> {
         }
         Ok((index, offset))
     }
-
-    fn slot(&self, index: u32) -> usize {
-        let slot = index.wrapping_sub(self.first) as usize;
-        if slot >= self.lent.len() {
-            misplaced(index);
-        }
-        slot
-    }
-}
-
-/// By value: an index whose address is given away must stand in memory, with every frame.
-#[cold]
-#[inline(never)]
-fn misplaced(index: u32) -> ! {
-    panic!("frame {index} of another share")
-}
-
-impl RxLedger {
-    /// Returns how its frames lie.
-    pub fn layout(&self) -> FrameLayout {
-        self.spacing
-    }
 }
 
 impl TxLedger {
+    const fn address(index: u32) -> u64 {
+        index as u64 * FRAME_OCTETS as u64
+    }
+
+    /// Appends frames that the kernel has sent to `free`, by their addresses from the completion ring, if
+    /// those are the first that were lent since any came back in another order. Says whether they are; if
+    /// not, nothing has changed.
+    pub fn take_back_in_order(
+        &mut self,
+        addrs: impl ExactSizeIterator<Item = u64>,
+        free: &mut Vec<Free>,
+    ) -> bool {
+        let count = addrs.len();
+        let Some(expected) = self.latest.get(..count) else { return false };
+        // All of them, without a branch for each.
+        let differ = addrs
+            .zip(expected)
+            .fold(0, |differ, (addr, &index)| differ | (addr ^ Self::address(index)));
+        if differ == 0 {
+            free.extend(self.latest.drain(..count).map(Free));
+        }
+        differ == 0
+    }
+
     /// Takes back a frame that the kernel has sent, by its address from the completion ring; none if no
     /// frame of this share is lent there.
     #[inline]
     pub fn take_back(&mut self, addr: u64) -> Option<Free> {
+        if !self.latest.is_empty() {
+            self.settle();
+        }
         let index = addr / FRAME_OCTETS as u64;
         let slot = index.wrapping_sub(self.first.into()) as usize;
         let was_lent = std::mem::replace(self.lent.get_mut(slot)?, false);
         was_lent.then_some(Free(index as u32))
+    }
+
+    /// Takes back a frame that was lent, and that the kernel has not read and will not read.
+    ///
+    /// # Errors
+    /// [`BadDescriptor`] if it was not lent.
+    pub fn withdraw(&mut self, index: u32) -> Result<Free, BadDescriptor> {
+        let addr = Self::address(index);
+        self.take_back(addr).ok_or(BadDescriptor::not_lent(addr))
+    }
+
+    /// Notes of each of the latest that it is lent, where the order is not what it was thought to be.
+    #[cold]
+    fn settle(&mut self) {
+        for index in self.latest.drain(..) {
+            self.lent[(index - self.first) as usize] = true;
+        }
     }
 
     /// Returns the octets of a frame that nobody uses, to be written.
@@ -415,7 +454,9 @@ impl TxLedger {
     #[inline]
     pub fn lend_packet(&mut self, frame: Free, len: usize) -> libc::xdp_desc {
         assert!(len <= FRAME_OCTETS, "packet of {len} octets in a frame of {FRAME_OCTETS}");
-        libc::xdp_desc { addr: self.lend(frame), len: len as u32, options: 0 }
+        self.slot(frame.0);
+        self.latest.push(frame.0);
+        libc::xdp_desc { addr: Self::address(frame.0), len: len as u32, options: 0 }
     }
 }
 
@@ -456,9 +497,9 @@ mod tests {
             let sent = tx.lend_packet(frame, 5);
             let last = tx_start(layout) + u64::from(TX_FRAMES - 1) * TX_OCTETS;
             assert_eq!((sent.addr, sent.len), (last, 5));
-            let packet = tx.take_packet(sent).unwrap();
-            assert_eq!(tx.octets(&packet), b"hello");
-            assert_eq!(packet.free().index(), index);
+            let mut back = tx.take_back(sent.addr).unwrap();
+            assert_eq!(&tx.octets_mut(&mut back)[..5], b"hello");
+            assert_eq!(back.index(), index);
         }
     }
 
@@ -508,6 +549,36 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_comes_back_in_its_order_or_one_by_one() {
+        let (_, mut tx) = ledgers(FrameLayout::Chunks);
+        let mut free = tx.issue();
+        let lend = |tx: &mut TxLedger, free: &mut Vec<Free>, count: usize| -> Vec<u64> {
+            free.drain(..count).map(|frame| tx.lend_packet(frame, 1).addr).collect()
+        };
+        let indices = |frames: &[Free]| frames.iter().map(Free::index).collect::<Vec<_>>();
+        let all = indices(&free);
+        let batch = lend(&mut tx, &mut free, 5);
+        // The first three, and then others than those that are next.
+        assert!(tx.take_back_in_order(batch[..3].iter().copied(), &mut free));
+        assert_eq!(indices(&free[27..]), all[..3]);
+        for wrong in [&[batch[4], batch[3]][..], &batch[2..3], &[batch[3], batch[4], batch[0]]] {
+            assert!(!tx.take_back_in_order(wrong.iter().copied(), &mut free), "{wrong:?}");
+        }
+        assert_eq!(free.len(), 30);
+        // One by one they come back in any order, each once.
+        let back = [batch[4], batch[3], batch[4], batch[0]].map(|addr| tx.take_back(addr));
+        assert_eq!(back.map(|frame| frame.is_some()), [true, true, false, false]);
+        // One by one, and then in order: what is left of an older batch is not in it.
+        let older = lend(&mut tx, &mut free, 2);
+        assert!(tx.take_back(older[1]).is_some());
+        let newer = lend(&mut tx, &mut free, 2);
+        assert!(!tx.take_back_in_order([older[0], newer[0]].into_iter(), &mut free));
+        assert!(tx.take_back_in_order(newer.iter().copied(), &mut free));
+        assert!(tx.take_back(newer[0]).is_none(), "twice");
+        assert!(tx.take_back(older[0]).is_some());
+    }
+
+    #[test]
     fn what_was_not_lent_cannot_be_taken() {
         let (mut rx, mut tx) = ledgers(FrameLayout::Chunks);
         let chunk = CHUNK as u64;
@@ -554,6 +625,44 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever is lent, and whatever the kernel says has come back: whose a frame is is known.
+        #[test]
+        fn a_frame_comes_back_if_and_only_if_it_is_lent(
+            turns in prop::collection::vec((0..8_usize, any::<bool>(), prop::collection::vec(0..40_u64, 0..8)), 1..20),
+        ) {
+            let (_, mut tx) = ledgers(FrameLayout::Packed);
+            let first = tx.range().start;
+            let mut free = tx.issue();
+            let mut lent: Vec<u64> = Vec::new();
+            for (count, in_order, places) in turns {
+                let count = count.min(free.len());
+                lent.extend(free.drain(..count).map(|frame| tx.lend_packet(frame, 1).addr));
+                // What the kernel gives back: the oldest, or anything.
+                let back: Vec<u64> = match in_order {
+                    true => lent.iter().copied().take(places.len()).collect(),
+                    false => places.iter().map(|place| first + place * TX_OCTETS).collect(),
+                };
+                let before = free.len();
+                if tx.take_back_in_order(back.iter().copied(), &mut free) {
+                    let taken = free[before..].iter().map(|frame| u64::from(frame.index()) * TX_OCTETS);
+                    prop_assert_eq!(taken.collect::<Vec<_>>(), back.clone());
+                    lent.retain(|addr| !back.contains(addr));
+                } else {
+                    prop_assert_eq!(free.len(), before);
+                    for addr in back {
+                        let frame = tx.take_back(addr);
+                        let at = lent.iter().position(|lent| *lent == addr);
+                        prop_assert_eq!(frame.is_some(), at.is_some());
+                        if let Some(at) = at {
+                            lent.remove(at);
+                        }
+                        free.extend(frame);
+                    }
+                }
+                prop_assert_eq!(free.len() + lent.len(), TX_FRAMES as usize);
+            }
+        }
+
         #[test]
         fn arbitrary_descriptors_stay_inside(
             packed: bool,
