@@ -458,18 +458,20 @@ fn a_link_without_carrier_is_reported_too() {
     let Some(lab) = Lab::new() else { return };
     let (mut queue, _redirect) = path(XdpMode::Drv);
     lab.peer.run(|| ip("link set b0 down"));
-    let mut fastest = Duration::MAX;
     // More often than the ring has entries: each try spends one.
-    for _ in 0..24 {
+    let mut took = [Duration::ZERO; 24];
+    for took in &mut took {
         let begun = Clock.now();
         let unsent = flush(&mut queue, &vec![from_us(1); 128]).unwrap_err();
         assert_eq!((unsent.sent, unsent.refused), (0, 128));
         assert!(unsent.to_string().contains("see whether its link is up"), "{unsent}");
         assert!(unsent.is_of_path(), "{unsent}");
-        fastest = fastest.min(Clock.now().since(begun));
+        *took = Clock.now().since(begun);
     }
-    // Other paths wait meanwhile.
-    assert!(fastest < Duration::from_millis(900), "{fastest:?}");
+    // Other paths wait meanwhile, and no longer where the ring is full of what was withdrawn.
+    for some in took.chunks(8) {
+        assert!(some.iter().min() < Some(&Duration::from_millis(900)), "{took:?}");
+    }
     lab.peer.run(|| ip("link set b0 up"));
     // Up is not yet open: the carrier comes later.
     let seen = heard_by_peer(&lab, 9, || send_when_open(&mut queue));

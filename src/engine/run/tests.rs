@@ -29,13 +29,13 @@ const BOUND: Duration = Duration::from_secs(10);
 struct Void {
     send_panics: bool,
     receive_panics: bool,
-    /// Refuses frames up to this instant.
-    refuses_until: Option<Instant>,
+    /// Refuses frames for so long from the first on.
+    refuses_for: Duration,
     errno: i32,
     is_raw: bool,
 }
 
-struct VoidTx(Void, FrameBuf, usize);
+struct VoidTx(Void, FrameBuf, usize, Option<Instant>);
 
 impl Transmit for VoidTx {
     fn reserve(&mut self) -> Option<&mut FrameBuf> {
@@ -49,7 +49,8 @@ impl Transmit for VoidTx {
     fn flush(&mut self) -> Result<usize, Unsent> {
         assert!(!self.0.send_panics, "as told to");
         let sent = std::mem::take(&mut self.2);
-        if self.0.refuses_until.is_none_or(|until| Clock.now() >= until) {
+        let now = Clock.now();
+        if now.since(*self.3.get_or_insert(now)) >= self.0.refuses_for {
             return Ok(sent);
         }
         let source = io::Error::from_raw_os_error(self.0.errno);
@@ -116,7 +117,7 @@ fn sweep(paths: [Void; 2]) -> Sweep {
     let path = |(id, void): (u8, Void)| Path {
         info: info(id),
         next_hops: HashSet::new(),
-        transmits: vec![Box::new(VoidTx(void, [0; FRAME_OCTETS], 0)) as Box<dyn Transmit>],
+        transmits: vec![Box::new(VoidTx(void, [0; FRAME_OCTETS], 0, None)) as Box<dyn Transmit>],
         receive: Some(Box::new(void)),
         loopback: false,
     };
@@ -189,8 +190,8 @@ fn a_panic_of_the_caller_ends_every_thread() {
 fn a_path_that_refuses_for_a_while_is_waited_for() {
     // The device's queue is full, or the raw socket's buffer.
     for (is_raw, errno) in [(false, libc::ENOBUFS), (true, libc::EAGAIN)] {
-        let refuses_until = Some(Clock.now() + Duration::from_secs(2));
-        let (ended, said) = run([Void { refuses_until, errno, is_raw, ..Void::default() }; 2]);
+        let refuses_for = Duration::from_secs(2);
+        let (ended, said) = run([Void { refuses_for, errno, is_raw, ..Void::default() }; 2]);
         let summary = ended.expect("no panic");
         assert_eq!(summary.faults, Vec::<String>::new());
         // A mere shortage: every SYN left in the end, and nothing that was to be heard was lost. But
@@ -204,8 +205,8 @@ fn a_path_that_refuses_for_a_while_is_waited_for() {
 
 #[test]
 fn a_link_that_was_down_accuses_nobody_behind_it() {
-    let until = Clock.now() + Duration::from_millis(1500);
-    let down = Void { refuses_until: Some(until), errno: libc::ENETDOWN, ..Void::default() };
+    let refuses_for = Duration::from_millis(400);
+    let down = Void { refuses_for, errno: libc::ENETDOWN, ..Void::default() };
     let (ended, [mut behind, beside]) = run([down, Void::default()]);
     assert_eq!(ended.expect("no panic").faults, Vec::<String>::new());
     // Asked in full once the link was back, but for the one whose SYN showed that it was.
@@ -218,8 +219,7 @@ fn a_link_that_was_down_accuses_nobody_behind_it() {
 
 #[test]
 fn a_path_that_refuses_for_good_is_given_up_alone() {
-    let dead =
-        Void { refuses_until: Some(Instant::FAR_FUTURE), errno: libc::ENOBUFS, ..Void::default() };
+    let dead = Void { refuses_for: Duration::MAX, errno: libc::ENOBUFS, ..Void::default() };
     let (ended, said) = run([dead, Void::default()]);
     let summary = ended.expect("no panic");
     assert_eq!(summary.faults.len(), 1, "{:?}", summary.faults);
@@ -231,8 +231,7 @@ fn a_path_that_refuses_for_good_is_given_up_alone() {
 
 #[test]
 fn frames_refused_for_themselves_are_given_up_one_by_one() {
-    let picky =
-        Void { refuses_until: Some(Instant::FAR_FUTURE), errno: libc::EPERM, ..Void::default() };
+    let picky = Void { refuses_for: Duration::MAX, errno: libc::EPERM, ..Void::default() };
     let (ended, said) = run([picky, Void::default()]);
     let summary = ended.expect("no panic");
     assert!(summary.faults[0].contains("frames were refused so"), "{:?}", summary.faults);

@@ -52,6 +52,14 @@ impl FrameLayout {
         }
     }
 
+    /// Returns the address of the packet that a descriptor names `addr`.
+    const fn resolve(self, addr: u64) -> u64 {
+        match self {
+            FrameLayout::Chunks => addr,
+            FrameLayout::Packed => (addr & ((1 << OFFSET_SHIFT) - 1)) + (addr >> OFFSET_SHIFT),
+        }
+    }
+
     /// Returns the memory that frames take, in octets: `rx` to receive into and `tx` to send from.
     pub(super) const fn octets(self, rx: u32, tx: u32) -> usize {
         ((rx as usize) << self.shift()) + tx as usize * FRAME_OCTETS
@@ -62,21 +70,11 @@ impl FrameLayout {
 pub(super) trait Spacing: Copy {
     /// Its binary logarithm, in octets.
     fn shift(self) -> u32;
-
-    /// Returns the address of the packet that a descriptor names `addr`.
-    fn resolve(self, addr: u64) -> u64;
 }
 
 impl Spacing for FrameLayout {
     fn shift(self) -> u32 {
         self.shift()
-    }
-
-    fn resolve(self, addr: u64) -> u64 {
-        match self {
-            FrameLayout::Chunks => addr,
-            FrameLayout::Packed => (addr & ((1 << OFFSET_SHIFT) - 1)) + (addr >> OFFSET_SHIFT),
-        }
     }
 }
 
@@ -87,10 +85,6 @@ pub(super) struct Sent;
 impl Spacing for Sent {
     fn shift(self) -> u32 {
         FRAME_OCTETS.ilog2()
-    }
-
-    fn resolve(self, addr: u64) -> u64 {
-        addr
     }
 }
 
@@ -253,8 +247,8 @@ pub(super) struct Ledger<S> {
     first: u32,
     /// By index from `first` on, but for the `latest`.
     lent: Box<[bool]>,
-    /// The frames lent to be sent since any came back out of order, in their order: in copy mode those of a
-    /// batch come back in the same, and are told by one comparison.
+    /// The frames lent to be sent since one was last taken back by itself, in their order: in copy mode those
+    /// of a batch come back in the same, and are told by one comparison.
     latest: Vec<u32>,
     unissued: bool,
 }
@@ -386,8 +380,7 @@ impl TxLedger {
     }
 
     /// Appends frames that the kernel has sent to `free`, by their addresses from the completion ring, if
-    /// those are the first that were lent since any came back in another order. Says whether they are; if
-    /// not, nothing has changed.
+    /// those are the first of the latest, in their order. Says whether they are; if not, nothing has changed.
     pub fn take_back_in_order(
         &mut self,
         addrs: impl ExactSizeIterator<Item = u64>,
@@ -427,8 +420,8 @@ impl TxLedger {
         self.take_back(addr).ok_or(BadDescriptor::not_lent(addr))
     }
 
-    /// Notes of each of the latest that it is lent, where the order is not what it was thought to be.
-    #[cold]
+    /// Moves the latest into `lent`, so that each can be found by its index.
+    #[inline(never)]
     fn settle(&mut self) {
         for index in self.latest.drain(..) {
             self.lent[(index - self.first) as usize] = true;
@@ -533,7 +526,9 @@ mod tests {
             let lent = free.pop().unwrap();
             assert!(tx.split_off(30, &mut free).is_none(), "the last frame is in use");
             free.push(lent);
+            let kept = tx.lend_packet(free.remove(0), 1).addr;
             let (mut other, given) = tx.split_off(30, &mut free).unwrap();
+            free.insert(0, tx.take_back(kept).unwrap());
             let indices = |frames: &[Free]| frames.iter().map(Free::index).collect::<Vec<_>>();
             assert_eq!(indices(&free), (first..last - 1).collect::<Vec<_>>());
             assert_eq!(indices(&given), [last - 1, last]);
@@ -625,7 +620,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is lent, and whatever the kernel says has come back: whose a frame is is known.
+        /// Whatever is lent, and whatever the kernel says has come back.
         #[test]
         fn a_frame_comes_back_if_and_only_if_it_is_lent(
             turns in prop::collection::vec((0..8_usize, any::<bool>(), prop::collection::vec(0..40_u64, 0..8)), 1..20),
